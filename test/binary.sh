@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# test/binary.sh: checks on the binary itself: what kind of file it is, what it needs to run, what is inside, and that the same
+# sources give the same bytes; and that a wrong checksum stops the build. Wants build/butler_webhook.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+binary=$PWD/build/butler_webhook
+max_bytes=700000
+passed=0
+failed=0
+skipped=0
+tmp=$(mktemp -d)
+pids=()
+# shellcheck disable=SC2154 # p is the loop's
+trap 'for p in "${pids[@]}"; do kill "$p" 2>/dev/null; done; rm -rf "$tmp"' EXIT
+
+# check NAME COMMAND...: shows the command's output if it fails.
+check() {
+    local name=$1 out
+    shift
+    if out=$("$@" 2>&1); then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED $name: $* ${out:+: $out}" | head -n 20
+    fi
+}
+
+skip() {
+    skipped=$((skipped + 1))
+    echo "skipped $1: $2"
+}
+
+# has TEXT PATTERN, has_not TEXT PATTERN: extended regular expressions, line by line.
+has() { grep -qE -- "$2" <<<"$1"; }
+has_not() { ! grep -E -- "$2" <<<"$1"; }
+
+# What kind of file it is.
+header=$(LC_ALL=C readelf -hW "$binary")
+segments=$(LC_ALL=C readelf -lW "$binary")
+dynamic=$(LC_ALL=C readelf -dW "$binary")
+sections=$(LC_ALL=C readelf -SW "$binary")
+check "for x86-64" has "$header" 'Machine: .*X86-64'
+check "position-independent" has "$header" 'Type: +DYN'
+check "no interpreter" has_not "$segments" 'INTERP'
+check "no shared library" has_not "$dynamic" 'NEEDED'
+check "relocations are read-only later" has "$segments" 'GNU_RELRO'
+check "all bound at start" has "$dynamic" 'BIND_NOW'
+check "stack not executable" has "$segments" 'GNU_STACK.* RW +0x'
+check "nothing both writable and executable" has_not "$segments" ' (RWE|WE) '
+check "stripped" has_not "$sections" '\.symtab|\.debug'
+check "at most $max_bytes bytes" [ "$(stat -c %s "$binary")" -le $max_bytes ]
+
+# What is inside.
+check "no path of the machine that built it" has_not "$(LC_ALL=C grep -aoE "($PWD|$HOME/|/home/|/root/|/tmp/|/usr/lib/gcc)[ -~]*" "$binary")" .
+licences=$("$binary" --licenses 2>"$tmp/err")
+check "--licenses ends well" [ $? = 0 ]
+check "--licenses says nothing on stderr" [ ! -s "$tmp/err" ]
+for part in 'The butler_webhook authors' 'Apache License' 'The Mbed TLS Contributors' 'Kirill Simonov' 'Rich Felker' \
+    'Mozilla Public License' 'certdata.txt' 'GCC Runtime Library Exception'; do
+    check "--licenses names $part" has "$licences" "$part"
+done
+while read -r name version _; do
+    case $name in mbedtls | libyaml | musl | musl-patches | ca-certificates)
+        check "--licenses names $name's version" has "$licences" "${version//[+.]/.}" ;;
+    esac
+done <vendor/lock
+
+# Another folder: a wrong checksum stops the build, and right ones give the same bytes, without a download.
+copy="$tmp/another folder's path is longer/butler"
+copy=${copy// /_}
+copy=${copy//\'/}
+mkdir -p "$copy/test" "$tmp/vendor"
+cp -r Makefile LICENSE butler_webhook.c "$copy/"
+cp test/install.sh "$copy/test/"
+mkdir "$copy/vendor" && cp vendor/* "$copy/vendor/" 2>/dev/null
+from=${VENDOR_DIR:-$PWD/vendor/cache}
+while read -r name _ _ _ file _; do
+    case $name in '#'* | '') ;; *) cp "$from/$file" "$tmp/vendor/" 2>/dev/null || cp "vendor/cache/$file" "$tmp/vendor/" ;; esac
+done <vendor/lock
+export VENDOR_DIR="$tmp/vendor"
+read -r sum file < <(awk '$1 == "libyaml" { print $3, $5 }' vendor/lock)
+mv "$tmp/vendor/$file" "$tmp/good"
+{ cat "$tmp/good" && echo; } >"$tmp/vendor/$file"
+found=$(sha256sum <"$tmp/vendor/$file")
+wrong=$(make -C "$copy" 2>&1)
+check "a wrong checksum stops the build" [ $? != 0 ]
+check "a wrong checksum: the message names the file" has "$wrong" "wrong checksum of $file"
+check "a wrong checksum: the message names what was expected" has "$wrong" "expected $sum"
+check "a wrong checksum: the message names what was found" has "$wrong" "found +${found%% *}"
+check "a wrong checksum: nothing is unpacked" [ ! -e "$copy/build/src" ]
+mv "$tmp/good" "$tmp/vendor/$file"
+again=$(make -C "$copy" -j"$(nproc)" 2>&1)
+check "builds in another folder" [ $? = 0 ]
+check "builds from a local folder alone" has_not "$again" 'fetching'
+check "the same bytes in another folder" cmp "$binary" "$copy/build/butler_webhook"
+
+# An empty root: the binary, a configuration and a CA file, nothing else. The call goes out over TLS, which needs random numbers.
+root=$tmp/root
+in_root=()
+if [ "$(id -u)" = 0 ]; then
+    in_root=(chroot "$root")
+elif unshare -r true 2>/dev/null; then
+    in_root=(unshare -r chroot "$root")
+fi
+free_port() { python3 -c 'import socket, sys; s = socket.socket(type=int(sys.argv[1])); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' "$1"; }
+if [ ${#in_root[@]} = 0 ]; then
+    skip "runs in an empty root" "this system lets a normal user not change the root"
+else
+    mkdir "$root"
+    cp "$binary" "$root/"
+    udp=$(free_port 2)
+    tls=$(free_port 1)
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj '/CN=empty root' \
+        -addext 'subjectAltName=IP:127.0.0.1' -keyout "$tmp/key.pem" -out "$root/ca.pem" 2>/dev/null
+    cat >"$root/butler.yaml" <<YAML
+Butler:
+  udpServerConfig:
+    enable: true
+    serverHost: 127.0.0.1
+    portTaskFailure: $udp
+  webhookNotification:
+    enable: true
+    reloadTaskFailure:
+      rateLimit: 0
+      webhooks:
+        - description: empty root
+          webhookURL: https://127.0.0.1:$tls/
+          httpMethod: GET
+          cert: { enable: true, rejectUnauthorized: true, certCA: ca.pem }
+YAML
+    openssl s_server -accept "127.0.0.1:$tls" -key "$tmp/key.pem" -cert "$root/ca.pem" -www -quiet </dev/null >/dev/null 2>&1 &
+    pids+=($!)
+    check "--check in an empty root" "${in_root[@]}" /butler_webhook --check /butler.yaml
+    "${in_root[@]}" /butler_webhook /butler.yaml >"$tmp/log" 2>"$tmp/err" &
+    pid=$!
+    pids+=("$pid")
+    # wait_log PATTERN: up to ten seconds.
+    wait_log() {
+        for _ in $(seq 100); do
+            grep -qE "$1" "$tmp/log" && return
+            sleep 0.1
+        done
+        cat "$tmp/log" "$tmp/err"
+        return 1
+    }
+    check "listens in an empty root" wait_log 'listening on'
+    printf '%s' '/scheduler-reload-failed/;srv;Task;App;LAB\user;a98fc5a8-ae75-4dc4-9b34-e4ae7a80d0a4;' \
+        'f0e1d2c3-b4a5-4697-8879-6a5b4c3d2e1f;2026-11-22T09:30:00.000+01:00;ERROR;' \
+        'c7e3a1b5-2d4f-4c6e-8a9b-0c1d2e3f4a5b;Reload failed' >"/dev/udp/127.0.0.1/$udp"
+    check "calls over TLS from an empty root" wait_log 'delivered to failure 1 .*: 200 '
+    kill -TERM "$pid" 2>/dev/null
+    wait "$pid"
+    check "stops well in an empty root" [ $? = 0 ]
+    check "nothing on stderr in an empty root" [ ! -s "$tmp/err" ]
+    check "nothing else was written to the empty root" [ "$(find "$root" -type f | wc -l)" = 3 ]
+fi
+
+printf '%d passed, %d failed' $passed $failed
+[ $skipped = 0 ] || printf ', %d skipped' $skipped
+echo
+[ $failed = 0 ]

@@ -1,0 +1,62 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# test/install.sh GROUP: installs what that group of make's targets needs, by name with apt-get, as root or with sudo. Does
+# nothing if all is there. A word is PACKAGE:COMMAND if the command is enough, else the package is asked for.
+set -eu
+
+build='gcc:gcc libc6-dev make:make binutils:readelf bzip2:bzip2 xz-utils:xz patch:patch'
+case ${1:-} in
+build) words=$build ;;
+demo) words="$build python3:python3 openssl:openssl" ;;
+test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-tidy:clang-tidy llvm:llvm-symbolizer
+    python3:python3 openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
+bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
+*) echo "usage: test/install.sh build|demo|test|bench" >&2 && exit 2 ;;
+esac
+
+PATH=$PATH:/usr/sbin:/sbin
+missing=
+for word in $words; do
+    package=${word%%:*}
+    case $word in
+    *:*) command -v "${word##*:}" >/dev/null && continue ;;
+    *) dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' && continue ;;
+    esac
+    missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+sudo=
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || {
+        echo "not installed:$missing. Install them as root: apt-get install --no-install-recommends$missing" >&2
+        exit 1
+    }
+    sudo=sudo
+fi
+echo "installing$missing"
+
+# The daemons are wanted as programs that tests start on their own ports, not as services of this machine.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap '$sudo rm -f $policy' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+    $sudo chmod 755 $policy
+fi
+log=$(mktemp)
+# shellcheck disable=SC2086
+if ! { $sudo apt-get -q update && $sudo env DEBIAN_FRONTEND=noninteractive \
+    apt-get -q -y install --no-install-recommends $missing; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "apt-get could not install:$missing" >&2
+    rm -f "$log"
+    exit 1
+fi
+rm -f "$log"
+for service in nginx webhook; do
+    case " $missing " in
+    *" $service "*) $sudo systemctl -q disable $service 2>/dev/null || $sudo update-rc.d $service disable 2>/dev/null || : ;;
+    esac
+done

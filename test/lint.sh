@@ -1,0 +1,44 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# test/lint.sh FLAGS...: the form and the static checks of our own C files and scripts, with the Makefile's compiler flags.
+cd "$(dirname "$0")/.." || exit 1
+passed=0
+failed=0
+
+# check NAME COMMAND...: shows the command's output only if it fails.
+check() {
+    name=$1
+    shift
+    if out=$("$@" 2>&1); then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf 'FAILED %s\n%s\n' "$name" "$out"
+    fi
+}
+
+tidy='-*,clang-analyzer-*,bugprone-*,performance-*,portability-*,misc-redundant-expression,misc-unused-parameters'
+tidy="$tidy,-bugprone-easily-swappable-parameters,-bugprone-implicit-widening-of-multiplication-result"
+tidy="$tidy,-bugprone-reserved-identifier,-bugprone-sizeof-expression"
+tidy="$tidy,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling,-clang-analyzer-optin.performance.Padding"
+
+# The two slow ones, beside each other.
+mkdir -p build
+clang-tidy --quiet --warnings-as-errors='*' --checks="$tidy" butler_webhook.c -- "$@" >build/tidy.log 2>&1 &
+pid=$!
+check analyzer "${CC:-gcc}" "$@" -O1 -fanalyzer -c butler_webhook.c -o build/lint.o
+wait $pid
+code=$?
+check clang-tidy sh -c "cat build/tidy.log; exit $code"
+
+# shellcheck disable=SC2046
+check form clang-format --dry-run -Werror butler_webhook.c $(find test -name '*.[ch]')
+for f in vendor/*.sh test/*.sh .ci/run; do
+    case $(head -n 1 "$f") in
+    *bash*) check "syntax of $f" bash -n "$f" ;;
+    *) check "syntax of $f" sh -n "$f" ;;
+    esac
+done
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]

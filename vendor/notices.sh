@@ -1,0 +1,54 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# vendor/notices.sh SRC: prints build/gen/notices.h, the licences of all that is inside the binary, out of the files that the
+# sources in SRC bring along.
+set -eu
+src=$1
+here=$(dirname "$0")
+
+# version NAME: out of the lock file.
+version() {
+    awk -v name="$1" '$1 == name { print $2 }' "$here/lock"
+}
+
+title() {
+    printf '\n\n%s\n%s\n\n' "$1" "$(printf '%s' "$1" | sed 's/./=/g')"
+}
+
+text() {
+    cat <<TEXT
+butler_webhook is made of the parts below. Each is followed by its licence.
+TEXT
+    title "butler_webhook"
+    cat "$here/../LICENSE"
+    title "Mbed TLS $(version mbedtls) (under the Apache License 2.0)"
+    echo "Copyright The Mbed TLS Contributors"
+    echo
+    sed -n '/^ *Apache License$/,/^ *END OF TERMS/p' "$src/mbedtls/LICENSE"
+    title "libyaml $(version libyaml)"
+    cat "$src/libyaml/License"
+    title "musl $(version musl), with the patches of Debian's package $(version musl-patches)"
+    cat "$src/musl/COPYRIGHT"
+    title "Mozilla's list of root certificates (Debian's package ca-certificates $(version ca-certificates))"
+    cat <<TEXT
+Copyright Mozilla Contributors
+
+This part is subject to the terms of the Mozilla Public License, v. 2.0. A copy of that licence is at
+https://mozilla.org/MPL/2.0/. Its source is the file mozilla/certdata.txt of Debian's source package ca-certificates, version
+$(version ca-certificates), and before that the file lib/ckfw/builtins/certdata.txt of Mozilla's NSS (https://github.com/nss-dev/nss).
+The binary holds its certificates in DER, unchanged.
+TEXT
+    title "GCC's run-time library (libgcc)"
+    cat <<TEXT
+Copyright Free Software Foundation, Inc.
+
+Small helpers that the compiler adds, under the GNU General Public License, version 3, with the GCC Runtime Library Exception,
+version 3.1, which lets them be part of a program under any licence. https://gcc.gnu.org/
+TEXT
+}
+
+# As one C string; ? is escaped because of trigraphs.
+echo "static const unsigned char notices_txt[$(text | wc -c)] ="
+text | sed -e 's/\\/\\\\/g' -e 's/["?]/\\&/g' -e 's/	/\\t/g' -e 's/\r//g' -e 's/^/    "/' -e 's/$/\\n"/'
+echo "    ;"
