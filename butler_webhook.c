@@ -1,0 +1,7229 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * butler_webhook calls webhooks when Qlik Sense reload tasks fail or are aborted.
+ *
+ * Qlik Sense's scheduler logs through log4net, whose UdpAppender sends a datagram
+ * for each such event. This program receives them and makes one HTTP call for
+ * each webhook that Butler's configuration file names. It takes the place of the
+ * outgoing webhooks of Ptarmigan Labs' Butler.
+ *
+ * The path of an alert
+ *
+ *     UDP socket
+ *         |  receiver thread: empties the socket, does nothing else
+ *         v
+ *       inbox (memory, at most INBOX_MAX_BYTES)
+ *         |  dispatcher thread: decodes, parses, sorts out what is not ours,
+ *         |  malformed, a duplicate or rate limited; logs "accepted"
+ *         v
+ *     one queue for each webhook of the alert's kind
+ *         |  sender threads of that webhook, its own connections
+ *         v
+ *     one HTTP call -> verdict: delivered | later | webhook waits | webhook is
+ *                               down | dead letter
+ *
+ * Threads
+ *
+ *     thread      starts in     owns                      may touch
+ *     main        -             configuration, app        all, before start and after the end
+ *     log         log_start     console, log file         the log's queue
+ *     receiver    listen_start  the socket                the inbox
+ *     dispatcher  listen_start  windows of time, tellers  inbox, queues of all webhooks
+ *     look-up     listen_start  -                         addresses of allowedSources
+ *     sender      send_kick     its HTTP client           its webhook's queue and state
+ *
+ *     thread      ends when
+ *     log         log_stop was called and its queue is written
+ *     receiver    listen_stop was called and the socket is empty
+ *     dispatcher  the receiver has ended and the inbox is empty
+ *     look-up     listen_stop was called; left behind inside the system's resolver
+ *     sender      it had nothing to do for SENDER_IDLE_MS, or send_stop was called
+ *                 and nothing is due; left behind inside the system's resolver
+ *
+ * Locks: a webhook's lock, then the log's. The listener's lock, then the log's.
+ * The TLS store's lock stands alone. None is held across network I/O.
+ *
+ * On disk: nothing but the log file, if fileLogging is true; it may be deleted
+ * at any time.
+ *
+ * What is promised
+ *
+ *     A webhook that is down, slow or broken delays no other, and never the
+ *     reception. An accepted alert is tried again until the webhook takes it,
+ *     refuses it for good, or MAX_AGE_MS have passed; what is given up is logged
+ *     whole. A stop loses nothing silently: what was not delivered is logged
+ *     whole. A crash or kill -9 loses what waits in memory.
+ *
+ * Contents
+ *
+ *     1. Build settings and limits    every number, with its reason
+ *     2. Platform             plat_   all that the operating system gives
+ *     3. Base          err_ buf_ ...  error text, buffers, UTF-8
+ *     4. Log                  log_    levels, lines, file, console
+ *     5. Alert                alert_  datagram -> alert -> JSON or query
+ *     6. URL                  url_    as the WHATWG URL Standard reads them
+ *     7. Configuration        cfg_    Butler's YAML -> struct config
+ *     8. Windows of time      window_ rate limit, de-duplication
+ *     9. HTTP client  tls_ conn_ http_  one call
+ *    10. Delivery             send_   queues, verdicts, backoff, sender threads
+ *    11. Listener             listen_ UDP socket, receiver, dispatcher
+ *    12. Program              app_    start, wait, stop
+ *    13. Command line         cli_    options, --check, --test
+ */
+
+/* ==== 1. Build settings and limits ==========================================
+ *
+ * Every number that bounds something stands here once, with its reason. Those
+ * in #ifndef are the ones that tests compile smaller.
+ */
+
+#define _GNU_SOURCE /* recvmmsg, getrandom, CLOCK_BOOTTIME */
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <mbedtls/aes.h>
+#include <mbedtls/base64.h>
+#include <mbedtls/net_sockets.h>
+#include <mbedtls/psa_util.h>
+#include <mbedtls/sha256.h>
+#include <mbedtls/ssl.h>
+#include <mbedtls/x509_crt.h>
+#include <psa/crypto.h>
+#include <yaml.h>
+
+#include <notices.h>
+#include <roots.h>
+
+#define VERSION "0.1.0"
+#define USER_AGENT "butler_webhook/" VERSION
+
+#ifndef TIMEOUT_MS
+#define TIMEOUT_MS 10000 /* for a whole call: what Butler gives a GET */
+#endif
+#ifndef MAX_AGE_MS
+#define MAX_AGE_MS (72 * 3600 * INT64_C(1000)) /* a long weekend; then a dead letter */
+#endif
+#ifndef QUEUE_MAX_ALERTS
+#define QUEUE_MAX_ALERTS 10000 /* waiting for one webhook, in memory */
+#endif
+#ifndef SENDER_IDLE_MS
+#define SENDER_IDLE_MS 60000 /* then a sender closes its connection and ends */
+#endif
+#define QUEUE_MAX_BYTES (8u << 20)  /* the same, for large alerts */
+#define INBOX_MAX_BYTES (64u << 20) /* received, not yet looked at: over 200,000 datagrams */
+
+#define DATAGRAM_MAX 65507     /* most that one UDP datagram over IPv4 can carry */
+#define DATAGRAM_ROOM 65536    /* a receive buffer that no datagram can fill */
+#define RECV_BATCH 32          /* datagrams for one system call; more gains nothing */
+#define RECV_COST 640          /* of these bytes, taken by one datagram of 300 */
+#define RECV_BUFFER (16 << 20) /* asked of the kernel: 26,000 datagrams of 300 bytes */
+#define CUT_NAME_MAX 1024      /* bytes of an app name that is looked for in a task name */
+#define CUT_TOKENS_MAX 64      /* pieces between which names are looked for in every pair */
+
+#define ADDRESSES_MAX 8              /* of one host name that are tried */
+#define CONNECT_STAGGER_MS 250       /* RFC 8305, section 5: head start of each address */
+#define BACKOFF_MIN_MS 1000          /* first wait after a failure, doubled each time ... */
+#define BACKOFF_MAX_MS 300000        /* ... up to five minutes */
+#define RETRY_AFTER_MAX_S 3600       /* longest wait that a webhook may ask for */
+#define BROKEN_IN_A_ROW 3            /* different alerts without an HTTP answer: webhook is down */
+#define EXPIRE_MS (MAX_AGE_MS / 720) /* how closely MAX_AGE_MS is kept */
+#define EXPIRE_AT_ONCE 100           /* alerts given up for their age in one go */
+#define SENDERS_MAX 4                /* calls in flight for one webhook */
+#define REDIRECTS_MAX 5              /* followed for one call */
+#define HEAD_MAX 65536               /* bytes of one response head; real ones stay under 20 KB */
+#define HEADERS_MAX 256              /* header lines in it */
+#define INTERIM_MAX 32               /* 1xx answers before the final one */
+#define DRAIN_MAX 65536              /* bytes of a body read to keep the connection ... */
+#define DRAIN_MS 2000                /* ... and time for it */
+#define GET_TARGET_MAX 2000 /* IIS refuses queries over 2,048 bytes unless told otherwise */
+#define URL_MAX 8192        /* bytes of a webhookURL or Location */
+
+#define WINDOW_MAX 100000       /* tasks or executions remembered, for each kind of event */
+#define SENDERS_TOLD_MAX 64     /* addresses for which "once a minute" is kept */
+#define TELL_MS 60000           /* the minute of "at most once a minute" */
+#define LOOKUP_AGAIN_MS 10000   /* the same while one of them has never been found */
+#define LOOKUP_MS 300000        /* names in allowedSources are looked up again after this */
+#define SOURCES_MAX 256         /* entries of allowedSources */
+#define SOURCE_ADDRESSES_MAX 16 /* addresses behind one name in it */
+
+#define CONFIG_MAX (1u << 20)    /* bytes; Butler's own full sample has 60 KB */
+#define CONFIG_DEPTH_MAX 64      /* nested collections */
+#define CONFIG_NODES_MAX 20000   /* values, aliases counted each time; Butler's file has 600 */
+#define CONFIG_WEBHOOKS_MAX 200  /* for one kind of event */
+#define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
+
+#define LOG_QUEUE_MAX (1u << 20) /* bytes of lines that wait for the console and the file */
+#define LOG_QUEUE_KEEP 65536     /* memory for lines that is kept between bursts */
+#define LOG_GATHER_MS 20         /* lines of this time are written together */
+#define LOG_KEEP_DAYS 30         /* log files older than that are deleted */
+#define MALFORMED_MAX 4096       /* bytes of a malformed datagram shown in a log line */
+#define LOG_NAME_MAX 200         /* bytes of a task or app name shown in a log line */
+
+#define THREAD_STACK (256u << 10) /* a TLS handshake needs 40 KB, the resolver 12 */
+#define SLICE_MS 100              /* longest wait that does not look at the stop flag */
+#define STOP_CALLS_MS 4000        /* given to calls in flight when stopping */
+#define STOP_RECEIVE_MS 200       /* given to reading the socket empty, in a flood, too */
+#define STOP_SORT_MS 2000         /* given to sorting what is in the inbox */
+#define STOP_LOG_MS 400           /* given to a console that may not be read */
+
+/* ==== 2. Platform ===========================================================
+ *
+ * Everything that depends on the operating system, and nothing that decides:
+ * clocks, random bytes, threads, sockets, files, signals. Sockets are intptr_t,
+ * -1 is none. Only this section includes the system's own headers.
+ *
+ * Threads: all functions may be called from any thread.
+ */
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define PLAT_AGAIN (-2) /* a read or write that would have to wait */
+
+enum plat_want { PLAT_READ = 1, PLAT_WRITE = 2 };
+
+struct plat_mutex {
+    pthread_mutex_t m;
+};
+
+struct plat_cond {
+    pthread_cond_t c;
+};
+
+struct plat_thread {
+    pthread_t t;
+    void (*entry)(void *);
+    void *arg;
+};
+
+struct plat_addr {
+    struct sockaddr_storage ss;
+    socklen_t len;
+};
+
+/* What one plat_udp_receive brought: count datagrams, sizes and senders beside them. */
+struct plat_batch {
+    struct mmsghdr msg[RECV_BATCH];
+    struct iovec iov[RECV_BATCH];
+    struct plat_addr from[RECV_BATCH];
+    char *data[RECV_BATCH];
+    size_t len[RECV_BATCH];
+};
+
+/*
+ * Makes a write to a closed pipe an error instead of a signal, and takes the
+ * places of standard streams that are closed, so that no socket gets them and
+ * the log with it. First of all.
+ */
+static void
+plat_init(void)
+{
+    int fd;
+
+    signal(SIGPIPE, SIG_IGN);
+    do
+        fd = open("/", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* The signals that stop the program: those that were not ignored when it started (nohup). */
+static sigset_t
+plat_stop_signals(void)
+{
+    static const int stops[] = {SIGTERM, SIGINT, SIGHUP};
+    struct sigaction action;
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++)
+        if (sigaction(stops[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN)
+            sigaddset(&set, stops[i]);
+    return set;
+}
+
+/* Makes them wait for plat_wait_stop from now on. Main, before any thread. */
+static void
+plat_block_stop(void)
+{
+    sigset_t stop = plat_stop_signals();
+
+    pthread_sigmask(SIG_BLOCK, &stop, NULL);
+}
+
+/* Waits up to wait_ms for a signal that stops the program; its name, or NULL. Main thread. */
+static const char *
+plat_wait_stop(int wait_ms)
+{
+    struct timespec wait = {wait_ms / 1000, (long)(wait_ms % 1000) * 1000000};
+    sigset_t stop = plat_stop_signals();
+
+    switch (sigtimedwait(&stop, NULL, &wait)) {
+    case SIGTERM:
+        return "SIGTERM";
+    case SIGINT:
+        return "SIGINT";
+    case SIGHUP:
+        return "SIGHUP";
+    default:
+        return NULL;
+    }
+}
+
+/* Milliseconds on a clock that never jumps and that counts the time asleep. */
+static int64_t
+plat_now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_BOOTTIME, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Milliseconds since 1970 on the wall clock, which may be set at any time. */
+static int64_t
+plat_wall_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Fills out with len bytes of the system's random numbers; -1 if it has none. */
+static int
+plat_random(void *out, size_t len)
+{
+    char *p = out;
+
+    while (len > 0) {
+        ssize_t n = getrandom(p, len, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return -1;
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static void
+plat_mutex_init(struct plat_mutex *m)
+{
+    pthread_mutex_init(&m->m, NULL);
+}
+
+static void
+plat_mutex_done(struct plat_mutex *m)
+{
+    pthread_mutex_destroy(&m->m);
+}
+
+static void
+plat_lock(struct plat_mutex *m)
+{
+    pthread_mutex_lock(&m->m);
+}
+
+static void
+plat_unlock(struct plat_mutex *m)
+{
+    pthread_mutex_unlock(&m->m);
+}
+
+/* Its waits count on a clock that never jumps. */
+static void
+plat_cond_init(struct plat_cond *c)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&c->c, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static void
+plat_cond_done(struct plat_cond *c)
+{
+    pthread_cond_destroy(&c->c);
+}
+
+static void
+plat_cond_wake_one(struct plat_cond *c)
+{
+    pthread_cond_signal(&c->c);
+}
+
+static void
+plat_cond_wake(struct plat_cond *c)
+{
+    pthread_cond_broadcast(&c->c);
+}
+
+/* Waits with m held until woken or wait_ms have passed; negative waits without end. */
+static void
+plat_cond_wait(struct plat_cond *c, struct plat_mutex *m, int64_t wait_ms)
+{
+    struct timespec until;
+
+    if (wait_ms < 0) {
+        pthread_cond_wait(&c->c, &m->m);
+        return;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += (time_t)(wait_ms / 1000);
+    until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_cond_timedwait(&c->c, &m->m, &until);
+}
+
+/* What the thread library starts: calls the entry that plat_thread_start was given. */
+static void *
+plat_thread_run(void *arg)
+{
+    struct plat_thread *thread = arg;
+
+    thread->entry(thread->arg);
+    return NULL;
+}
+
+/* Starts entry(arg) in a thread; thread must stay until it was joined. 0, or -1: no thread. */
+static int
+plat_thread_start(struct plat_thread *thread, void (*entry)(void *), void *arg)
+{
+    pthread_attr_t attr;
+    sigset_t all, own;
+    int failed;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &own); /* signals are for main; threads inherit its mask */
+    thread->entry = entry;
+    thread->arg = arg;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, THREAD_STACK);
+    failed = pthread_create(&thread->t, &attr, plat_thread_run, thread);
+    pthread_attr_destroy(&attr);
+    pthread_sigmask(SIG_SETMASK, &own, NULL);
+    return failed ? -1 : 0;
+}
+
+static void
+plat_thread_join(struct plat_thread *thread)
+{
+    pthread_join(thread->t, NULL);
+}
+
+/* Lets go of a thread that is stuck and cannot be joined. */
+static void
+plat_thread_leave(struct plat_thread *thread)
+{
+    pthread_detach(thread->t);
+}
+
+/* Ends the process at once, past everything that waits to be run at exit. */
+_Noreturn static void
+plat_exit_now(int code)
+{
+    _exit(code);
+}
+
+/* Text of the last failed system call. */
+static const char *
+plat_error(void)
+{
+    return strerror(errno);
+}
+
+/*
+ * Looks host up (a name or an address, without brackets) and fills out with at
+ * most max addresses of that port, IPv4 and IPv6 as the system orders them.
+ * Gives their number, 0 for a name without addresses, -1 with the resolver's
+ * word in *why. numeric_only asks no one. May block as long as the system's
+ * resolver does. "localhost" needs no resolver, so that an empty chroot works.
+ */
+static int
+plat_resolve(
+    const char *host, int port, bool numeric_only, struct plat_addr *out, int max, const char **why)
+{
+    const char *names[2] = {host, NULL};
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
+    char service[8];
+    int n = 0;
+
+    if (numeric_only)
+        hints.ai_flags |= AI_NUMERICHOST;
+    else if (strcasecmp(host, "localhost") == 0) {
+        names[0] = "127.0.0.1";
+        names[1] = "::1";
+    }
+    snprintf(service, sizeof service, "%u", (unsigned)port & 0xffffu);
+    for (int i = 0; i < 2 && names[i]; i++) {
+        struct addrinfo *list;
+        int failed = getaddrinfo(names[i], service, &hints, &list);
+        if (failed) {
+            *why = gai_strerror(failed);
+            return -1;
+        }
+        for (struct addrinfo *a = list; a && n < max; a = a->ai_next)
+            if (a->ai_family == AF_INET || a->ai_family == AF_INET6) {
+                memcpy(&out[n].ss, a->ai_addr, a->ai_addrlen);
+                out[n++].len = a->ai_addrlen;
+            }
+        freeaddrinfo(list);
+    }
+    *why = "it has no addresses";
+    return n;
+}
+
+/*
+ * The address as 16 bytes, IPv4 in its IPv6 form (::ffff:a.b.c.d), so that one
+ * comparison serves both.
+ */
+static void
+plat_addr_bytes(const struct plat_addr *addr, uint8_t out[16])
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+
+    if (addr->ss.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const void *)&addr->ss;
+        memcpy(out, &in6->sin6_addr, 16);
+    } else {
+        const struct sockaddr_in *in = (const void *)&addr->ss;
+        memcpy(out, mapped, 12);
+        memcpy(out + 12, &in->sin_addr, 4);
+    }
+}
+
+/* Writes the address, "127.0.0.1" or "::1", with_port as "127.0.0.1:80" or "[::1]:80". */
+static void
+plat_addr_text(const struct plat_addr *addr, bool with_port, char out[64])
+{
+    char host[INET6_ADDRSTRLEN] = "?";
+    bool is6 = addr->ss.ss_family == AF_INET6;
+    const struct sockaddr_in6 *in6 = (const void *)&addr->ss;
+    const struct sockaddr_in *in = (const void *)&addr->ss;
+    int port = ntohs(is6 ? in6->sin6_port : in->sin_port);
+
+    if (is6 && IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr)) {
+        is6 = false;
+        inet_ntop(AF_INET, in6->sin6_addr.s6_addr + 12, host, sizeof host);
+    } else if (is6)
+        inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof host);
+    else
+        inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
+    if (!with_port)
+        snprintf(out, 64, "%s", host);
+    else
+        snprintf(out, 64, is6 ? "[%s]:%d" : "%s:%d", host, port);
+}
+
+/*
+ * Binds a UDP socket to addr. Its receive buffer gets as large as the system
+ * allows, *buffer_len says how large. Gives the socket, or -1 with errno set.
+ */
+static intptr_t
+plat_udp_open(const struct plat_addr *addr, int *buffer_len)
+{
+    int fd = socket(addr->ss.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int want = RECV_BUFFER, off = 0, failed;
+    socklen_t size = sizeof *buffer_len;
+    struct timeval slice = {0, SLICE_MS * 1000};
+
+    if (fd < 0)
+        return -1;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &want, sizeof want) != 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &want, sizeof want);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof slice);
+    if (addr->ss.ss_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    getsockopt(fd, SOL_SOCKET, SO_RCVBUF, buffer_len, &size);
+    *buffer_len /= 2; /* socket(7): Linux doubles what was asked for */
+    if (bind(fd, (const void *)&addr->ss, addr->len) == 0)
+        return fd;
+    failed = errno;
+    close(fd);
+    errno = failed;
+    return -1;
+}
+
+/* Makes an empty batch on the heap; its buffers cost memory only where they were used. */
+static struct plat_batch *
+plat_batch_new(void)
+{
+    struct plat_batch *b = calloc(1, sizeof *b);
+    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
+
+    if (!room) {
+        free(b);
+        return NULL;
+    }
+    for (int i = 0; i < RECV_BATCH; i++) {
+        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
+        b->iov[i] = (struct iovec){b->data[i], DATAGRAM_ROOM};
+    }
+    return b;
+}
+
+static void
+plat_batch_free(struct plat_batch *b)
+{
+    if (b)
+        free(b->data[0]);
+    free(b);
+}
+
+/*
+ * Takes what has arrived, at most RECV_BATCH datagrams; with wait it waits up
+ * to SLICE_MS for the first. Gives their number, 0 for none, -1 on an error of
+ * the socket (errno), which the caller may go on from.
+ */
+static int
+plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
+{
+    int n;
+
+    for (int i = 0; i < RECV_BATCH; i++)
+        b->msg[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i].ss,
+            .msg_namelen = sizeof b->from[i].ss,
+            .msg_iov = &b->iov[i],
+            .msg_iovlen = 1};
+    n = recvmmsg((int)sock, b->msg, RECV_BATCH, wait ? MSG_WAITFORONE : MSG_DONTWAIT, NULL);
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? 0 : -1;
+    for (int i = 0; i < n; i++) {
+        b->len[i] = b->msg[i].msg_len;
+        b->from[i].len = b->msg[i].msg_hdr.msg_namelen;
+    }
+    return n;
+}
+
+/* Starts connecting to addr without waiting; the socket, or -1 with errno set. */
+static intptr_t
+plat_tcp_connect(const struct plat_addr *addr)
+{
+    int on = 1, failed;
+    int fd = socket(addr->ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (connect(fd, (const void *)&addr->ss, addr->len) == 0 || errno == EINPROGRESS)
+        return fd;
+    failed = errno;
+    close(fd);
+    errno = failed;
+    return -1;
+}
+
+/* Asks a socket that became writable whether it is connected; -1 with errno set if not. */
+static int
+plat_tcp_connected(intptr_t sock)
+{
+    int failed = 0;
+    socklen_t size = sizeof failed;
+
+    if (getsockopt((int)sock, SOL_SOCKET, SO_ERROR, &failed, &size) != 0)
+        return -1;
+    errno = failed;
+    return failed ? -1 : 0;
+}
+
+/*
+ * Waits up to wait_ms until one of n sockets (at most ADDRESSES_MAX, -1 is
+ * passed over) can do what is wanted. Gives a bit for each that can or that
+ * has failed, 0 after the time.
+ */
+static unsigned
+plat_wait(const intptr_t *socks, int n, int want, int wait_ms)
+{
+    struct pollfd p[ADDRESSES_MAX];
+    short events = (short)((want & PLAT_READ ? POLLIN : 0) | (want & PLAT_WRITE ? POLLOUT : 0));
+    unsigned ready = 0;
+
+    for (int i = 0; i < n; i++)
+        p[i] = (struct pollfd){(int)socks[i], events, 0};
+    if (poll(p, (nfds_t)n, wait_ms) <= 0)
+        return 0;
+    for (int i = 0; i < n; i++)
+        if (p[i].revents)
+            ready |= 1u << i;
+    return ready;
+}
+
+/* Sends up to len bytes: how many went, PLAT_AGAIN, or -1 with errno set. */
+static int
+plat_send(intptr_t sock, const void *data, size_t len)
+{
+    ssize_t n = send((int)sock, data, len > INT_MAX ? INT_MAX : len, MSG_NOSIGNAL);
+
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? PLAT_AGAIN : -1;
+    return (int)n;
+}
+
+/* Reads up to len bytes: how many came, 0 at the end, PLAT_AGAIN, or -1 with errno set. */
+static int
+plat_recv(intptr_t sock, void *data, size_t len)
+{
+    ssize_t n = recv((int)sock, data, len > INT_MAX ? INT_MAX : len, 0);
+
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? PLAT_AGAIN : -1;
+    return (int)n;
+}
+
+static void
+plat_close(intptr_t sock)
+{
+    if (sock >= 0)
+        close((int)sock);
+}
+
+/*
+ * Reads the whole file into *data (malloc, NUL-ended) and *len. -1 with errno
+ * set: EISDIR for a directory, EFBIG over max bytes.
+ */
+static int
+plat_read_file(const char *path, size_t max, char **data, size_t *len)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC), failed = 0;
+    struct stat st;
+    char *room = NULL;
+    size_t have = 0;
+
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &st) != 0)
+        failed = errno;
+    else if (S_ISDIR(st.st_mode))
+        failed = EISDIR;
+    else if (!(room = malloc(max + 2)))
+        failed = ENOMEM;
+    while (!failed) {
+        ssize_t n = read(fd, room + have, max + 1 - have);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            failed = errno;
+        if (n <= 0)
+            break;
+        have += (size_t)n;
+        if (have > max)
+            failed = EFBIG;
+    }
+    close(fd);
+    if (failed || !room) {
+        free(room);
+        errno = failed;
+        return -1;
+    }
+    room[have] = '\0';
+    *data = room;
+    *len = have;
+    return 0;
+}
+
+/* Writes the machine's own name, "" if it has none. */
+static void
+plat_host_name(char *out, size_t size)
+{
+    if (gethostname(out, size) != 0)
+        out[0] = '\0';
+    out[size - 1] = '\0';
+}
+
+static bool
+plat_path_is_absolute(const char *path)
+{
+    return path[0] == '/';
+}
+
+/* Length of the folder part of path, with its last separator; 0 if it has none. */
+static size_t
+plat_path_folder_len(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+/* Makes the folder for log files and those above it, unless they are there; -1 with errno set. */
+static int
+plat_make_folder(const char *path)
+{
+    char *part = strdup(path);
+    struct stat st;
+    int failed = part ? 0 : ENOMEM;
+
+    for (size_t i = 1; part && !failed; i++) {
+        if (part[i] != '/' && part[i] != '\0')
+            continue;
+        part[i] = '\0';
+        if (mkdir(part, 0750) != 0 && errno != EEXIST)
+            failed = errno;
+        part[i] = path[i];
+        if (path[i] == '\0')
+            break;
+    }
+    free(part);
+    if (!failed && stat(path, &st) == 0 && !S_ISDIR(st.st_mode))
+        failed = ENOTDIR;
+    errno = failed;
+    return failed ? -1 : 0;
+}
+
+/* Opens a file to be appended to, made if need be; a handle, or -1 with errno set. */
+static int
+plat_append_open(const char *path)
+{
+    return open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
+}
+
+/* Writes all of data to a handle; -1 with errno set if only a part went. */
+static int
+plat_write(int handle, const char *data, size_t len)
+{
+    while (len > 0) {
+        ssize_t n = write(handle, data, len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -1;
+        data += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static void
+plat_file_close(int handle)
+{
+    if (handle >= 0)
+        close(handle);
+}
+
+/* Calls each(name, arg) for every name in a folder; a folder that cannot be read has none. */
+static void
+plat_folder_each(const char *path, void (*each)(const char *, void *), void *arg)
+{
+    DIR *dir = opendir(path);
+
+    for (struct dirent *d; dir && (d = readdir(dir)) != NULL;)
+        each(d->d_name, arg);
+    if (dir)
+        closedir(dir);
+}
+
+static void
+plat_remove(const char *path)
+{
+    unlink(path);
+}
+
+/*
+ * Writes to the console without ever waiting longer than wait_ms for a reader:
+ * a pipe that polls as writable takes 4096 bytes at once (POSIX, PIPE_BUF).
+ * Gives how many bytes went; an error counts as written.
+ */
+static size_t
+plat_console_write(const char *data, size_t len, int wait_ms)
+{
+    size_t done = 0;
+
+    while (done < len) {
+        struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
+        size_t part = len - done < 4096 ? len - done : 4096;
+        if (poll(&p, 1, wait_ms) <= 0)
+            return done;
+        ssize_t n = write(STDOUT_FILENO, data + done, part);
+        if (n < 0)
+            return len;
+        done += (size_t)n;
+    }
+    return len;
+}
+
+/* Places where Unix systems keep the roots that their administrator trusts. */
+static const char *const PLAT_ROOT_FILES[] = {
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+};
+
+/* Adds the system's own trusted roots to chain, if it has any; what cannot be read is skipped. */
+static void
+plat_add_system_roots(mbedtls_x509_crt *chain)
+{
+    for (size_t i = 0; i < sizeof PLAT_ROOT_FILES / sizeof *PLAT_ROOT_FILES; i++) {
+        char *pem;
+        size_t len;
+        if (plat_read_file(PLAT_ROOT_FILES[i], CERT_FILE_MAX, &pem, &len) != 0)
+            continue;
+        mbedtls_x509_crt_parse(chain, (const unsigned char *)pem, len + 1);
+        free(pem);
+        return;
+    }
+}
+
+/*
+ * Random bytes for the TLS library, which calls this by name (PSA external
+ * random generator): works in a chroot without /dev, too.
+ */
+psa_status_t
+mbedtls_psa_external_get_random(mbedtls_psa_external_random_context_t *context, uint8_t *output,
+    size_t output_size, size_t *output_length)
+{
+    (void)context;
+    if (plat_random(output, output_size) != 0)
+        return PSA_ERROR_INSUFFICIENT_ENTROPY;
+    *output_length = output_size;
+    return PSA_SUCCESS;
+}
+/* ==== 3. Base ===============================================================
+ *
+ * What every section uses: error text, memory that cannot fail, growing
+ * buffers, an arena, slices of text, UTF-8, numbers.
+ */
+
+/* Text of a failure: who, what, why. The callee writes it, callers may put words before it. */
+struct err {
+    char text[640];
+};
+
+/* Bytes that belong to somebody else; may hold NUL. */
+struct slice {
+    const char *data;
+    size_t len;
+};
+
+/* Bytes of our own that grow; data is NUL-ended once anything was added. */
+struct buf {
+    char *data;
+    size_t len;
+    size_t cap;
+    bool lent; /* data is the caller's, and is left behind when it is too small */
+};
+
+/* Memory that is given back all at once. */
+struct arena {
+    struct arena_block {
+        struct arena_block *next;
+        max_align_t data[];
+    } * blocks;
+};
+
+/* Writes the text, cut to what fits. */
+__attribute__((format(printf, 2, 3))) static void
+err_set(struct err *e, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(e->text, sizeof e->text, format, args);
+    va_end(args);
+}
+
+/* Puts words before the text that a callee has left. */
+__attribute__((format(printf, 2, 3))) static void
+err_prefix(struct err *e, const char *format, ...)
+{
+    struct err old = *e;
+    va_list args;
+    int n;
+
+    va_start(args, format);
+    n = vsnprintf(e->text, sizeof e->text, format, args);
+    va_end(args);
+    if (n >= 0 && (size_t)n < sizeof e->text)
+        snprintf(e->text + n, sizeof e->text - (size_t)n, "%s", old.text);
+}
+
+/* Running out of memory ends the program: every size from outside is bounded before. */
+static void *
+x_check(void *p)
+{
+    if (p)
+        return p;
+    fputs("butler_webhook: out of memory\n", stderr);
+    plat_exit_now(1);
+}
+
+static void *
+x_calloc(size_t count, size_t size)
+{
+    return x_check(calloc(count, size));
+}
+
+static void *
+x_realloc(void *p, size_t size)
+{
+    return x_check(realloc(p, size));
+}
+
+static char *
+x_strdup(const char *text)
+{
+    return x_check(strdup(text));
+}
+
+/* A buffer that starts in room of the caller's, for short texts without the heap. */
+static struct buf
+buf_in(char *room, size_t size)
+{
+    room[0] = '\0';
+    return (struct buf){.data = room, .cap = size, .lent = true};
+}
+
+/* Makes room for more bytes and the NUL after them. */
+static void
+buf_reserve(struct buf *b, size_t more)
+{
+    size_t cap = b->cap ? b->cap : 64;
+
+    if (b->len + more + 1 <= b->cap)
+        return;
+    while (cap < b->len + more + 1)
+        cap *= 2;
+    if (b->lent) {
+        char *grown = x_realloc(NULL, cap);
+        memcpy(grown, b->data, b->len);
+        b->data = grown;
+        b->lent = false;
+    } else
+        b->data = x_realloc(b->data, cap);
+    b->cap = cap;
+}
+
+/* Adds len bytes, which may not lie in b itself. */
+static void
+buf_add(struct buf *b, const void *data, size_t len)
+{
+    buf_reserve(b, len);
+    if (len > 0)
+        memcpy(b->data + b->len, data, len);
+    b->len += len;
+    b->data[b->len] = '\0';
+}
+
+static void
+buf_add_text(struct buf *b, const char *text)
+{
+    buf_add(b, text, strlen(text));
+}
+
+static void
+buf_add_char(struct buf *b, int c)
+{
+    char byte = (char)c;
+
+    buf_add(b, &byte, 1);
+}
+
+/* As buf_format, with the arguments of a caller. */
+__attribute__((format(printf, 2, 0))) static void
+buf_vformat(struct buf *b, const char *format, va_list args)
+{
+    va_list again;
+    int n;
+
+    buf_reserve(b, 0);
+    va_copy(again, args);
+    n = vsnprintf(b->data + b->len, b->cap - b->len, format, again);
+    va_end(again);
+    if (n < 0)
+        return;
+    if ((size_t)n >= b->cap - b->len) {
+        buf_reserve(b, (size_t)n);
+        vsnprintf(b->data + b->len, (size_t)n + 1, format, args);
+    }
+    b->len += (size_t)n;
+}
+
+/* Adds what printf would print. */
+__attribute__((format(printf, 2, 3))) static void
+buf_format(struct buf *b, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    buf_vformat(b, format, args);
+    va_end(args);
+}
+
+static void
+buf_free(struct buf *b)
+{
+    if (!b->lent)
+        free(b->data);
+    *b = (struct buf){0};
+}
+
+/* Zeroed memory that lives as long as the arena. */
+static void *
+arena_alloc(struct arena *a, size_t size)
+{
+    struct arena_block *block = x_calloc(1, sizeof *block + size);
+
+    block->next = a->blocks;
+    a->blocks = block;
+    return block->data;
+}
+
+/* A copy of len bytes with a NUL behind them, as long-lived as the arena. */
+static char *
+arena_copy(struct arena *a, const char *data, size_t len)
+{
+    char *copy = arena_alloc(a, len + 1);
+
+    if (len > 0)
+        memcpy(copy, data, len);
+    return copy;
+}
+
+/* Gives back all that was taken from the arena. */
+static void
+arena_done(struct arena *a)
+{
+    while (a->blocks) {
+        struct arena_block *next = a->blocks->next;
+        free(a->blocks);
+        a->blocks = next;
+    }
+}
+
+static struct slice
+slice_of(const char *text)
+{
+    return (struct slice){text, strlen(text)};
+}
+
+/* Whether a holds exactly the letters of text; ASCII case does not count. */
+static bool
+slice_is(struct slice a, const char *text)
+{
+    return strlen(text) == a.len && strncasecmp(a.data, text, a.len) == 0;
+}
+
+/* Cuts blanks and tabs (and what else stands in blank) off both ends. */
+static struct slice
+slice_trim(struct slice s, const char *blank)
+{
+    while (s.len > 0 && s.data[0] && strchr(blank, s.data[0]))
+        s.data++, s.len--;
+    while (s.len > 0 && s.data[s.len - 1] && strchr(blank, s.data[s.len - 1]))
+        s.len--;
+    return s;
+}
+
+/* Reads a whole decimal number without sign; -1 if it is none or over max. */
+static int64_t
+slice_number(struct slice s, int64_t max)
+{
+    int64_t n = 0;
+
+    if (s.len == 0)
+        return -1;
+    for (size_t i = 0; i < s.len; i++) {
+        if (s.data[i] < '0' || s.data[i] > '9')
+            return -1;
+        n = n * 10 + (s.data[i] - '0');
+        if (n > max)
+            return -1;
+    }
+    return n;
+}
+
+static bool
+ascii_is_digit(int c)
+{
+    return c >= '0' && c <= '9';
+}
+
+/* Value of a hexadecimal digit, -1 for anything else. */
+static int
+hex_value(int c)
+{
+    if (ascii_is_digit(c))
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/*
+ * Reads one character of UTF-8 (RFC 3629: no surrogates, no overlong forms)
+ * from at most len bytes. Gives its length and sets *point, or 0: not UTF-8.
+ */
+static size_t
+utf8_read(const char *text, size_t len, uint32_t *point)
+{
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char *p = (const unsigned char *)text;
+    size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
+    uint32_t c = n == 1 ? p[0] : p[0] & (0xffu >> (n + 1));
+
+    if (n > len || (p[0] >= 0x80 && p[0] < 0xc2) || p[0] > 0xf4)
+        return 0;
+    for (size_t i = 1; i < n; i++) {
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+        c = c << 6 | (p[i] & 0x3f);
+    }
+    if (c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff))
+        return 0;
+    *point = c;
+    return n;
+}
+
+/* Whether all of it is UTF-8, by the rules of utf8_read. */
+static bool
+utf8_is_valid(const char *text, size_t len)
+{
+    uint32_t point;
+
+    for (size_t i = 0, n; i < len; i += n)
+        if ((n = utf8_read(text + i, len - i, &point)) == 0)
+            return false;
+    return true;
+}
+
+/* Adds one character as UTF-8; a surrogate becomes U+FFFD. */
+static void
+utf8_add(struct buf *b, uint32_t c)
+{
+    char out[4];
+    size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+
+    if (c >= 0xd800 && c <= 0xdfff)
+        c = 0xfffd;
+    if (n == 1)
+        out[0] = (char)c;
+    else {
+        for (size_t i = n; i-- > 1; c >>= 6)
+            out[i] = (char)(0x80 | (c & 0x3f));
+        out[0] = (char)((0xf00u >> n & 0xf0u) | c);
+    }
+    buf_add(b, out, n);
+}
+
+/* Adds one byte as %XX. */
+static void
+percent_add(struct buf *b, unsigned char c)
+{
+    static const char digits[] = "0123456789ABCDEF";
+
+    buf_add(b, (char[3]){'%', digits[c >> 4], digits[c & 15]}, 3);
+}
+
+/* Adds s with each %XX as the byte that it stands for; anything else stays. */
+static void
+percent_decode(struct buf *b, struct slice s)
+{
+    for (size_t i = 0; i < s.len; i++) {
+        int high = i + 2 < s.len && s.data[i] == '%' ? hex_value(s.data[i + 1]) : -1;
+        int low = high >= 0 ? hex_value(s.data[i + 2]) : -1;
+        if (low >= 0) {
+            buf_add_char(b, high << 4 | low);
+            i += 2;
+        } else
+            buf_add_char(b, s.data[i]);
+    }
+}
+
+/* Adds s in base64 (RFC 4648). */
+static void
+base64_add(struct buf *b, const void *data, size_t len)
+{
+    size_t n = 0;
+
+    buf_reserve(b, len / 3 * 4 + 8);
+    mbedtls_base64_encode((unsigned char *)b->data + b->len, b->cap - b->len, &n, data, len);
+    b->len += n;
+}
+
+/* ==== 4. Log ================================================================
+ *
+ * Lines go into a bounded queue; the log thread writes them to the file, then
+ * to the console. So neither a slow disk nor a console that nobody reads holds
+ * anything up: lines that find no room are counted, and the count is told.
+ *
+ * Threads: log_line from any; the rest of the functions from main.
+ */
+
+enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_VERBOSE, LOG_DEBUG, LOG_SILLY };
+
+static const char *const LOG_LEVELS[] = {"error", "warn", "info", "verbose", "debug", "silly"};
+
+struct log {
+    struct plat_thread thread;
+    enum log_level level; /* set before start */
+    char *folder;         /* set before start; NULL: no file */
+    struct plat_mutex lock;
+    struct plat_cond wake;
+    struct buf queue;       /* guarded by lock: whole lines */
+    size_t dropped;         /* guarded by lock: lines without room */
+    bool started;           /* main only */
+    bool running, stopping; /* guarded by lock */
+    bool resting;           /* guarded by lock: the log thread waits for a line */
+    int file;               /* log thread only; -1: none open */
+    bool file_failed;       /* log thread only: told once */
+    size_t unshown;         /* log thread only: lines that the console did not take */
+    bool console_cut;       /* log thread only: it has taken only a part of a line */
+    char day[16];           /* log thread only: date of the open file */
+};
+
+static struct log the_log;
+
+/*
+ * Adds text so that it cannot be taken for anything else on a terminal or in a
+ * log: control characters, line ends and marks of text direction as escapes,
+ * bytes that are not UTF-8 as \xNN.
+ */
+static void
+log_add_clean(struct buf *b, struct slice s)
+{
+    for (size_t i = 0, n; i < s.len; i += n ? n : 1) {
+        uint32_t c = 0;
+        for (n = 0; i + n < s.len && s.data[i + n] >= 0x20 && s.data[i + n] < 0x7f;)
+            n++;
+        if (n > 0) { /* plain text, as most is */
+            buf_add(b, s.data + i, n);
+            continue;
+        }
+        n = utf8_read(s.data + i, s.len - i, &c);
+        if (n == 0 || c < 0x20)
+            buf_format(b, "\\x%02x", (unsigned char)s.data[i]);
+        else if ((c >= 0x7f && c < 0xa0) || (c >= 0x200b && c <= 0x200f) ||
+            (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x2069) || c == 0x61c ||
+            c == 0xfeff)
+            buf_format(b, "\\u%04x", (unsigned)c);
+        else
+            buf_add(b, s.data + i, n);
+    }
+}
+
+/* A short text for a log line, handed around by value. */
+struct log_text {
+    char text[LOG_NAME_MAX + 8];
+};
+
+/* A cleaned copy of s for a log line, cut at LOG_NAME_MAX bytes. */
+static struct log_text
+log_text(struct slice s)
+{
+    struct log_text out;
+    char room[2 * LOG_NAME_MAX];
+    struct buf b = buf_in(room, sizeof room);
+    size_t keep = LOG_NAME_MAX;
+
+    log_add_clean(&b, (struct slice){s.data, s.len < LOG_NAME_MAX + 4 ? s.len : LOG_NAME_MAX + 4});
+    if (b.len <= LOG_NAME_MAX && s.len <= LOG_NAME_MAX)
+        keep = b.len;
+    while (keep < b.len && keep > 0 && ((unsigned char)b.data[keep] & 0xc0) == 0x80)
+        keep--;
+    snprintf(out.text, sizeof out.text, "%.*s%s", (int)keep, b.data,
+        keep < b.len || s.len > LOG_NAME_MAX ? "..." : "");
+    buf_free(&b);
+    return out;
+}
+
+/* Writes milliseconds since 1970 as 2026-11-22T09:30:00.123Z; the first 10 bytes are the date. */
+static void
+log_time(int64_t wall_ms, char out[32])
+{
+    time_t s = (time_t)(wall_ms / 1000);
+    struct tm t;
+    size_t n;
+
+    gmtime_r(&s, &t);
+    n = strftime(out, 32, "%Y-%m-%dT%H:%M:%S", &t);
+    snprintf(out + n, 32 - n, ".%03uZ", (unsigned)(wall_ms % 1000) % 1000u);
+}
+
+/* Adds one whole line of a message to lines. */
+static void
+log_add_line(struct buf *lines, enum log_level level, const struct buf *message)
+{
+    char when[32];
+
+    log_time(plat_wall_ms(), when);
+    buf_add_text(lines, when);
+    buf_add_char(lines, ' ');
+    buf_add_text(lines, LOG_LEVELS[level]);
+    buf_add_text(lines, ": ");
+    log_add_clean(lines, (struct slice){message->data, message->len});
+    buf_add_char(lines, '\n');
+}
+
+/* Queues one line, if its level is wanted; the log thread need not hear of it yet. */
+__attribute__((format(printf, 2, 0))) static void
+log_queue_line(enum log_level level, const char *format, va_list args)
+{
+    char room[1024];
+    struct buf message = buf_in(room, sizeof room);
+    size_t len;
+
+    if (level > the_log.level)
+        return;
+    buf_vformat(&message, format, args);
+    plat_lock(&the_log.lock);
+    len = the_log.queue.len;
+    if (len < LOG_QUEUE_MAX)
+        log_add_line(&the_log.queue, level, &message);
+    if (len >= LOG_QUEUE_MAX || (the_log.queue.len > LOG_QUEUE_MAX && len > 0)) {
+        the_log.queue.len = len;
+        the_log.dropped++;
+    }
+    plat_unlock(&the_log.lock);
+    buf_free(&message);
+}
+
+/*
+ * Has queued lines written. The log thread is woken only if it is at rest; it
+ * then gathers what comes in LOG_GATHER_MS, so that a burst does not wake it
+ * for each line.
+ */
+static void
+log_flush(void)
+{
+    bool rested;
+
+    plat_lock(&the_log.lock);
+    rested = the_log.resting;
+    the_log.resting = false;
+    plat_unlock(&the_log.lock);
+    if (rested)
+        plat_cond_wake(&the_log.wake);
+}
+
+/* Logs one line, if its level is wanted. Never waits for anything but the queue's lock. */
+__attribute__((format(printf, 2, 3))) static void
+log_line(enum log_level level, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    log_queue_line(level, format, args);
+    va_end(args);
+    log_flush();
+}
+
+/* The same for a line that log_flush, called soon, or the next log_line will have written. */
+__attribute__((format(printf, 2, 3))) static void
+log_line_later(enum log_level level, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    log_queue_line(level, format, args);
+    va_end(args);
+}
+
+/* Deletes a log file whose name holds a date before the_log's oldest day (arg). */
+static void
+log_remove_old(const char *name, void *arg)
+{
+    static const char prefix[] = "butler_webhook.";
+    const char *oldest = arg;
+    struct buf path = {0};
+
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0 || strlen(name) != sizeof prefix - 1 + 14 ||
+        strcmp(name + sizeof prefix - 1 + 10, ".log") != 0 ||
+        strncmp(name + sizeof prefix - 1, oldest, 10) >= 0)
+        return;
+    buf_format(&path, "%s/%s", the_log.folder, name);
+    plat_remove(path.data);
+    buf_free(&path);
+}
+
+/* Opens the file of the day wall_ms, deletes those that are too old. 0, or -1 with e. */
+static int
+log_open_file(int64_t wall_ms, struct err *e)
+{
+    char today[32], oldest[32];
+    struct buf path = {0};
+
+    log_time(wall_ms, today);
+    log_time(wall_ms - LOG_KEEP_DAYS * INT64_C(86400000), oldest);
+    if (the_log.file >= 0 && strncmp(today, the_log.day, 10) == 0)
+        return 0;
+    plat_file_close(the_log.file);
+    buf_format(&path, "%s/butler_webhook.%.10s.log", the_log.folder, today);
+    the_log.file = plat_append_open(path.data);
+    if (the_log.file < 0)
+        err_set(e, "cannot write the log file %s: %s", path.data, plat_error());
+    buf_free(&path);
+    if (the_log.file < 0)
+        return -1;
+    snprintf(the_log.day, sizeof the_log.day, "%.10s", today);
+    plat_folder_each(the_log.folder, log_remove_old, oldest);
+    return 0;
+}
+
+/* Adds a line of the log's own to lines that are about to be written. */
+__attribute__((format(printf, 3, 4))) static void
+log_own_line(struct buf *lines, enum log_level level, const char *format, ...)
+{
+    char room[1024];
+    struct buf message = buf_in(room, sizeof room);
+    va_list args;
+
+    va_start(args, format);
+    buf_vformat(&message, format, args);
+    va_end(args);
+    log_add_line(lines, level, &message);
+    buf_free(&message);
+}
+
+/*
+ * Writes lines to the console. If nobody reads it for a second they are counted
+ * instead, until it takes the line that tells how many are missing.
+ */
+static void
+log_write_console(const struct buf *lines)
+{
+    struct buf note = {0};
+    size_t went = 0;
+
+    if (the_log.unshown > 0) {
+        buf_add_text(&note, the_log.console_cut ? "\n" : "");
+        log_own_line(
+            &note, LOG_WARN, "%zu log lines are missing here: nobody read them", the_log.unshown);
+        went = plat_console_write(note.data, note.len, 0);
+        if (went == note.len)
+            the_log.unshown = 0;
+    }
+    if (the_log.unshown == 0) {
+        went = plat_console_write(lines->data, lines->len, 1000);
+        the_log.console_cut = went > 0 && lines->data[went - 1] != '\n';
+    } else {
+        the_log.console_cut = the_log.console_cut || went > 0;
+        went = 0;
+    }
+    for (; went < lines->len; went++)
+        the_log.unshown += lines->data[went] == '\n';
+    buf_free(&note);
+}
+
+/* Writes lines to the file and the console. Tells once when the file fails, once when it works. */
+static void
+log_write(struct buf *lines)
+{
+    struct err e;
+
+    if (the_log.folder) {
+        bool failed = log_open_file(plat_wall_ms(), &e) != 0;
+        if (!failed && plat_write(the_log.file, lines->data, lines->len) != 0) {
+            failed = true;
+            err_set(&e, "cannot write to the log file: %s", plat_error());
+        }
+        if (failed && !the_log.file_failed)
+            log_own_line(lines, LOG_ERROR, "logDirectory: %s", e.text);
+        if (!failed && the_log.file_failed)
+            log_own_line(lines, LOG_INFO, "logDirectory: the log file can be written again");
+        the_log.file_failed = failed;
+    }
+    log_write_console(lines);
+}
+
+/* Writes what is queued until log_stop, then what is left; main runs it if no thread could. */
+static void
+log_thread(void *arg)
+{
+    struct buf lines = {0}, other;
+    size_t dropped;
+
+    (void)arg;
+    plat_lock(&the_log.lock);
+    for (;;) {
+        the_log.resting = the_log.queue.len == 0 && the_log.dropped == 0;
+        if (the_log.resting && the_log.stopping)
+            break;
+        if (the_log.resting) {
+            plat_cond_wait(&the_log.wake, &the_log.lock, -1);
+            if (!the_log.stopping)
+                plat_cond_wait(&the_log.wake, &the_log.lock, LOG_GATHER_MS);
+            continue;
+        }
+        other = the_log.queue;
+        the_log.queue = lines;
+        lines = other;
+        dropped = the_log.dropped;
+        the_log.dropped = 0;
+        plat_cond_wake(&the_log.wake); /* for log_await_room */
+        plat_unlock(&the_log.lock);
+        if (dropped > 0)
+            log_own_line(
+                &lines, LOG_WARN, "%zu log lines dropped: the log queue was full", dropped);
+        log_write(&lines);
+        lines.len = 0;
+        if (lines.cap > LOG_QUEUE_KEEP)
+            buf_free(&lines);
+        plat_lock(&the_log.lock);
+    }
+    the_log.running = false;
+    plat_cond_wake(&the_log.wake);
+    plat_unlock(&the_log.lock);
+    buf_free(&lines);
+}
+
+/* Waits until half of the queue is free, at most until until_ms: for lines not to be dropped. */
+static void
+log_await_room(int64_t until_ms)
+{
+    int64_t left;
+
+    plat_lock(&the_log.lock);
+    while (the_log.queue.len > LOG_QUEUE_MAX / 2 && (left = until_ms - plat_now_ms()) > 0)
+        plat_cond_wait(&the_log.wake, &the_log.lock, left);
+    plat_unlock(&the_log.lock);
+}
+
+/* Readies the log for log_line; until log_start lines only wait in the queue. */
+static void
+log_init(enum log_level level)
+{
+    the_log = (struct log){.level = level, .file = -1};
+    plat_mutex_init(&the_log.lock);
+    plat_cond_init(&the_log.wake);
+}
+
+/*
+ * Starts the log thread. folder is where the file goes, made if need be; NULL:
+ * console only. -1 with e: the folder or the file cannot be written.
+ */
+static int
+log_start(const char *folder, struct err *e)
+{
+    if (folder) {
+        the_log.folder = x_strdup(folder);
+        if (plat_make_folder(folder) != 0) {
+            err_set(e, "cannot make the folder %s: %s", folder, plat_error());
+            return -1;
+        }
+        if (log_open_file(plat_wall_ms(), e) != 0)
+            return -1;
+    }
+    the_log.running = true;
+    the_log.started = plat_thread_start(&the_log.thread, log_thread, NULL) == 0;
+    if (the_log.started)
+        return 0;
+    the_log.running = false;
+    err_set(e, "cannot start the log thread");
+    return -1;
+}
+
+/*
+ * Gives the log thread until until_ms to write what waits, or writes it here if
+ * there is none. False: the thread is stuck, and the log must stay as it is.
+ */
+static bool
+log_stop(int64_t until_ms)
+{
+    int64_t left;
+    bool running;
+
+    plat_lock(&the_log.lock);
+    the_log.stopping = true;
+    plat_cond_wake(&the_log.wake);
+    while (the_log.running && (left = until_ms - plat_now_ms()) > 0)
+        plat_cond_wait(&the_log.wake, &the_log.lock, left);
+    running = the_log.running;
+    plat_unlock(&the_log.lock);
+    if (running) {
+        plat_thread_leave(&the_log.thread);
+        return false;
+    }
+    if (the_log.started)
+        plat_thread_join(&the_log.thread);
+    else
+        log_thread(NULL);
+    plat_file_close(the_log.file);
+    free(the_log.folder);
+    buf_free(&the_log.queue);
+    plat_cond_done(&the_log.wake);
+    plat_mutex_done(&the_log.lock);
+    return true;
+}
+
+/* ==== 5. Alert ==============================================================
+ *
+ * A datagram, as log4net's PatternLayout printed it, becomes an alert; an alert
+ * becomes a JSON body or a query string. Pure functions, no state.
+ *
+ *   id;host;taskName;appName;user;taskId;appId;date;level;executionId;message
+ *
+ * Nothing in it is escaped, so that a ";" may also belong to a name. Names and
+ * order of the fields in a call are those of Butler's outgoing webhooks.
+ */
+
+enum alert_kind { ALERT_FAILURE, ALERT_ABORTED };
+#define ALERT_KINDS 2
+
+enum alert_field {
+    FIELD_EVENT,
+    FIELD_HOST_NAME,
+    FIELD_USER,
+    FIELD_TASK_NAME,
+    FIELD_TASK_ID,
+    FIELD_APP_NAME,
+    FIELD_APP_ID,
+    FIELD_TIME,
+    FIELD_LEVEL,
+    FIELD_EXECUTION_ID,
+    FIELD_MESSAGE
+};
+#define ALERT_FIELDS 11
+
+static const char *const FIELD_NAMES[ALERT_FIELDS] = {"event", "hostName", "user", "taskName",
+    "taskId", "appName", "appId", "logTimeStamp", "logLevel", "executionId", "logMessage"};
+
+static const struct {
+    const char *name; /* in log lines and tables */
+    const char *short_text;
+    const char *event; /* what receivers get */
+    const char *key;   /* in the configuration */
+} KINDS[ALERT_KINDS] = {
+    {"failure", "reload failed", "Qlik Sense reload failed", "reloadTaskFailure"},
+    {"aborted", "reload aborted", "Qlik Sense reload aborted", "reloadTaskAborted"},
+};
+
+/* Frozen once made; shared by the deliveries to each webhook. */
+struct alert {
+    enum alert_kind kind;
+    uint64_t number;     /* since the start, for the log */
+    int64_t accepted_ms; /* plat_now_ms */
+    atomic_int refs;
+    struct slice field[ALERT_FIELDS]; /* into text, but for event */
+    struct buf text;                  /* the datagram in UTF-8 */
+};
+
+enum alert_sort {
+    ALERT_OURS,      /* *out is the alert */
+    ALERT_IGNORED,   /* known, and not for us: e says what */
+    ALERT_UNKNOWN,   /* e is the id, cleaned */
+    ALERT_MALFORMED, /* e says what is wrong */
+};
+
+/* Every id that Qlik Sense's log appenders, or Butler's samples for them, are known to send. */
+static const struct {
+    const char *id;
+    enum alert_sort sort;
+    enum alert_kind kind;
+} ALERT_IDS[] = {
+    {"/scheduler-reload-failed/", ALERT_OURS, ALERT_FAILURE},
+    {"/scheduler-task-failed/", ALERT_OURS, ALERT_FAILURE},
+    {"/scheduler-reloadtask-failed/", ALERT_OURS, ALERT_FAILURE},
+    {"/scheduler-reload-aborted/", ALERT_OURS, ALERT_ABORTED},
+    {"/scheduler-task-aborted/", ALERT_OURS, ALERT_ABORTED},
+    {"/scheduler-reload-success/", ALERT_IGNORED, ALERT_FAILURE},
+    {"/scheduler-task-success/", ALERT_IGNORED, ALERT_FAILURE},
+    {"/scheduler-task-success//", ALERT_IGNORED, ALERT_FAILURE},
+    {"/scheduler-reloadtask-success/", ALERT_IGNORED, ALERT_FAILURE},
+    {"/scheduler-reload-complete/", ALERT_IGNORED, ALERT_FAILURE},
+    {"/scheduler-distribute/", ALERT_IGNORED, ALERT_FAILURE},
+    {"/engine-reload-failed/", ALERT_IGNORED, ALERT_FAILURE},
+};
+
+/* log4net.Core.Level: all the names that %level can print. */
+static const char *const LOG4NET_LEVELS[] = {"INFO", "WARN", "ERROR", "FATAL", "DEBUG", "OFF",
+    "EMERGENCY", "ALERT", "CRITICAL", "SEVERE", "NOTICE", "TRACE", "FINE", "FINER", "FINEST",
+    "VERBOSE", "ALL", "log4net:DEBUG"};
+
+/* Windows-1252, 0x80 to 0x9f; its five undefined bytes stand for themselves. */
+static const uint16_t CP1252[32] = {0x20ac, 0x81, 0x201a, 0x192, 0x201e, 0x2026, 0x2020, 0x2021,
+    0x2c6, 0x2030, 0x160, 0x2039, 0x152, 0x8d, 0x17d, 0x8f, 0x90, 0x2018, 0x2019, 0x201c, 0x201d,
+    0x2022, 0x2013, 0x2014, 0x2dc, 0x2122, 0x161, 0x203a, 0x153, 0x9d, 0x17e, 0x178};
+
+/* UTF-16 to UTF-8; lone surrogates and an odd byte at the end become U+FFFD. */
+static void
+alert_decode_utf16(struct slice s, bool big_endian, struct buf *out)
+{
+    size_t high = big_endian ? 0 : 1, low = 1 - high;
+    const unsigned char *p = (const unsigned char *)s.data;
+
+    for (size_t i = 0; i + 1 < s.len; i += 2) {
+        uint32_t c = (uint32_t)p[i + high] << 8 | p[i + low];
+        if (c >= 0xd800 && c < 0xdc00 && i + 3 < s.len) {
+            uint32_t next = (uint32_t)p[i + 2 + high] << 8 | p[i + 2 + low];
+            if (next >= 0xdc00 && next < 0xe000) {
+                c = 0x10000 + ((c - 0xd800) << 10) + (next - 0xdc00);
+                i += 2;
+            }
+        }
+        utf8_add(out, c);
+    }
+    if (s.len % 2)
+        utf8_add(out, 0xfffd);
+}
+
+/*
+ * Adds the datagram to out as UTF-8. Its encoding is told by how it starts (an
+ * id starts with "/"), else by whether all of it is UTF-8.
+ */
+static void
+alert_decode(struct slice s, struct buf *out)
+{
+    static const struct {
+        const char *start;
+        size_t len, skip;
+        bool big_endian;
+    } utf16[] = {
+        {"\xff\xfe/\0", 4, 2, false},
+        {"\xfe\xff\0/", 4, 2, true},
+        {"/\0", 2, 0, false},
+        {"\0/", 2, 0, true},
+    };
+
+    for (size_t i = 0; i < sizeof utf16 / sizeof *utf16; i++)
+        if (s.len >= utf16[i].len && memcmp(s.data, utf16[i].start, utf16[i].len) == 0) {
+            s.data += utf16[i].skip;
+            s.len -= utf16[i].skip;
+            alert_decode_utf16(s, utf16[i].big_endian, out);
+            return;
+        }
+    if (utf8_is_valid(s.data, s.len)) {
+        bool bom = s.len >= 3 && memcmp(s.data, "\xef\xbb\xbf", 3) == 0;
+        buf_add(out, s.data + (bom ? 3 : 0), s.len - (bom ? 3 : 0));
+        return;
+    }
+    for (size_t i = 0; i < s.len; i++) {
+        unsigned char c = (unsigned char)s.data[i];
+        utf8_add(out, c >= 0x80 && c < 0xa0 ? CP1252[c - 0x80] : c);
+    }
+}
+
+/* What log4net prints for a property that is not set, or nothing at all. */
+static bool
+alert_is_unset(struct slice s)
+{
+    return s.len == 0 || (s.len == 6 && memcmp(s.data, "(null)", 6) == 0);
+}
+
+/* The GUID without its braces; empty if s is not 8-4-4-4-12 hexadecimal digits. */
+static struct slice
+alert_guid(struct slice s)
+{
+    if (s.len == 38 && s.data[0] == '{' && s.data[37] == '}')
+        s = (struct slice){s.data + 1, 36};
+    for (size_t i = 0; i < s.len; i++) {
+        bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+        if (dash ? s.data[i] != '-' : hex_value((unsigned char)s.data[i]) < 0)
+            return (struct slice){0};
+    }
+    return s.len == 36 ? s : (struct slice){0};
+}
+
+static bool
+alert_is_id(struct slice s)
+{
+    return alert_is_unset(s) || alert_guid(s).len > 0;
+}
+
+/* Whether it is the name of one of log4net's levels, in any case. */
+static bool
+alert_is_level(struct slice s)
+{
+    for (size_t i = 0; i < sizeof LOG4NET_LEVELS / sizeof *LOG4NET_LEVELS; i++)
+        if (slice_is(s, LOG4NET_LEVELS[i]))
+            return true;
+    return false;
+}
+
+/* Takes what stands before the next ";" off the front of *rest; false: there is no ";" left. */
+static bool
+alert_take(struct slice *rest, struct slice *part)
+{
+    const char *end = rest->len ? memchr(rest->data, ';', rest->len) : NULL;
+
+    if (!end)
+        return false;
+    *part = (struct slice){rest->data, (size_t)(end - rest->data)};
+    rest->len -= part->len + 1;
+    rest->data = end + 1;
+    return true;
+}
+
+/*
+ * Finds the first run of taskId;appId;date;level;executionId in rest that at
+ * least three fields stand before. Sets those five fields, the message behind
+ * them, and *names to all that stands before them. False: there is none.
+ */
+static bool
+alert_find_ids(struct slice rest, struct slice *field, struct slice *names)
+{
+    struct slice last[5] = {0}, part, all = rest;
+
+    for (size_t n = 0; rest.data; n++) {
+        if (!alert_take(&rest, &part)) {
+            part = rest;
+            rest = (struct slice){0};
+        }
+        memmove(last, last + 1, 4 * sizeof *last);
+        last[4] = part;
+        if (n < 7 || !alert_is_level(last[3]) || !alert_is_id(last[0]) || !alert_is_id(last[1]))
+            continue;
+        field[FIELD_TASK_ID] = last[0];
+        field[FIELD_APP_ID] = last[1];
+        field[FIELD_TIME] = last[2];
+        field[FIELD_LEVEL] = last[3];
+        field[FIELD_EXECUTION_ID] = last[4];
+        field[FIELD_MESSAGE] = rest.data ? rest : (struct slice){part.data + part.len, 0};
+        *names = (struct slice){all.data, (size_t)(last[0].data - 1 - all.data)};
+        return true;
+    }
+    return false;
+}
+
+/* One way to cut names into task name, app name and user. */
+struct alert_cut {
+    size_t task_end, user_begin; /* offsets of the two ";" */
+    int rank;                    /* 2: task name ends with app name; 1: no "; " is cut */
+};
+
+/* How well a cut fits. */
+static int
+alert_rank_cut(struct slice names, size_t task_end, size_t user_begin)
+{
+    struct slice app = {names.data + task_end + 1, user_begin - task_end - 1};
+    bool named = !alert_is_unset(app) && app.len <= task_end && app.len <= CUT_NAME_MAX &&
+        memcmp(names.data + task_end - app.len, app.data, app.len) == 0;
+    bool spaced = names.data[task_end + 1] == ' ' ||
+        (user_begin + 1 < names.len && names.data[user_begin + 1] == ' ');
+
+    return (named ? 2 : 0) + (spaced ? 0 : 1);
+}
+
+/*
+ * Cuts names at two of its ";" into task name, app name and user. Preferred:
+ * the task name ends with the app name (as Qlik's own default names do), no cut
+ * at a ";" with a space behind it, the shortest task name, the shortest user.
+ * Over CUT_TOKENS_MAX pieces only the first and the last ones are tried, so
+ * that a hostile datagram costs no more than a real one. False: under two ";".
+ */
+static bool
+alert_cut_names(struct slice names, struct slice *field)
+{
+    size_t at[CUT_TOKENS_MAX], n = 0;
+    struct alert_cut best = {0, 0, -1};
+
+    for (size_t i = 0; i < names.len; i++)
+        if (names.data[i] == ';') {
+            if (n == CUT_TOKENS_MAX) { /* keep the first half, slide the second */
+                memmove(at + n / 2, at + n / 2 + 1, (n / 2 - 1) * sizeof *at);
+                n--;
+            }
+            at[n++] = i;
+        }
+    for (size_t a = 0; a < n; a++)
+        for (size_t b = n; b-- > a + 1;) {
+            int rank = alert_rank_cut(names, at[a], at[b]);
+            if (rank > best.rank)
+                best = (struct alert_cut){at[a], at[b], rank};
+        }
+    if (best.rank < 0)
+        return false;
+    field[FIELD_TASK_NAME] = (struct slice){names.data, best.task_end};
+    field[FIELD_APP_NAME] = (struct slice){
+        names.data + best.task_end + 1, best.user_begin - best.task_end - 1};
+    field[FIELD_USER] = (struct slice){
+        names.data + best.user_begin + 1, names.len - best.user_begin - 1};
+    return true;
+}
+
+/* In a failed event Butler makes one backslash of two in the user; receivers may count on it. */
+static void
+alert_join_backslashes(struct alert *alert)
+{
+    struct slice *user = &alert->field[FIELD_USER];
+    char *start = user->len ? alert->text.data + (user->data - alert->text.data) : NULL;
+    size_t n = 0;
+
+    for (size_t i = 0; i < user->len; i++) {
+        start[n++] = start[i];
+        if (start[i] == '\\' && i + 1 < user->len && start[i + 1] == '\\')
+            i++;
+    }
+    user->len = n;
+}
+
+/* Whether an app id names no app: not set, or only zeros. */
+static bool
+alert_is_no_app(struct slice id)
+{
+    struct slice guid = alert_guid(id);
+
+    for (size_t i = 0; i < guid.len; i++)
+        if (guid.data[i] != '0' && guid.data[i] != '-')
+            return false;
+    return true;
+}
+
+/* Sorts text by its id, then reads all fields into alert. */
+static enum alert_sort
+alert_read_fields(struct alert *alert, struct err *e)
+{
+    struct slice rest = {alert->text.data, alert->text.len}, id, names, *field = alert->field;
+    enum alert_sort sort = ALERT_UNKNOWN;
+
+    if (!alert_take(&rest, &id))
+        id = rest, rest.len = 0;
+    for (size_t i = 0; i < sizeof ALERT_IDS / sizeof *ALERT_IDS; i++)
+        if (slice_is(id, ALERT_IDS[i].id)) {
+            sort = ALERT_IDS[i].sort;
+            alert->kind = ALERT_IDS[i].kind;
+        }
+    if (sort != ALERT_OURS) {
+        err_set(e, "%s", log_text(id).text);
+        return sort;
+    }
+    if (!alert_take(&rest, &field[FIELD_HOST_NAME]) || !alert_find_ids(rest, field, &names) ||
+        !alert_cut_names(names, field)) {
+        err_set(e, "no taskId;appId;date;level;executionId behind host, task, app and user");
+        return ALERT_MALFORMED;
+    }
+    while (field[FIELD_MESSAGE].len > 0 &&
+        strchr("\r\n", field[FIELD_MESSAGE].data[field[FIELD_MESSAGE].len - 1]) &&
+        field[FIELD_MESSAGE].data[field[FIELD_MESSAGE].len - 1])
+        field[FIELD_MESSAGE].len--;
+    for (int i = 0; i < FIELD_MESSAGE; i++)
+        if (alert_is_unset(field[i]))
+            field[i].len = 0;
+    field[FIELD_EVENT] = slice_of(KINDS[alert->kind].event);
+    if (alert_is_no_app(field[FIELD_APP_ID])) {
+        err_set(e, "task \"%s\" is not a reload: no appId", log_text(field[FIELD_TASK_NAME]).text);
+        return ALERT_IGNORED;
+    }
+    if (alert->kind == ALERT_FAILURE)
+        alert_join_backslashes(alert);
+    return ALERT_OURS;
+}
+
+/* Adds a reference for another holder. */
+static struct alert *
+alert_share(struct alert *alert)
+{
+    atomic_fetch_add(&alert->refs, 1);
+    return alert;
+}
+
+/* Gives a reference back; the last one frees the alert. */
+static void
+alert_free(struct alert *alert)
+{
+    if (!alert || atomic_fetch_sub(&alert->refs, 1) > 1)
+        return;
+    buf_free(&alert->text);
+    free(alert);
+}
+
+/*
+ * Makes an alert of one datagram. *out is the caller's (one reference) if it is
+ * ours, else NULL and e has the reason.
+ */
+static enum alert_sort
+alert_parse(struct slice datagram, struct alert **out, struct err *e)
+{
+    struct alert *alert = x_calloc(1, sizeof *alert);
+    enum alert_sort sort;
+
+    atomic_init(&alert->refs, 1);
+    buf_reserve(&alert->text, datagram.len);
+    alert->text.data[0] = '\0';
+    alert_decode(datagram, &alert->text);
+    sort = alert_read_fields(alert, e);
+    if (sort != ALERT_OURS) {
+        alert_free(alert);
+        alert = NULL;
+    }
+    *out = alert;
+    return sort;
+}
+
+/* Adds text as a JSON string, with the very escapes of JavaScript's JSON.stringify. */
+static void
+json_add_string(struct buf *b, struct slice s)
+{
+    static const char shorts[] = "btn\0fr"; /* for 0x08 to 0x0d; 0x0b has none */
+    size_t from = 0;
+
+    buf_add_char(b, '"');
+    for (size_t i = 0; i < s.len; i++) {
+        unsigned char c = (unsigned char)s.data[i];
+        if (c >= 0x20 && c != '"' && c != '\\')
+            continue;
+        buf_add(b, s.data + from, i - from);
+        from = i + 1;
+        if (c >= 0x20)
+            buf_format(b, "\\%c", c);
+        else if (c >= 8 && c <= 13 && shorts[c - 8])
+            buf_format(b, "\\%c", shorts[c - 8]);
+        else
+            buf_format(b, "\\u%04x", c);
+    }
+    buf_add(b, s.data + from, s.len - from);
+    buf_add_char(b, '"');
+}
+
+/* Adds the alert as the JSON body of a POST or PUT. */
+static void
+alert_add_json(const struct alert *alert, struct buf *b)
+{
+    for (int i = 0; i < ALERT_FIELDS; i++) {
+        buf_add_text(b, i ? ",\"" : "{\"");
+        buf_add_text(b, FIELD_NAMES[i]);
+        buf_add_text(b, "\":");
+        json_add_string(b, alert->field[i]);
+    }
+    buf_add_char(b, '}');
+}
+
+/* URL Standard: what application/x-www-form-urlencoded leaves as it is. */
+static bool
+query_keeps(unsigned char c)
+{
+    return c < 0x80 && (isalnum(c) || c == '*' || c == '-' || c == '.' || c == '_');
+}
+
+/* Adds text as JavaScript's URLSearchParams would. */
+static void
+query_add_value(struct buf *b, struct slice s)
+{
+    for (size_t i = 0; i < s.len; i++) {
+        unsigned char c = (unsigned char)s.data[i];
+        if (c == ' ')
+            buf_add_char(b, '+');
+        else if (query_keeps(c))
+            buf_add_char(b, c);
+        else
+            percent_add(b, c);
+    }
+}
+
+/* Whether a query string names a field already, in whatever encoding. */
+static bool
+query_has(struct slice query, const char *field)
+{
+    bool found = false;
+
+    while (query.len > 0 && !found) {
+        const char *end = memchr(query.data, '&', query.len);
+        struct slice name = {query.data, end ? (size_t)(end - query.data) : query.len};
+        const char *equals = memchr(name.data, '=', name.len);
+        struct buf plain = {0};
+        query.data += name.len + (end ? 1 : 0);
+        query.len -= name.len + (end ? 1 : 0);
+        percent_decode(
+            &plain, (struct slice){name.data, equals ? (size_t)(equals - name.data) : name.len});
+        found = plain.len == strlen(field) && memcmp(plain.data, field, plain.len) == 0;
+        buf_free(&plain);
+    }
+    return found;
+}
+
+/*
+ * Adds the alert's fields to a request target, behind the query that it has. A
+ * field that skip_known finds in that query already is left out. The target is
+ * kept at max bytes by cutting the message at a whole character; 0: no limit.
+ */
+static void
+alert_add_query(const struct alert *alert, struct buf *target, bool skip_known, size_t max)
+{
+    size_t begin = strcspn(target->data, "?") + 1;
+    struct buf had = {0};
+
+    if (begin > target->len)
+        buf_add_char(target, '?');
+    buf_add(&had, target->data + begin, target->len - begin);
+    for (int i = 0; i < ALERT_FIELDS; i++) {
+        struct slice value = alert->field[i];
+        size_t from;
+        if (skip_known && query_has((struct slice){had.data, had.len}, FIELD_NAMES[i]))
+            continue;
+        if (target->len > begin && target->data[target->len - 1] != '&')
+            buf_add_char(target, '&');
+        buf_format(target, "%s=", FIELD_NAMES[i]);
+        from = target->len;
+        query_add_value(target, value);
+        while (max && i == FIELD_MESSAGE && target->len > max && value.len > 0) {
+            size_t cut = 1 + (target->len - max) / 3; /* a byte gives at most three */
+            value.len = cut < value.len ? value.len - cut : 0;
+            while (value.len > 0 && ((unsigned char)value.data[value.len] & 0xc0) == 0x80)
+                value.len--;
+            target->len = from;
+            query_add_value(target, value);
+        }
+    }
+    buf_free(&had);
+}
+
+/* The alert that --test sends. The caller owns it. */
+static struct alert *
+alert_new_test(enum alert_kind kind, const char *host_name)
+{
+    static const char zeros[] = "00000000-0000-0000-0000-000000000000";
+    struct alert *alert = x_calloc(1, sizeof *alert);
+    char when[32];
+
+    atomic_init(&alert->refs, 1);
+    alert->kind = kind;
+    log_time(plat_wall_ms(), when);
+    buf_format(&alert->text, "%s%.10s %.8s,%.3s", host_name, when, when + 11, when + 20);
+    alert->field[FIELD_EVENT] = slice_of(KINDS[kind].event);
+    alert->field[FIELD_HOST_NAME] = (struct slice){alert->text.data, strlen(host_name)};
+    alert->field[FIELD_USER] = slice_of("butler_webhook");
+    alert->field[FIELD_TASK_NAME] = slice_of("butler_webhook test");
+    alert->field[FIELD_APP_NAME] = slice_of("butler_webhook test");
+    alert->field[FIELD_TASK_ID] = alert->field[FIELD_APP_ID] = slice_of(zeros);
+    alert->field[FIELD_TIME] = slice_of(alert->text.data + strlen(host_name));
+    alert->field[FIELD_LEVEL] = slice_of("INFO");
+    alert->field[FIELD_EXECUTION_ID] = slice_of(zeros);
+    alert->field[FIELD_MESSAGE] = slice_of("Test of this webhook by butler_webhook --test");
+    return alert;
+}
+/* ==== 6. URL ================================================================
+ *
+ * Reads webhookURL, Location headers and proxy settings as the WHATWG URL
+ * Standard does, for the two schemes that we call, because that is what Butler
+ * does: letters that may not stand are encoded, 127.1 is 127.0.0.1, bücher.example
+ * is xn--bcher-kva.example. Pure functions.
+ *
+ * Errors name the part that is wrong and never show it: it may hold a password.
+ */
+
+struct url {
+    bool tls;
+    int port;
+    char *host;   /* lower case; IPv6 without brackets */
+    char *target; /* path and query, percent-encoded, as it stands in a request */
+    char *auth;   /* base64 of user:password, or NULL */
+    char *origin; /* scheme://host:port, for comparison */
+    char *shown;  /* for people: without userinfo, query values and fragment */
+};
+
+/* Frees the parts of a URL, its password wiped; what was never read may be ended, too. */
+static void
+url_done(struct url *u)
+{
+    free(u->host);
+    free(u->target);
+    if (u->auth)
+        mbedtls_platform_zeroize(u->auth, strlen(u->auth));
+    free(u->auth);
+    free(u->origin);
+    free(u->shown);
+    *u = (struct url){0};
+}
+
+/* URL Standard, path percent-encode set. */
+static bool
+url_path_keeps(unsigned char c)
+{
+    return c > 0x20 && c < 0x7f && !strchr("\"#<>?^`{}", c);
+}
+
+/* URL Standard, special-query percent-encode set. */
+static bool
+url_query_keeps(unsigned char c)
+{
+    return c > 0x20 && c < 0x7f && !strchr("\"#<>'", c);
+}
+
+/* Adds bytes percent-encoded but for those that keeps() lets stand. */
+static void
+url_add_encoded(struct buf *b, struct slice s, bool (*keeps)(unsigned char))
+{
+    for (size_t i = 0; i < s.len; i++) {
+        unsigned char c = (unsigned char)s.data[i];
+        if (keeps(c))
+            buf_add_char(b, c);
+        else
+            percent_add(b, c);
+    }
+}
+
+/* Lower case of the letters that host names in Europe are written with; all others stay. */
+static uint32_t
+url_lower(uint32_t c)
+{
+    static const struct {
+        uint32_t first, last, add;
+    } upper[] = {{'A', 'Z', 32}, {0xc0, 0xd6, 32}, {0xd8, 0xde, 32}, {0x391, 0x3a1, 32},
+        {0x3a3, 0x3ab, 32}, {0x400, 0x40f, 80}, {0x410, 0x42f, 32}};
+
+    for (size_t i = 0; i < sizeof upper / sizeof *upper; i++)
+        if (c >= upper[i].first && c <= upper[i].last)
+            return c + upper[i].add;
+    if (c == 0x178)
+        return 0xff;
+    if ((c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e)) /* pairs, the upper one odd */
+        return c + (c & 1);
+    return c >= 0x100 && c <= 0x177 && c != 0x138 ? c | 1 : c; /* pairs, the upper one even */
+}
+
+/* RFC 3492, section 6.1: the bias after one delta. */
+static uint32_t
+punycode_adapt(uint32_t delta, uint32_t count, bool first)
+{
+    uint32_t k = 0;
+
+    delta = first ? delta / 700 : delta / 2;
+    for (delta += delta / count; delta > 455; k += 36)
+        delta /= 35;
+    return k + 36 * delta / (delta + 38);
+}
+
+/* Adds one number as RFC 3492's variable-length digits. */
+static void
+punycode_add_delta(struct buf *b, uint32_t q, uint32_t bias)
+{
+    for (uint32_t k = 36;; k += 36) {
+        uint32_t t = k <= bias ? 1 : k >= bias + 26 ? 26 : k - bias;
+        uint32_t digit = q < t ? q : t + (q - t) % (36 - t);
+        buf_add_char(b, (int)(digit < 26 ? 'a' + digit : '0' + digit - 26));
+        if (q < t)
+            return;
+        q = (q - t) / (36 - t);
+    }
+}
+
+/*
+ * Adds one label of a host name (UTF-8) in its ASCII form; for one that is too
+ * long or not UTF-8 a blank, which no host name may hold.
+ */
+static void
+punycode_add_label(struct buf *b, struct slice label)
+{
+    size_t start = b->len;
+    uint32_t point[63], count = 0, done = 0, next = 0x80, delta = 0, bias = 72, basic;
+
+    for (size_t i = 0, n; i < label.len; i += n, count++) {
+        if (count == 63 || (n = utf8_read(label.data + i, label.len - i, &point[count])) == 0) {
+            buf_add_char(b, ' ');
+            return;
+        }
+        point[count] = url_lower(point[count]);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        done += point[i] < 0x80;
+    if (done < count)
+        buf_add_text(b, "xn--");
+    for (uint32_t i = 0; i < count; i++)
+        if (point[i] < 0x80)
+            buf_add_char(b, (int)point[i]);
+    if (done == count)
+        return;
+    if (done > 0)
+        buf_add_char(b, '-');
+    for (basic = done; done < count; delta++, next++) {
+        uint32_t least = UINT32_MAX;
+        for (uint32_t i = 0; i < count; i++)
+            if (point[i] >= next && point[i] < least)
+                least = point[i];
+        delta += (least - next) * (done + 1);
+        next = least;
+        for (uint32_t i = 0; i < count; i++) {
+            delta += point[i] < next;
+            if (point[i] != next)
+                continue;
+            punycode_add_delta(b, delta, bias);
+            if (b->len - start > 63)
+                buf_add_char(b, ' ');
+            done++;
+            bias = punycode_adapt(delta, done, done == basic + 1);
+            delta = 0;
+        }
+    }
+}
+
+/*
+ * One part of an IPv4 address: decimal, octal with 0, hexadecimal with 0x.
+ * -1: not a number.
+ */
+static int64_t
+url_ipv4_part(struct slice s)
+{
+    int64_t n = 0;
+    int base = 10;
+
+    if (s.len == 0)
+        return -1;
+    if (s.len >= 2 && s.data[0] == '0' && (s.data[1] | 0x20) == 'x') {
+        base = 16;
+        s.data += 2, s.len -= 2;
+    } else if (s.len >= 2 && s.data[0] == '0')
+        base = 8;
+    for (size_t i = 0; i < s.len; i++) {
+        int digit = hex_value((unsigned char)s.data[i]);
+        if (digit < 0 || digit >= base)
+            return -1;
+        if (n < INT64_C(1) << 40)
+            n = n * base + digit;
+    }
+    return n;
+}
+
+/*
+ * URL Standard, IPv4 parser. 1: *host was a number and is now a.b.c.d; 0: it is
+ * a name; -1: it ends in a number and is no address.
+ */
+static int
+url_read_ipv4(struct buf *host)
+{
+    struct slice part[5], last;
+    int64_t number[5], all = 0;
+    size_t n = 0, len = host->len;
+
+    if (len > 1 && host->data[len - 1] == '.')
+        len--;
+    for (size_t i = 0, from = 0; i <= len; i++)
+        if (i == len || host->data[i] == '.') {
+            part[n < 4 ? n : 4] = (struct slice){host->data + from, i - from};
+            n++;
+            from = i + 1;
+        }
+    last = part[n < 5 ? n - 1 : 4];
+    if (url_ipv4_part(last) < 0 && (last.len == 0 || slice_number(last, INT64_MAX / 16) < 0))
+        return 0;
+    if (n > 4)
+        return -1;
+    for (size_t i = 0; i < n; i++) {
+        number[i] = url_ipv4_part(part[i]);
+        if (number[i] < 0 || (i + 1 < n && number[i] > 255))
+            return -1;
+        if (i + 1 < n)
+            all |= number[i] << (24 - 8 * i);
+    }
+    if (number[n - 1] >= INT64_C(1) << (8 * (5 - n)))
+        return -1;
+    all |= number[n - 1];
+    host->len = 0;
+    buf_format(host, "%d.%d.%d.%d", (int)(all >> 24), (int)(all >> 16 & 255), (int)(all >> 8 & 255),
+        (int)(all & 255));
+    return 1;
+}
+
+/* Adds an IPv6 address as the URL Standard writes it: the longest run of zeros becomes "::". */
+static void
+url_add_ipv6(struct buf *b, const uint8_t a[16])
+{
+    int at = -1, longest = 1;
+
+    for (int i = 0, run = 0; i < 8; i++) {
+        run = a[2 * i] || a[2 * i + 1] ? 0 : run + 1;
+        if (run > longest) {
+            longest = run;
+            at = i - run + 1;
+        }
+    }
+    for (int i = 0; i < 8; i++)
+        if (i == at) {
+            buf_add_text(b, i == 0 ? "::" : ":");
+            i += longest - 1;
+        } else
+            buf_format(b, i < 7 ? "%x:" : "%x", (unsigned)(a[2 * i] << 8 | a[2 * i + 1]));
+}
+
+/* Reads what stands between userinfo and port into u->host. */
+static int
+url_read_host(struct url *u, struct slice s, struct err *e)
+{
+    struct buf plain = {0}, host = {0};
+    struct plat_addr addr;
+    uint8_t bytes[16];
+    const char *why;
+    int sort = 0;
+
+    if (s.len > 2 && s.data[0] == '[' && s.data[s.len - 1] == ']') {
+        buf_add(&host, s.data + 1, s.len - 2);
+        if (!strchr(host.data, ':') || strchr(host.data, '%') ||
+            plat_resolve(host.data, 0, true, &addr, 1, &why) != 1)
+            sort = -1;
+        else {
+            plat_addr_bytes(&addr, bytes);
+            host.len = 0;
+            url_add_ipv6(&host, bytes);
+        }
+    } else {
+        buf_add(&plain, "", 0);
+        percent_decode(&plain, s);
+        for (size_t i = 0, from = 0; i <= plain.len; i++)
+            if (i == plain.len || plain.data[i] == '.') {
+                punycode_add_label(&host, (struct slice){plain.data + from, i - from});
+                if (i < plain.len)
+                    buf_add_char(&host, '.');
+                from = i + 1;
+            }
+        if (host.len == 0 || host.len > 253 || !utf8_is_valid(plain.data, plain.len))
+            sort = -1;
+        for (size_t i = 0; sort == 0 && i < host.len; i++)
+            if ((unsigned char)host.data[i] <= 0x20 || host.data[i] == 0x7f ||
+                strchr("#%/:<>?@[\\]^|", host.data[i]))
+                sort = -1;
+        if (sort == 0)
+            sort = url_read_ipv4(&host);
+    }
+    buf_free(&plain);
+    if (sort >= 0) {
+        u->host = host.data;
+        return 0;
+    }
+    buf_free(&host);
+    err_set(e, "the host name is missing or not valid");
+    return -1;
+}
+
+/* Reads user:password@host:port. */
+static int
+url_read_authority(struct url *u, struct slice s, struct err *e)
+{
+    struct slice host = s, port = {0};
+    const char *end = s.data + s.len;
+
+    for (size_t i = s.len; i-- > 0;)
+        if (s.data[i] == '@') {
+            struct slice user = {s.data, i}, password = {0};
+            const char *colon = memchr(user.data, ':', user.len);
+            struct buf plain = {0}, coded = {0};
+            if (colon) {
+                password = (struct slice){colon + 1, (size_t)(user.data + i - colon - 1)};
+                user.len = (size_t)(colon - user.data);
+            }
+            percent_decode(&plain, user);
+            buf_add_char(&plain, ':');
+            percent_decode(&plain, password);
+            base64_add(&coded, plain.data, plain.len);
+            if (plain.len > 1)
+                u->auth = x_strdup(coded.data);
+            mbedtls_platform_zeroize(plain.data, plain.len);
+            mbedtls_platform_zeroize(coded.data, coded.len);
+            buf_free(&plain);
+            buf_free(&coded);
+            host = (struct slice){s.data + i + 1, s.len - i - 1};
+            break;
+        }
+    for (size_t i = host.len; i-- > 0 && host.data[i] != ']';)
+        if (host.data[i] == ':') {
+            port = (struct slice){host.data + i + 1, (size_t)(end - host.data) - i - 1};
+            host.len = i;
+            break;
+        }
+    u->port = u->tls ? 443 : 80;
+    if (port.len > 0) {
+        u->port = (int)slice_number(port, 65535);
+        if (u->port <= 0) {
+            err_set(e, "the port is not a number from 1 to 65535");
+            return -1;
+        }
+    }
+    return url_read_host(u, host, e);
+}
+
+/* Number of dots that a path segment stands for: 1 for "." or "%2e", 2 for "..", else 0. */
+static int
+url_dots(struct slice s)
+{
+    int dots = 0;
+
+    while (s.len > 0) {
+        size_t n = s.data[0] == '.' ? 1 : s.len >= 3 && strncasecmp(s.data, "%2e", 3) == 0 ? 3 : 0;
+        if (n == 0 || ++dots > 2)
+            return 0;
+        s.data += n;
+        s.len -= n;
+    }
+    return dots;
+}
+
+/* Adds a path to out, which holds the folders of a base ("/a/b/") or is empty. */
+static void
+url_add_path(struct buf *out, struct slice path)
+{
+    if (out->len == 0)
+        buf_add_char(out, '/');
+    for (size_t i = 0, from = 0; i <= path.len; i++) {
+        struct slice part = {path.data + from, i - from};
+        bool last = i == path.len;
+        int dots;
+        if (!last && path.data[i] != '/' && path.data[i] != '\\')
+            continue;
+        dots = url_dots(part);
+        from = i + 1;
+        if (dots == 2 && out->len > 1)
+            for (out->len--; out->data[out->len - 1] != '/';)
+                out->len--;
+        if (dots > 0)
+            continue;
+        url_add_encoded(out, part, url_path_keeps);
+        if (!last)
+            buf_add_char(out, '/');
+    }
+    out->data[out->len] = '\0';
+}
+
+/* Sets u->target from path and query; base gives what a relative reference leaves out. */
+static void
+url_read_target(struct url *u, struct slice s, const struct url *base)
+{
+    struct buf out = {0};
+    const char *hash = memchr(s.data, '#', s.len), *mark;
+    size_t base_path = base ? strcspn(base->target, "?") : 0;
+
+    if (hash)
+        s.len = (size_t)(hash - s.data);
+    mark = memchr(s.data, '?', s.len);
+    struct slice path = {s.data, mark ? (size_t)(mark - s.data) : s.len};
+    if (base && path.len == 0)
+        buf_add(&out, base->target, mark ? base_path : strlen(base->target));
+    else {
+        if (path.len > 0 && (path.data[0] == '/' || path.data[0] == '\\'))
+            path.data++, path.len--;
+        else if (base) {
+            while (base_path > 0 && base->target[base_path - 1] != '/')
+                base_path--;
+            buf_add(&out, base->target, base_path);
+        }
+        url_add_path(&out, path);
+    }
+    if (mark) {
+        buf_add_char(&out, '?');
+        url_add_encoded(&out,
+            (struct slice){mark + 1, s.len - path.len - 1 - (size_t)(path.data - s.data)},
+            url_query_keeps);
+    }
+    u->target = out.data;
+}
+
+/* Sets u->origin and u->shown from the rest of u. */
+static void
+url_describe(struct url *u)
+{
+    struct buf origin = {0}, shown = {0};
+    const char *mark = strchr(u->target, '?');
+
+    buf_format(&origin, strchr(u->host, ':') ? "%s://[%s]" : "%s://%s", u->tls ? "https" : "http",
+        u->host);
+    if (u->port != (u->tls ? 443 : 80))
+        buf_format(&origin, ":%d", u->port);
+    buf_add(&shown, origin.data, origin.len);
+    buf_add(&shown, u->target, mark ? (size_t)(mark - u->target) : strlen(u->target));
+    for (; mark && *mark; mark += 1 + strcspn(mark + 1, "&")) {
+        size_t part = strcspn(mark + 1, "&"), name = strcspn(mark + 1, "=&");
+        buf_add(&shown, mark, 1 + (name < part ? name + 1 : 0));
+        if (part > 0)
+            buf_add_text(&shown, "...");
+    }
+    u->origin = origin.data;
+    u->shown = shown.data;
+}
+
+/* Length of the scheme before ":" in s, 0 if it starts with none. */
+static size_t
+url_scheme_len(struct slice s)
+{
+    size_t n = 0;
+
+    while (n < s.len &&
+        (isalpha((unsigned char)s.data[n]) ||
+            (n > 0 && (ascii_is_digit(s.data[n]) || strchr("+-.", s.data[n])))))
+        n++;
+    return n < s.len && s.data[n] == ':' ? n : 0;
+}
+
+/* Reads text without tabs and line ends; see url_parse. */
+static int
+url_parse_clean(struct slice s, const struct url *base, struct url *u, struct err *e)
+{
+    size_t scheme = url_scheme_len(s), slashes = 0, end;
+    bool relative = base && scheme == 0;
+
+    u->tls = base && base->tls;
+    if (scheme > 0) {
+        struct slice name = {s.data, scheme};
+        u->tls = slice_is(name, "https");
+        if (!u->tls && !slice_is(name, "http")) {
+            err_set(e, "only http:// and https:// can be called");
+            return -1;
+        }
+        relative = base && base->tls == u->tls; /* "http:name", an old way to say "name" */
+        s.data += scheme + 1;
+        s.len -= scheme + 1;
+    } else if (!base) {
+        err_set(e, "it must start with http:// or https://");
+        return -1;
+    }
+    while (slashes < s.len && (s.data[slashes] == '/' || s.data[slashes] == '\\'))
+        slashes++;
+    if (!relative || slashes >= 2) {
+        s.data += slashes;
+        s.len -= slashes;
+        for (end = 0; end < s.len && !strchr("/\\?#", s.data[end]);)
+            end++;
+        if (url_read_authority(u, (struct slice){s.data, end}, e) != 0)
+            return -1;
+        url_read_target(u, (struct slice){s.data + end, s.len - end}, NULL);
+    } else {
+        u->host = x_strdup(base->host);
+        u->port = base->port;
+        u->auth = base->auth ? x_strdup(base->auth) : NULL;
+        url_read_target(u, s, base);
+    }
+    url_describe(u);
+    return 0;
+}
+
+/*
+ * Reads an absolute URL, or with base a reference relative to it. The caller
+ * ends *u with url_done. -1 with e: it is not one that can be called.
+ */
+static int
+url_parse(struct slice text, const struct url *base, struct url *u, struct err *e)
+{
+    struct buf clean = {0};
+    int result;
+
+    *u = (struct url){0};
+    while (text.len > 0 && (unsigned char)text.data[0] <= 0x20)
+        text.data++, text.len--;
+    while (text.len > 0 && (unsigned char)text.data[text.len - 1] <= 0x20)
+        text.len--;
+    if (text.len > URL_MAX || (text.len > 0 && memchr(text.data, '\0', text.len))) {
+        err_set(e, "it is longer than %d bytes or holds a NUL", URL_MAX);
+        return -1;
+    }
+    for (size_t i = 0; i < text.len; i++)
+        if (!strchr("\t\r\n", text.data[i]))
+            buf_add_char(&clean, text.data[i]);
+    if (clean.len == 0) {
+        err_set(e, "it is empty");
+        return -1;
+    }
+    result = url_parse_clean((struct slice){clean.data, clean.len}, base, u, e);
+    if (result != 0)
+        url_done(u);
+    mbedtls_platform_zeroize(clean.data, clean.len);
+    buf_free(&clean);
+    return result;
+}
+
+/* Adds a Host header's value: brackets around IPv6, no default port. */
+static void
+url_add_host(const struct url *u, struct buf *b)
+{
+    buf_add_text(b, strstr(u->origin, "//") + 2);
+}
+
+/*
+ * Whether a host is one that no_proxy (a list as in the environment variable
+ * NO_PROXY) excepts. As Butler's HTTP client reads it: names stand for
+ * themselves, ".name" and "*.name" for all that end so, "*" for all; a port
+ * may follow.
+ */
+static bool
+url_is_excepted(const struct url *u, const char *no_proxy)
+{
+    size_t host_len = strlen(u->host);
+
+    for (const char *p = no_proxy; *p;) {
+        struct slice item = {p, strcspn(p, ", \t")};
+        const char *close = item.len && item.data[0] == '[' ? memchr(item.data, ']', item.len)
+                                                            : NULL;
+        const char *colon = !item.len ? NULL
+            : close                   ? close + 1 < item.data + item.len ? close + 1 : NULL
+                                      : memchr(item.data, ':', item.len);
+        bool ending = false, matches;
+        p += item.len + strspn(p + item.len, ", \t");
+        if (colon && ascii_is_digit(colon[1])) {
+            struct slice port = {colon + 1, (size_t)(item.data + item.len - colon - 1)};
+            if (slice_number(port, 65535) >= 0) {
+                if (slice_number(port, 65535) != u->port)
+                    continue;
+                item.len = (size_t)(colon - item.data);
+            }
+        }
+        if (close)
+            item = (struct slice){item.data + 1, (size_t)(close - item.data) - 1};
+        if (item.len > 0 && (item.data[0] == '*' || item.data[0] == '.')) {
+            ending = true;
+            if (item.data[0] == '*')
+                item.data++, item.len--;
+            else if (item.len == 1)
+                continue;
+        } else if (item.len == 0)
+            continue;
+        matches = ending ? host_len >= item.len : host_len == item.len;
+        if (matches && strncasecmp(u->host + host_len - item.len, item.data, item.len) == 0)
+            return true;
+    }
+    return false;
+}
+/* ==== 7. Configuration ======================================================
+ *
+ * Butler's YAML file becomes a struct config. One table of keys says what is
+ * read, its type, its default and its bounds; everything else in the file is
+ * Butler's own. Every problem is collected with its line and column, so that
+ * one start tells all of them.
+ *
+ * libyaml gives events; they become a tree of nodes in which an alias is a
+ * second pointer to the same node, so that aliases cost nothing to expand.
+ *
+ * Threads: main only; the result is frozen before the others start.
+ */
+
+enum http_method { METHOD_GET, METHOD_POST, METHOD_PUT };
+
+static const char *const METHODS[] = {"GET", "POST", "PUT"};
+
+enum trust { TRUST_NONE, TRUST_PUBLIC, TRUST_OWN_CA, TRUST_UNCHECKED };
+
+struct webhook_config {
+    const char *description;
+    struct url url;
+    const struct url *proxy; /* NULL: called directly */
+    enum http_method method;
+    bool cert_enable;
+    bool reject_unauthorized;
+    const char *cert_ca;  /* absolute or from the working directory; NULL: none */
+    mbedtls_x509_crt *ca; /* what cert_ca holds, if it is to be trusted */
+    int ca_count;
+    enum trust trust;
+    enum alert_kind kind;
+    char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
+};
+
+/* What is read from text that a webhook's entry in the file holds. */
+struct webhook_text {
+    const char *description;
+    const char *url;
+    int method;
+    bool cert_enable;
+    bool reject_unauthorized;
+    const char *cert_ca;
+};
+
+/* An entry of udpServerConfig.allowedSources. */
+struct source {
+    const char *name; /* host name that is looked up; NULL: an address or range */
+    uint8_t address[SOURCE_ADDRESSES_MAX][16]; /* as plat_addr_bytes */
+    size_t addresses;
+    int bits; /* of an address that must be the same */
+};
+
+struct config {
+    struct arena arena;
+    int log_level;
+    bool file_logging;
+    const char *log_directory;
+    bool udp_enable;
+    const char *udp_host;
+    int64_t udp_port;
+    int64_t max_message_size;
+    bool source_validation;
+    struct source *source;
+    size_t sources;
+    bool udp_rate_enable;
+    int64_t udp_rate;
+    bool dedup_enable;
+    int64_t dedup_minutes;
+    bool webhook_enable;
+    int64_t rate_limit_s[ALERT_KINDS];
+    int own_enable; /* -1: not set */
+    const char *own_host;
+    int64_t own_port; /* 0: not set */
+    struct webhook_config *webhook[ALERT_KINDS];
+    size_t webhooks[ALERT_KINDS];
+    struct url proxy[2]; /* for http, for https; host NULL: none */
+    const char *no_proxy;
+    bool enabled; /* after every override */
+};
+
+enum cfg_type {
+    CFG_MAP,      /* holds other rows of the table */
+    CFG_LEFT,     /* Butler's own, left alone */
+    CFG_BOOL,     /* bool */
+    CFG_OVERRIDE, /* int: -1 not set, 0, 1 */
+    CFG_INT,      /* int64_t */
+    CFG_TEXT,     /* const char *, NULL if empty */
+    CFG_PATH,     /* the same, of a file or folder */
+    CFG_HOST,     /* the same, of an address or host name */
+    CFG_CHOICE,   /* int, place in choices */
+    CFG_SOURCES,  /* read by cfg_read_sources */
+    CFG_WEBHOOKS, /* read by cfg_read_webhooks */
+};
+
+struct cfg_key {
+    const char *path; /* under its root */
+    enum cfg_type type;
+    size_t offset;
+    const char *standard; /* default; NULL: must be there where its section is */
+    int64_t min, max;
+    const char *const *choices;
+};
+
+#define CFG_AT(field) offsetof(struct config, field)
+#define CFG_ENTRY_AT(field) offsetof(struct webhook_text, field)
+
+static const char *const CFG_LEVELS[] = {
+    "error", "warn", "info", "verbose", "debug", "silly", NULL};
+static const char *const CFG_METHODS[] = {"GET", "POST", "PUT", NULL};
+
+/* Every key that we read under "Butler:". */
+static const struct cfg_key CFG_KEYS[] = {
+    {"logLevel", CFG_CHOICE, CFG_AT(log_level), "info", 0, 0, CFG_LEVELS},
+    {"fileLogging", CFG_BOOL, CFG_AT(file_logging), "false", 0, 0, NULL},
+    {"logDirectory", CFG_PATH, CFG_AT(log_directory), "log", 0, 0, NULL},
+    {"udpServerConfig", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"udpServerConfig.enable", CFG_BOOL, CFG_AT(udp_enable), NULL, 0, 0, NULL},
+    {"udpServerConfig.serverHost", CFG_HOST, CFG_AT(udp_host), "127.0.0.1", 0, 0, NULL},
+    {"udpServerConfig.portTaskFailure", CFG_INT, CFG_AT(udp_port), "9998", 1, 65535, NULL},
+    {"udpServerConfig.maxMessageSize", CFG_INT, CFG_AT(max_message_size), "65507", 1, DATAGRAM_MAX,
+        NULL},
+    {"udpServerConfig.enableSourceValidation", CFG_BOOL, CFG_AT(source_validation), "false", 0, 0,
+        NULL},
+    {"udpServerConfig.allowedSources", CFG_SOURCES, 0, "", 0, SOURCES_MAX, NULL},
+    {"udpServerConfig.rateLimit", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"udpServerConfig.rateLimit.enable", CFG_BOOL, CFG_AT(udp_rate_enable), "false", 0, 0, NULL},
+    {"udpServerConfig.rateLimit.maxMessagesPerMinute", CFG_INT, CFG_AT(udp_rate), "600", 1,
+        INT32_MAX, NULL},
+    {"udpServerConfig.deduplication", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"udpServerConfig.deduplication.enable", CFG_BOOL, CFG_AT(dedup_enable), "true", 0, 0, NULL},
+    {"udpServerConfig.deduplication.ttlMinutes", CFG_INT, CFG_AT(dedup_minutes), "10", 1, 525600,
+        NULL},
+    {"udpServerConfig.messageQueue", CFG_LEFT, 0, "", 0, 0, NULL},
+    {"udpServerConfig.queueMetrics", CFG_LEFT, 0, "", 0, 0, NULL},
+    {"webhookNotification", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"webhookNotification.enable", CFG_BOOL, CFG_AT(webhook_enable), NULL, 0, 0, NULL},
+    {"webhookNotification.reloadTaskFailure", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"webhookNotification.reloadTaskFailure.rateLimit", CFG_INT,
+        CFG_AT(rate_limit_s[ALERT_FAILURE]), "300", 0, INT32_MAX, NULL},
+    {"webhookNotification.reloadTaskFailure.webhooks", CFG_WEBHOOKS, ALERT_FAILURE, "", 0,
+        CONFIG_WEBHOOKS_MAX, NULL},
+    {"webhookNotification.reloadTaskAborted", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"webhookNotification.reloadTaskAborted.rateLimit", CFG_INT,
+        CFG_AT(rate_limit_s[ALERT_ABORTED]), "300", 0, INT32_MAX, NULL},
+    {"webhookNotification.reloadTaskAborted.webhooks", CFG_WEBHOOKS, ALERT_ABORTED, "", 0,
+        CONFIG_WEBHOOKS_MAX, NULL},
+    {"webhookNotification.serviceMonitor", CFG_LEFT, 0, "", 0, 0, NULL},
+    {"webhookNotification.qlikSenseServerLicenseMonitor", CFG_LEFT, 0, "", 0, 0, NULL},
+    {"webhookNotification.qlikSenseServerLicenseExpiryAlert", CFG_LEFT, 0, "", 0, 0, NULL},
+    {"butlerWebhook", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"butlerWebhook.enable", CFG_OVERRIDE, CFG_AT(own_enable), "", 0, 0, NULL},
+    {"butlerWebhook.serverHost", CFG_HOST, CFG_AT(own_host), "", 0, 0, NULL},
+    {"butlerWebhook.port", CFG_INT, CFG_AT(own_port), "0", 1, 65535, NULL},
+    {NULL, CFG_LEFT, 0, NULL, 0, 0, NULL},
+};
+
+/* The keys of one entry of a webhooks list. */
+static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
+    {"description", CFG_TEXT, CFG_ENTRY_AT(description), "", 0, 0, NULL},
+    {"webhookURL", CFG_TEXT, CFG_ENTRY_AT(url), NULL, 0, 0, NULL},
+    {"httpMethod", CFG_CHOICE, CFG_ENTRY_AT(method), NULL, 0, 0, CFG_METHODS},
+    {"cert", CFG_MAP, 0, NULL, 0, 0, NULL},
+    {"cert.enable", CFG_BOOL, CFG_ENTRY_AT(cert_enable), "false", 0, 0, NULL},
+    {"cert.rejectUnauthorized", CFG_BOOL, CFG_ENTRY_AT(reject_unauthorized), "true", 0, 0, NULL},
+    {"cert.certCA", CFG_PATH, CFG_ENTRY_AT(cert_ca), "", 0, 0, NULL},
+    {NULL, CFG_LEFT, 0, NULL, 0, 0, NULL},
+};
+
+enum node_kind { NODE_SCALAR, NODE_LIST, NODE_MAP };
+
+struct node {
+    enum node_kind kind;
+    int line, column;    /* from 1 */
+    bool quoted;         /* scalar: not plain */
+    bool open;           /* still being read: an alias to it would have no end */
+    char *text;          /* scalar */
+    struct node **child; /* list: items; map: key, value, key, value ... */
+    size_t count, cap;
+    size_t weight; /* values in it, aliases counted each time */
+};
+
+struct anchor {
+    struct anchor *next;
+    const char *name;
+    struct node *node;
+};
+
+struct problem {
+    struct problem *next;
+    int line, column;
+    bool is_error;
+    const char *text;
+};
+
+struct cfg_reader {
+    const char *file; /* as the user named it */
+    struct config *config;
+    yaml_parser_t yaml;
+    struct anchor *anchors;
+    struct problem *problems;
+    int errors, warnings;
+    bool strict;  /* mistakes are errors in any case */
+    bool off;     /* webhooks are off: their mistakes are only warnings ... */
+    bool lenient; /* ... which is what is being read now */
+    size_t nodes;
+};
+
+/* Notes a problem; problems are kept in the order of the file. */
+__attribute__((format(printf, 5, 6))) static void
+cfg_problem(struct cfg_reader *r, bool is_error, int line, int column, const char *format, ...)
+{
+    struct problem *p = arena_alloc(&r->config->arena, sizeof *p), **at = &r->problems;
+    struct buf raw = {0}, clean = {0};
+    va_list args;
+
+    is_error = is_error && !r->lenient;
+    va_start(args, format);
+    buf_vformat(&raw, format, args);
+    va_end(args);
+    log_add_clean(&clean, (struct slice){raw.data, raw.len});
+    while (*at && ((*at)->line < line || ((*at)->line == line && (*at)->column <= column)))
+        at = &(*at)->next;
+    *p = (struct problem){*at, line, column, is_error,
+        arena_copy(&r->config->arena, clean.data ? clean.data : "", clean.len)};
+    *at = p;
+    *(is_error ? &r->errors : &r->warnings) += 1;
+    buf_free(&raw);
+    buf_free(&clean);
+}
+
+#define CFG_ERROR(r, node, ...) cfg_problem(r, true, (node)->line, (node)->column, __VA_ARGS__)
+#define CFG_WARN(r, node, ...) cfg_problem(r, false, (node)->line, (node)->column, __VA_ARGS__)
+
+/* Adds a node to a list or map. */
+static void
+cfg_add_child(struct cfg_reader *r, struct node *parent, struct node *child)
+{
+    if (parent->count == parent->cap) {
+        size_t cap = parent->cap ? parent->cap * 2 : 8;
+        struct node **grown = arena_alloc(&r->config->arena, cap * sizeof *grown);
+        if (parent->count > 0)
+            memcpy(grown, parent->child, parent->count * sizeof *grown);
+        parent->child = grown;
+        parent->cap = cap;
+    }
+    parent->child[parent->count++] = child;
+    parent->weight += child->weight;
+}
+
+/* The value of a key in a map, or NULL. */
+static struct node *
+cfg_get(const struct node *map, const char *key)
+{
+    for (size_t i = 0; map->kind == NODE_MAP && i + 1 < map->count; i += 2)
+        if (map->child[i]->kind == NODE_SCALAR && strcmp(map->child[i]->text, key) == 0)
+            return map->child[i + 1];
+    return NULL;
+}
+
+/*
+ * Puts the pairs of a merged map, or of each in a list ("<<"), behind a map's
+ * own, where their keys are new. Lists nest no deeper than CONFIG_DEPTH_MAX.
+ */
+static void
+cfg_merge(struct cfg_reader *r, struct node *map, const struct node *from)
+{
+    if (from->kind == NODE_SCALAR)
+        CFG_ERROR(r, from, "\"<<\" merges maps: write an alias (*name) of one, or a list of such");
+    r->nodes += from->count;
+    if (r->nodes > CONFIG_NODES_MAX)
+        return;
+    for (size_t i = 0; from->kind == NODE_LIST && i < from->count; i++)
+        cfg_merge(r, map, from->child[i]);
+    for (size_t i = 0; from->kind == NODE_MAP && i + 1 < from->count; i += 2)
+        if (from->child[i]->kind == NODE_SCALAR && !cfg_get(map, from->child[i]->text)) {
+            cfg_add_child(r, map, from->child[i]);
+            cfg_add_child(r, map, from->child[i + 1]);
+        }
+}
+
+/* Looks for a key that stands twice, then resolves the merge keys of a map that was read whole. */
+static void
+cfg_finish_map(struct cfg_reader *r, struct node *map)
+{
+    size_t own = map->count;
+
+    for (size_t k = 2; k + 1 < own; k += 2)
+        for (size_t i = 0; i < k && map->child[k]->kind == NODE_SCALAR; i += 2) {
+            const struct node *first = map->child[i], *again = map->child[k];
+            if (first->kind != NODE_SCALAR || strcmp(first->text, again->text) != 0)
+                continue;
+            CFG_ERROR(r, again, "the key \"%s\" stands twice, first in line %d; keep one",
+                again->text, first->line);
+            memmove(&map->child[k], &map->child[k + 2], (own - k - 2) * sizeof *map->child);
+            map->count = own -= 2;
+            k -= 2;
+            break;
+        }
+    for (size_t i = 0; i + 1 < own; i += 2)
+        if (map->child[i]->kind == NODE_SCALAR && !map->child[i]->quoted &&
+            strcmp(map->child[i]->text, "<<") == 0)
+            cfg_merge(r, map, map->child[i + 1]);
+}
+
+/* Says what libyaml could not read, with a hint where the usual causes are known. */
+static void
+cfg_syntax_error(struct cfg_reader *r, const char *text, size_t len)
+{
+    const char *problem = r->yaml.problem ? r->yaml.problem : "not YAML", *hint = "", *line = text;
+    const char *context = r->yaml.context ? r->yaml.context : "";
+    bool scanning = strncmp(context, "while scanning", 14) == 0; /* the cause is where it began */
+    const yaml_mark_t *mark = scanning ? &r->yaml.context_mark : &r->yaml.problem_mark;
+    int row = (int)mark->line + 1, column = (int)mark->column + 1;
+
+    if (r->yaml.error == YAML_READER_ERROR) {
+        row = column = 1;
+        for (size_t i = 0; i < r->yaml.problem_offset && i < len; i++) {
+            column = text[i] == '\n' ? 1 : column + 1;
+            row += text[i] == '\n';
+        }
+        hint = "; save the file as UTF-8";
+    } else if (strstr(problem, "unknown escape"))
+        hint = "; in double quotes \"\\\" starts an escape: write a Windows path in single quotes, "
+               "'C:\\path'";
+    else {
+        for (int i = 1; i < row && line; i++)
+            line = (line = memchr(line, '\n', len - (size_t)(line - text))) ? line + 1 : NULL;
+        for (; line && (*line == ' ' || *line == '\t') && !*hint; line++)
+            if (*line == '\t')
+                hint = "; a tab stands at the start of the line: indent with spaces";
+        if (!*hint && strstr(context, "block"))
+            hint = "; look at the indentation of this line and the one before";
+    }
+    cfg_problem(r, true, row, column, "not valid YAML: %s%s%s%s", problem, *context ? " " : "",
+        context, hint);
+}
+
+static struct node *cfg_read_node(struct cfg_reader *, yaml_event_t *, int); /* recursive */
+
+/* Reads the children of a list or map up to its end. 0, or -1: a problem was noted. */
+static int
+cfg_read_children(struct cfg_reader *r, struct node *parent, int depth)
+{
+    yaml_event_t event;
+
+    for (;;) {
+        struct node *child;
+        if (!yaml_parser_parse(&r->yaml, &event))
+            return -1;
+        if (event.type == YAML_SEQUENCE_END_EVENT || event.type == YAML_MAPPING_END_EVENT)
+            break;
+        child = cfg_read_node(r, &event, depth + 1);
+        yaml_event_delete(&event);
+        if (!child)
+            return -1;
+        cfg_add_child(r, parent, child);
+    }
+    yaml_event_delete(&event);
+    if (parent->kind == NODE_MAP)
+        cfg_finish_map(r, parent);
+    return 0;
+}
+
+/* Finds what an alias stands for; NULL: a problem was noted. */
+static struct node *
+cfg_read_alias(struct cfg_reader *r, const char *name, const struct node *at)
+{
+    for (struct anchor *a = r->anchors; a; a = a->next) {
+        if (strcmp(a->name, name) != 0)
+            continue;
+        if (!a->node->open)
+            return a->node;
+        CFG_ERROR(r, at, "the alias *%s stands inside its own anchor: it would have no end", name);
+        return NULL;
+    }
+    CFG_ERROR(r, at, "the alias *%s has no anchor &%s before it", name, name);
+    return NULL;
+}
+
+/*
+ * Makes a node of an event and what follows it. NULL: the file cannot be read
+ * further; either a problem was noted or libyaml has an error.
+ */
+static struct node *
+cfg_read_node(struct cfg_reader *r, yaml_event_t *event, int depth)
+{
+    struct node *node = arena_alloc(&r->config->arena, sizeof *node);
+    const char *anchor = NULL;
+
+    node->line = (int)event->start_mark.line + 1;
+    node->column = (int)event->start_mark.column + 1;
+    node->weight = 1;
+    if (event->type == YAML_ALIAS_EVENT)
+        node = cfg_read_alias(r, (const char *)event->data.alias.anchor, node);
+    else if (event->type == YAML_SCALAR_EVENT) {
+        node->text = arena_copy(
+            &r->config->arena, (const char *)event->data.scalar.value, event->data.scalar.length);
+        node->quoted = event->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
+        if (strlen(node->text) != event->data.scalar.length)
+            CFG_ERROR(r, node, "a NUL character may not stand in a value");
+        anchor = (const char *)event->data.scalar.anchor;
+    } else if (event->type == YAML_SEQUENCE_START_EVENT) {
+        node->kind = NODE_LIST;
+        anchor = (const char *)event->data.sequence_start.anchor;
+    } else {
+        node->kind = NODE_MAP;
+        anchor = (const char *)event->data.mapping_start.anchor;
+    }
+    if (!node)
+        return NULL;
+    if (anchor) {
+        struct anchor *a = arena_alloc(&r->config->arena, sizeof *a);
+        *a = (struct anchor){
+            r->anchors, arena_copy(&r->config->arena, anchor, strlen(anchor)), node};
+        r->anchors = a;
+    }
+    if (depth > CONFIG_DEPTH_MAX) {
+        CFG_ERROR(r, node, "nested more than %d levels deep", CONFIG_DEPTH_MAX);
+        return NULL;
+    }
+    if (event->type == YAML_SEQUENCE_START_EVENT || event->type == YAML_MAPPING_START_EVENT) {
+        node->open = true;
+        if (cfg_read_children(r, node, depth) != 0)
+            return NULL;
+        node->open = false;
+    }
+    if (++r->nodes > CONFIG_NODES_MAX || node->weight > CONFIG_NODES_MAX) {
+        CFG_ERROR(
+            r, node, "more than %d values, counting what aliases stand for", CONFIG_NODES_MAX);
+        return NULL;
+    }
+    return node;
+}
+
+/* Reads the text's one document; NULL: a problem was noted. */
+static struct node *
+cfg_read_document(struct cfg_reader *r, const char *text, size_t len)
+{
+    struct node *root = NULL;
+    int errors = r->errors, documents = 0;
+    bool whole = true;
+    yaml_event_t event;
+
+    yaml_parser_initialize(&r->yaml);
+    yaml_parser_set_encoding(&r->yaml, YAML_UTF8_ENCODING);
+    yaml_parser_set_input_string(&r->yaml, (const unsigned char *)text, len);
+    for (bool more = true; more;) {
+        if (!yaml_parser_parse(&r->yaml, &event)) {
+            whole = false;
+            break;
+        }
+        if (event.type == YAML_STREAM_END_EVENT)
+            more = false;
+        else if (event.type == YAML_DOCUMENT_START_EVENT && ++documents > 1) {
+            cfg_problem(r, true, (int)event.start_mark.line + 1, 1,
+                "a second document starts here: keep one");
+            more = false;
+        } else if (event.type == YAML_SCALAR_EVENT || event.type == YAML_ALIAS_EVENT ||
+            event.type == YAML_SEQUENCE_START_EVENT || event.type == YAML_MAPPING_START_EVENT) {
+            struct node *node = cfg_read_node(r, &event, 0);
+            more = whole = node != NULL;
+            root = root ? root : node;
+        }
+        yaml_event_delete(&event);
+    }
+    if (r->yaml.error != YAML_NO_ERROR)
+        cfg_syntax_error(r, text, len);
+    else if (!root && r->errors == errors)
+        cfg_problem(r, true, 1, 1, "the file is empty: it should start with \"Butler:\"");
+    yaml_parser_delete(&r->yaml);
+    return whole ? root : NULL;
+}
+
+/* Number of letters to change, add, drop or swap to make b of a, at most 9; ASCII case counts. */
+static int
+cfg_distance(const char *a, const char *b)
+{
+    int row[3][48] = {{0}};
+    size_t n = strlen(a), m = strlen(b);
+
+    if (n > 46 || m > 46)
+        return 9;
+    for (size_t i = 0; i <= n; i++)
+        for (size_t k = 0; k <= m; k++) {
+            int *now = row[i % 3], *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
+            int best = i == 0 ? (int)k : last[k] + 1;
+            if (k > 0 && now[k - 1] + 1 < best)
+                best = now[k - 1] + 1;
+            if (i > 0 && k > 0 && last[k - 1] + (a[i - 1] != b[k - 1]) < best)
+                best = last[k - 1] + (a[i - 1] != b[k - 1]);
+            if (i > 1 && k > 1 && a[i - 1] == b[k - 2] && a[i - 2] == b[k - 1] &&
+                before[k - 2] + 1 < best)
+                best = before[k - 2] + 1;
+            now[k] = best;
+        }
+    return row[n % 3][m] < 9 ? row[n % 3][m] : 9;
+}
+
+/* Name of a row right under prefix ("" or "udpServerConfig."), or NULL if it stands elsewhere. */
+static const char *
+cfg_name_under(const struct cfg_key *key, const char *prefix)
+{
+    size_t len = strlen(prefix);
+
+    if (strncmp(key->path, prefix, len) != 0 || strchr(key->path + len, '.'))
+        return NULL;
+    return key->path + len;
+}
+
+/*
+ * Says that a key is not known, with the known one that it looks like. Among
+ * Butler's own keys (quiet) only a likely slip is worth a word.
+ */
+static void
+cfg_unknown_key(struct cfg_reader *r, const struct cfg_key *keys, const char *prefix,
+    const struct node *key, bool quiet)
+{
+    const char *best = NULL;
+    int nearest = quiet ? 3 : 4;
+
+    for (const struct cfg_key *k = keys; k->path; k++) {
+        const char *name = cfg_name_under(k, prefix);
+        int distance = name ? cfg_distance(key->text, name) : 9;
+        if (name && strcasecmp(key->text, name) == 0)
+            distance = 0;
+        if (distance < nearest) {
+            nearest = distance;
+            best = name;
+        }
+    }
+    if (best)
+        CFG_WARN(r, key, "unknown key \"%s\" is ignored; did you mean \"%s\"?", key->text, best);
+    else if (!quiet)
+        CFG_WARN(r, key, "unknown key \"%s\" is ignored", key->text);
+}
+
+/* YAML 1.2 as js-yaml reads it: these plain scalars are no value at all. */
+static bool
+cfg_is_null(const struct node *n)
+{
+    return n->kind == NODE_SCALAR && !n->quoted &&
+        (!*n->text || strcmp(n->text, "~") == 0 || strcasecmp(n->text, "null") == 0);
+}
+
+/* 1 true, 0 false, -1 neither. */
+static int
+cfg_bool_value(const struct node *n)
+{
+    static const char *const words[2][3] = {{"false", "False", "FALSE"}, {"true", "True", "TRUE"}};
+
+    for (int value = 0; n->kind == NODE_SCALAR && !n->quoted && value < 2; value++)
+        for (int i = 0; i < 3; i++)
+            if (strcmp(n->text, words[value][i]) == 0)
+                return value;
+    return -1;
+}
+
+/* Whether text holds a control character, as "C:\temp" in double quotes does. */
+static bool
+cfg_has_control(const char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20)
+            return true;
+    return false;
+}
+
+/* Reads a whole number within the bounds of its key. */
+static void
+cfg_read_int(struct cfg_reader *r, const struct cfg_key *key, const struct node *n, int64_t *out)
+{
+    bool minus = n->text[0] == '-';
+    int64_t value = slice_number(slice_of(n->text + (minus || n->text[0] == '+')), INT64_MAX / 16);
+
+    if (n->quoted || value < 0) {
+        bool digits = *n->text && strspn(n->text, "+-0123456789") == strlen(n->text);
+        CFG_ERROR(r, n, "%s must be a whole number from %lld to %lld, %s", key->path,
+            (long long)key->min, (long long)key->max,
+            n->quoted && digits && value >= 0 ? "without quotes" : "as in the samples");
+    } else if (minus || value < key->min || value > key->max)
+        CFG_ERROR(r, n, "%s must be from %lld to %lld", key->path, (long long)key->min,
+            (long long)key->max);
+    else
+        *out = value;
+}
+
+/* Reads one of a few words, in any case. */
+static void
+cfg_read_choice(struct cfg_reader *r, const struct cfg_key *key, const struct node *n, int *out)
+{
+    struct buf all = {0};
+
+    for (int i = 0; key->choices[i]; i++) {
+        if (strcasecmp(n->text, key->choices[i]) == 0) {
+            *out = i;
+            buf_free(&all);
+            return;
+        }
+        buf_format(&all, "%s%s",
+            i == 0                    ? ""
+                : key->choices[i + 1] ? ", "
+                                      : " or ",
+            key->choices[i]);
+    }
+    CFG_ERROR(
+        r, n, "%s must be %s, not \"%s\"", key->path, all.data, log_text(slice_of(n->text)).text);
+    buf_free(&all);
+}
+
+/* 1: text is an IPv4 or IPv6 address, and *addr is it; 0: it may be a host name; -1: neither. */
+static int
+cfg_read_host(const char *text, struct plat_addr *addr)
+{
+    const char *why;
+    int dots = 0;
+    bool name = *text != '\0', digits = true;
+
+    for (const char *p = text; *p; p++) {
+        dots += *p == '.';
+        digits = digits && (ascii_is_digit(*p) || *p == '.');
+        name = name &&
+            ((unsigned char)*p >= 0x80 || isalnum((unsigned char)*p) || strchr(".-_", *p));
+    }
+    if ((strchr(text, ':') || (digits && dots == 3)) &&
+        plat_resolve(text, 0, true, addr, 1, &why) == 1)
+        return 1;
+    return name && !digits ? 0 : -1;
+}
+
+/* Reads an address, a range like 10.0.0.0/8, or a host name. -1: none of them. */
+static int
+cfg_read_source(const char *text, struct source *source)
+{
+    const char *slash = strchr(text, '/');
+    struct buf host = {0};
+    struct plat_addr addr;
+    int64_t bits = 128;
+    int sort;
+
+    *source = (struct source){.name = text, .bits = 128};
+    buf_add(&host, text, slash ? (size_t)(slash - text) : strlen(text));
+    sort = cfg_read_host(host.data, &addr);
+    buf_free(&host);
+    if (sort <= 0)
+        return slash ? -1 : sort;
+    if (slash) {
+        int width = strchr(text, ':') ? 128 : 32;
+        bits = slice_number(slice_of(slash + 1), width);
+        if (bits < 0)
+            return -1;
+        bits += 128 - width;
+    }
+    source->name = NULL;
+    source->bits = (int)bits;
+    source->addresses = 1;
+    plat_addr_bytes(&addr, source->address[0]);
+    return 0;
+}
+
+/* Reads the list of allowed senders. */
+static void
+cfg_read_sources(struct cfg_reader *r, const struct cfg_key *key, const struct node *list)
+{
+    struct config *c = r->config;
+
+    if (list->count > (size_t)key->max) {
+        CFG_ERROR(r, list, "%s has more than %lld entries", key->path, (long long)key->max);
+        return;
+    }
+    c->sources = 0;
+    c->source = arena_alloc(&c->arena, (list->count + 1) * sizeof *c->source);
+    for (size_t i = 0; i < list->count; i++) {
+        const struct node *n = list->child[i];
+        if (n->kind != NODE_SCALAR || cfg_is_null(n) ||
+            cfg_read_source(n->text, &c->source[c->sources]) != 0)
+            CFG_ERROR(r, n,
+                "%s: an entry must be an address (10.1.2.3), a range (10.1.0.0/16) or "
+                "a host name",
+                key->path);
+        else
+            c->sources++;
+    }
+}
+
+static void cfg_read_map(struct cfg_reader *, const struct cfg_key *, const char *,
+    const struct node *, void *); /* recursive */
+
+static void cfg_read_webhooks(struct cfg_reader *, const struct cfg_key *, const struct node *);
+
+/* Reads the value of one key into base + its offset, or says what it should be. */
+static void
+cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cfg_key *key,
+    const struct node *n, void *base)
+{
+    void *at = (char *)base + key->offset;
+    struct buf prefix = {0};
+    struct plat_addr addr;
+
+    if (key->type == CFG_MAP) {
+        if (n->kind != NODE_MAP) {
+            if (!cfg_is_null(n))
+                CFG_ERROR(r, n, "%s must hold keys, one a line, indented under it", key->path);
+            return;
+        }
+        buf_format(&prefix, "%s.", key->path);
+        cfg_read_map(r, keys, prefix.data, n, base);
+        buf_free(&prefix);
+    } else if (key->type == CFG_SOURCES || key->type == CFG_WEBHOOKS) {
+        if (cfg_is_null(n))
+            return;
+        if (n->kind != NODE_LIST)
+            CFG_ERROR(r, n, "%s must be a list, each entry starting with \"- \"", key->path);
+        else if (key->type == CFG_SOURCES)
+            cfg_read_sources(r, key, n);
+        else
+            cfg_read_webhooks(r, key, n);
+    } else if (key->type == CFG_LEFT)
+        return;
+    else if (n->kind != NODE_SCALAR)
+        CFG_ERROR(r, n, "%s must be a single value", key->path);
+    else if (cfg_is_null(n) || (!*n->text && key->type != CFG_HOST)) {
+        if (!key->standard)
+            CFG_ERROR(r, n, "%s has no value", key->path);
+    } else if (key->type == CFG_BOOL || key->type == CFG_OVERRIDE) {
+        int value = cfg_bool_value(n);
+        if (value < 0)
+            CFG_ERROR(r, n, "%s must be true or false, without quotes", key->path);
+        else if (key->type == CFG_BOOL)
+            *(bool *)at = value;
+        else
+            *(int *)at = value;
+    } else if (key->type == CFG_INT)
+        cfg_read_int(r, key, n, at);
+    else if (key->type == CFG_CHOICE)
+        cfg_read_choice(r, key, n, at);
+    else if (key->type == CFG_HOST && cfg_read_host(n->text, &addr) < 0)
+        CFG_ERROR(r, n, "%s must be an address or a host name, without port", key->path);
+    else if (key->type == CFG_PATH && cfg_has_control(n->text))
+        CFG_ERROR(r, n,
+            "%s holds a control character; in double quotes \"\\\" starts an escape: "
+            "write a Windows path in single quotes, 'C:\\path'",
+            key->path);
+    else
+        *(const char **)at = n->text;
+}
+
+/* Sets every key of a table to its default. */
+static void
+cfg_set_defaults(const struct cfg_key *keys, void *base)
+{
+    for (const struct cfg_key *k = keys; k->path; k++) {
+        void *at = (char *)base + k->offset;
+        const char *text = k->standard ? k->standard : "";
+        if (k->type == CFG_BOOL)
+            *(bool *)at = strcmp(text, "true") == 0;
+        else if (k->type == CFG_OVERRIDE)
+            *(int *)at = -1;
+        else if (k->type == CFG_INT)
+            *(int64_t *)at = slice_number(slice_of(text), INT32_MAX);
+        else if (k->type == CFG_TEXT || k->type == CFG_PATH || k->type == CFG_HOST)
+            *(const char **)at = *text ? text : NULL;
+        else if (k->type == CFG_CHOICE)
+            for (int i = 0; *text && k->choices[i]; i++)
+                *(int *)at = strcmp(k->choices[i], text) == 0 ? i : *(int *)at;
+    }
+}
+
+/*
+ * Reads a map by those rows of keys that stand right under prefix. Unknown keys
+ * are told; keys without default must be there.
+ */
+static void
+cfg_read_map(struct cfg_reader *r, const struct cfg_key *keys, const char *prefix,
+    const struct node *map, void *base)
+{
+    for (size_t i = 0; i + 1 < map->count; i += 2) {
+        const struct node *name = map->child[i];
+        const struct cfg_key *k = keys;
+        if (name->kind != NODE_SCALAR || strcmp(name->text, "<<") == 0)
+            continue;
+        while (k->path &&
+            (!cfg_name_under(k, prefix) || strcmp(cfg_name_under(k, prefix), name->text) != 0))
+            k++;
+        if (k->path)
+            cfg_read_value(r, keys, k, map->child[i + 1], base);
+        else
+            cfg_unknown_key(r, keys, prefix, name, keys == CFG_KEYS && !*prefix);
+    }
+    for (const struct cfg_key *k = keys; k->path; k++) {
+        const char *name = cfg_name_under(k, prefix);
+        if (name && !k->standard && k->type != CFG_MAP && !cfg_get(map, name))
+            CFG_ERROR(r, map, "%s is missing", k->path);
+    }
+}
+
+/* A path from the file, made relative to the folder of the configuration. Arena memory. */
+static char *
+cfg_path(struct cfg_reader *r, const char *path)
+{
+    struct buf full = {0};
+    char *copy;
+
+    if (!plat_path_is_absolute(path))
+        buf_add(&full, r->file, plat_path_folder_len(r->file));
+    buf_add_text(&full, path);
+    copy = arena_copy(&r->config->arena, full.data, full.len);
+    buf_free(&full);
+    return copy;
+}
+
+/*
+ * Reads a file of PEM certificates. *ca is the caller's; *count is how many it
+ * holds, *damaged how many cannot be read. -1 with e: nothing to trust in it.
+ */
+static int
+cfg_load_ca(const char *path, mbedtls_x509_crt **ca, int *count, int *damaged, struct err *e)
+{
+    char *pem;
+    size_t len;
+
+    *ca = NULL;
+    *count = 0;
+    if (plat_read_file(path, CERT_FILE_MAX, &pem, &len) != 0) {
+        err_set(e, "cannot read %s: %s", path, plat_error());
+        return -1;
+    }
+    if (!strstr(pem, "-----BEGIN CERTIFICATE-----")) {
+        err_set(e, "%s holds no PEM certificate (-----BEGIN CERTIFICATE-----)%s", path,
+            len > 1 && (unsigned char)pem[0] == 0x30 ? "; it looks like DER: convert it to PEM"
+                                                     : "");
+        free(pem);
+        return -1;
+    }
+    *ca = x_calloc(1, sizeof **ca);
+    mbedtls_x509_crt_init(*ca);
+    *damaged = mbedtls_x509_crt_parse(*ca, (const unsigned char *)pem, len + 1);
+    free(pem);
+    for (const mbedtls_x509_crt *c = *ca; c && c->raw.len > 0; c = c->next)
+        *count += 1;
+    if (*count > 0)
+        return 0;
+    mbedtls_x509_crt_free(*ca);
+    free(*ca);
+    *ca = NULL;
+    err_set(e, "%s holds no certificate that can be read", path);
+    return -1;
+}
+
+/* Decides whom a webhook trusts, and reads its CA file if that is what it trusts. */
+static void
+cfg_read_trust(struct cfg_reader *r, const struct node *entry, const struct webhook_text *text,
+    struct webhook_config *w)
+{
+    const struct node *cert = cfg_get(entry, "cert");
+    const struct node *at = cert && cfg_get(cert, "certCA") ? cfg_get(cert, "certCA")
+        : cert                                              ? cert
+                                                            : entry;
+    struct err e;
+    int damaged = 0;
+
+    w->trust = !w->url.tls           ? TRUST_NONE
+        : !text->reject_unauthorized ? TRUST_UNCHECKED
+        : text->cert_enable          ? TRUST_OWN_CA
+                                     : TRUST_PUBLIC;
+    if (w->trust == TRUST_UNCHECKED)
+        CFG_WARN(r, cfg_get(cert, "rejectUnauthorized"),
+            "%s: rejectUnauthorized is false: anybody can pose as this webhook's "
+            "server",
+            w->name);
+    if (cert && cert->kind == NODE_MAP && text->cert_ca && !cfg_get(cert, "enable"))
+        CFG_ERROR(r, cert, "cert.enable is missing: true to trust only certCA, else false");
+    if (!text->cert_enable)
+        return;
+    if (!text->cert_ca) {
+        if (w->trust != TRUST_UNCHECKED && at->kind != NODE_LIST)
+            CFG_ERROR(r, at, "cert.enable is true, but cert.certCA names no file");
+        return;
+    }
+    w->cert_ca = cfg_path(r, text->cert_ca);
+    if (cfg_load_ca(w->cert_ca, &w->ca, &w->ca_count, &damaged, &e) == 0) {
+        if (damaged > 0)
+            CFG_WARN(r, at,
+                "cert.certCA: %d of the certificates in %s cannot be read and "
+                "will not be trusted",
+                damaged, w->cert_ca);
+        return;
+    }
+    if (w->trust == TRUST_UNCHECKED)
+        CFG_WARN(r, at, "cert.certCA: %s", e.text);
+    else
+        CFG_ERROR(r, at, "cert.certCA: %s", e.text);
+}
+
+/* The proxy through which a URL is called, or NULL. */
+static const struct url *
+cfg_proxy_for(const struct config *c, const struct url *u)
+{
+    const struct url *proxy = &c->proxy[u->tls];
+
+    return proxy->host && !url_is_excepted(u, c->no_proxy) ? proxy : NULL;
+}
+
+/* Reads one entry of a webhooks list. */
+static void
+cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const struct node *entry)
+{
+    struct webhook_config *w = &r->config->webhook[kind][place];
+    struct webhook_text text = {.method = -1};
+    struct err e;
+
+    w->kind = kind;
+    snprintf(w->name, sizeof w->name, "%s %zu", KINDS[kind].name, place + 1);
+    if (entry->kind != NODE_MAP) {
+        CFG_ERROR(r, entry, "a webhook needs the keys description, webhookURL and httpMethod");
+        return;
+    }
+    cfg_set_defaults(CFG_WEBHOOK_KEYS, &text);
+    text.method = METHOD_PUT;
+    cfg_read_map(r, CFG_WEBHOOK_KEYS, "", entry, &text);
+    w->method = (enum http_method)text.method;
+    w->cert_enable = text.cert_enable;
+    w->reject_unauthorized = text.reject_unauthorized;
+    w->description = text.description;
+    if (text.description)
+        snprintf(w->name, sizeof w->name, "%s %zu (\"%s\")", KINDS[kind].name, place + 1,
+            log_text(slice_of(text.description)).text);
+    if (text.url && url_parse(slice_of(text.url), NULL, &w->url, &e) != 0)
+        CFG_ERROR(r, cfg_get(entry, "webhookURL"),
+            "webhookURL is not a URL: %s; write it as "
+            "http://host/path or https://host:port/path",
+            e.text);
+    cfg_read_trust(r, entry, &text, w);
+    w->proxy = w->url.host ? cfg_proxy_for(r->config, &w->url) : NULL;
+}
+
+/* Reads a list of webhooks; while webhooks are off, its mistakes are only warnings. */
+static void
+cfg_read_webhooks(struct cfg_reader *r, const struct cfg_key *key, const struct node *list)
+{
+    enum alert_kind kind = (enum alert_kind)key->offset;
+    size_t count = list->count;
+    struct node *const *entry = list->child;
+
+    if (count > (size_t)key->max) {
+        CFG_ERROR(r, list, "%s has more than %lld entries", key->path, (long long)key->max);
+        return;
+    }
+    r->config->webhook[kind] = arena_alloc(
+        &r->config->arena, (count + 1) * sizeof *r->config->webhook[kind]);
+    r->config->webhooks[kind] = count;
+    r->lenient = r->off;
+    for (size_t i = 0; entry && i < count; i++)
+        cfg_read_webhook(r, kind, i, entry[i]);
+    r->lenient = false;
+}
+
+/* The first of these environment variables that is set and not empty, with its name. */
+static const char *
+cfg_environment(const char *const *names, const char **name)
+{
+    for (; *names; names++) {
+        const char *value = getenv(*names);
+        *name = *names;
+        if (value && *value)
+            return value;
+    }
+    return NULL;
+}
+
+/* Reads the proxies that the environment names, as Butler's HTTP client does. */
+static void
+cfg_read_proxies(struct cfg_reader *r)
+{
+    static const char *const names[2][5] = {
+        {"http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", NULL},
+        {"https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", NULL}};
+    static const char *const no_proxy[] = {"no_proxy", "NO_PROXY", NULL};
+    const char *name;
+    struct err e;
+
+    r->config->no_proxy = cfg_environment(no_proxy, &name);
+    if (!r->config->no_proxy)
+        r->config->no_proxy = "";
+    for (int tls = 0; tls < 2; tls++) {
+        const char *value = cfg_environment(names[tls], &name);
+        struct url *proxy = &r->config->proxy[tls];
+        struct buf full = {0};
+        if (!value)
+            continue;
+        buf_format(&full, "%s%s", strstr(value, "://") ? "" : "http://", value);
+        if (url_parse((struct slice){full.data, full.len}, NULL, proxy, &e) != 0)
+            cfg_problem(r, true, 1, 1,
+                "the environment's %s is not a proxy: %s; write "
+                "http://host:port",
+                name, e.text);
+        else if (proxy->tls)
+            cfg_problem(r, true, 1, 1,
+                "the environment's %s: a proxy is spoken to over http; "
+                "write http://host:port",
+                name);
+        mbedtls_platform_zeroize(full.data, full.len);
+        buf_free(&full);
+    }
+}
+
+/* Whether an address is only reached from this machine. */
+static bool
+cfg_is_loopback(const struct plat_addr *addr)
+{
+    static const uint8_t one[16] = {[15] = 1}, v4[13] = {[10] = 0xff, [11] = 0xff, [12] = 127};
+    uint8_t a[16];
+
+    plat_addr_bytes(addr, a);
+    return memcmp(a, one, sizeof one) == 0 || memcmp(a, v4, sizeof v4) == 0;
+}
+
+/* Whether senders beyond this machine are let in unchecked, if that is where addr listens. */
+static bool
+cfg_is_open(const struct config *c, const struct plat_addr *addr)
+{
+    return !cfg_is_loopback(addr) && (!c->source_validation || c->sources == 0);
+}
+
+/* Where the host to listen on is set. */
+static const struct node *
+cfg_host_node(const struct node *butler)
+{
+    static const char *const sections[] = {"butlerWebhook", "udpServerConfig"};
+
+    for (int i = 0; i < 2; i++) {
+        const struct node *section = cfg_get(butler, sections[i]);
+        const struct node *host = section ? cfg_get(section, "serverHost") : NULL;
+        if (host)
+            return host;
+    }
+    return butler;
+}
+
+/* Checks what depends on more than one key, and settles the overrides. */
+static void
+cfg_settle(struct cfg_reader *r, const struct node *butler)
+{
+    struct config *c = r->config;
+    const struct node *udp = cfg_get(butler, "udpServerConfig");
+    const struct node *sources = udp ? cfg_get(udp, "allowedSources") : NULL;
+    struct plat_addr addr;
+
+    if (!udp || udp->kind != NODE_MAP)
+        c->udp_enable = true;
+    c->enabled = c->own_enable >= 0 ? c->own_enable : c->webhook_enable && c->udp_enable;
+    if (c->own_host)
+        c->udp_host = c->own_host;
+    if (c->own_port)
+        c->udp_port = c->own_port;
+    if (c->source_validation && c->sources == 0 &&
+        (!sources || cfg_is_null(sources) || (sources->kind == NODE_LIST && sources->count == 0)))
+        CFG_WARN(r,
+            sources   ? sources
+                : udp ? udp
+                      : butler,
+            "udpServerConfig.allowedSources is empty: every sender is accepted");
+    if (c->enabled && cfg_read_host(c->udp_host, &addr) == 1 && cfg_is_open(c, &addr))
+        CFG_WARN(r, cfg_host_node(butler),
+            "listening on %s, beyond this machine, without a check of "
+            "the senders: set udpServerConfig.enableSourceValidation and allowedSources",
+            c->udp_host);
+    if (c->log_directory)
+        c->log_directory = cfg_path(r, c->log_directory);
+}
+
+/* Reads what stands under "Butler:". */
+static void
+cfg_read_root(struct cfg_reader *r, const struct node *root)
+{
+    const struct node *butler = root->kind == NODE_MAP ? cfg_get(root, "Butler") : NULL;
+    const struct node *section, *own, *udp, *ours;
+    bool off;
+
+    if (!butler || butler->kind != NODE_MAP) {
+        CFG_ERROR(r, butler ? butler : root,
+            "the file must start with \"Butler:\" and hold "
+            "Butler's keys, indented under it");
+        return;
+    }
+    section = cfg_get(butler, "webhookNotification");
+    udp = cfg_get(butler, "udpServerConfig");
+    own = cfg_get(butler, "butlerWebhook");
+    ours = own ? cfg_get(own, "enable") : NULL;
+    if (!section || cfg_is_null(section))
+        CFG_ERROR(r, section ? section : butler,
+            "Butler.webhookNotification is missing: it holds the webhooks");
+    off = (section && cfg_get(section, "enable") &&
+              cfg_bool_value(cfg_get(section, "enable")) == 0) ||
+        (udp && cfg_get(udp, "enable") && cfg_bool_value(cfg_get(udp, "enable")) == 0);
+    r->off = r->strict ? false : ours ? cfg_bool_value(ours) == 0 : off;
+    cfg_read_map(r, CFG_KEYS, "", butler, r->config);
+    cfg_settle(r, butler);
+}
+
+/* Frees what a configuration holds. */
+static void
+cfg_done(struct config *c)
+{
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (size_t i = 0; i < c->webhooks[kind]; i++) {
+            struct webhook_config *w = &c->webhook[kind][i];
+            url_done(&w->url);
+            if (w->ca)
+                mbedtls_x509_crt_free(w->ca);
+            free(w->ca);
+        }
+    url_done(&c->proxy[0]);
+    url_done(&c->proxy[1]);
+    arena_done(&c->arena);
+}
+
+/*
+ * Reads a configuration file into r->config, which the caller ends with
+ * cfg_done. All problems are in r->problems; with errors the rest of the
+ * result is not to be used. Unless strict, a webhook with a mistake is only a
+ * warning while webhooks are off; it then has no URL.
+ */
+static void
+cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *config)
+{
+    char *text;
+    size_t len;
+    const struct node *root;
+
+    *r = (struct cfg_reader){.file = file, .strict = strict, .config = config};
+    *config = (struct config){0};
+    cfg_set_defaults(CFG_KEYS, config);
+    cfg_read_proxies(r);
+    if (plat_read_file(file, CONFIG_MAX, &text, &len) != 0) {
+        cfg_problem(r, true, 1, 1, "cannot read the configuration: %s",
+            errno == EFBIG ? "it is over 1 MiB, which no Butler configuration is" : plat_error());
+        return;
+    }
+    if (len >= 2 &&
+        (memcmp(text, "\xff\xfe", 2) == 0 || memcmp(text, "\xfe\xff", 2) == 0 ||
+            (len >= 4 && (!text[0] || !text[1]))))
+        cfg_problem(r, true, 1, 1, "the file is UTF-16: save it as UTF-8");
+    else if ((root = cfg_read_document(r, text, len)) != NULL)
+        cfg_read_root(r, root);
+    free(text);
+}
+
+/* Prints all problems, as compilers do, so that editors can jump to them. */
+static void
+cfg_print_problems(const struct cfg_reader *r, FILE *out)
+{
+    for (const struct problem *p = r->problems; p; p = p->next)
+        fprintf(out, "%s:%d:%d: %s: %s\n", r->file, p->line, p->column,
+            p->is_error ? "error" : "warning", p->text);
+}
+
+/* The key that turns the program off. */
+static const char *
+cfg_disabled_by(const struct config *c)
+{
+    return c->own_enable == 0 ? "butlerWebhook.enable: false"
+        : !c->webhook_enable  ? "webhookNotification.enable: false"
+                              : "udpServerConfig.enable: false";
+}
+
+/* Address and port of the UDP socket, as people write it. */
+static void
+cfg_listen_text(const struct config *c, char *out, size_t size)
+{
+    snprintf(
+        out, size, strchr(c->udp_host, ':') ? "[%s]:%d" : "%s:%d", c->udp_host, (int)c->udp_port);
+}
+
+/* ==== 8. Windows of time ====================================================
+ *
+ * Rate limit and de-duplication are the same thing: a key opens a window, and
+ * what comes with that key before the window ends is held back. Pure functions;
+ * the time comes as an argument.
+ *
+ * All windows of a table are equally long, so they end in the order in which
+ * they began: a ring, with a hash index beside it. When the table is full the
+ * one that ends soonest goes, so one alert too many may be sent, never one too
+ * few.
+ *
+ * Threads: the dispatcher only.
+ */
+
+struct window_entry {
+    uint8_t key[16];
+    int64_t begin_ms;
+    uint32_t held; /* held back so far */
+    uint32_t next; /* in its chain, place + 1; 0: last */
+};
+
+struct window_table {
+    int64_t length_ms;          /* set before start; 0: nothing is ever held back */
+    struct window_entry *entry; /* ring of cap places */
+    uint32_t *chain;            /* heads, place + 1; as many as cap */
+    uint32_t cap, first, count; /* cap is a power of two, or WINDOW_MAX rounded up to one */
+};
+
+/* Frees the table's memory; it is then as new. */
+static void
+window_done(struct window_table *t)
+{
+    free(t->entry);
+    free(t->chain);
+    t->entry = NULL;
+    t->chain = NULL;
+    t->cap = t->first = t->count = 0;
+}
+
+/* The chain that a key belongs to. */
+static uint32_t *
+window_chain(const struct window_table *t, const uint8_t *key)
+{
+    uint32_t hash;
+
+    memcpy(&hash, key, sizeof hash);
+    return &t->chain[hash & (t->cap - 1)];
+}
+
+/* Forgets the oldest window. */
+static void
+window_drop_first(struct window_table *t)
+{
+    uint32_t *link = window_chain(t, t->entry[t->first].key);
+
+    while (*link != t->first + 1)
+        link = &t->entry[*link - 1].next;
+    *link = t->entry[t->first].next;
+    t->first = (t->first + 1) & (t->cap - 1);
+    t->count--;
+}
+
+/* Puts an entry at the ring's end; there must be room. */
+static void
+window_append(struct window_table *t, const struct window_entry *entry)
+{
+    uint32_t place = (t->first + t->count++) & (t->cap - 1);
+    uint32_t *chain = window_chain(t, entry->key);
+
+    t->entry[place] = *entry;
+    t->entry[place].next = *chain;
+    *chain = place + 1;
+}
+
+/* Doubles the room. */
+static void
+window_grow(struct window_table *t)
+{
+    struct window_table bigger = {.length_ms = t->length_ms, .cap = t->cap ? t->cap * 2 : 64};
+
+    bigger.entry = x_calloc(bigger.cap, sizeof *bigger.entry);
+    bigger.chain = x_calloc(bigger.cap, sizeof *bigger.chain);
+    for (uint32_t i = 0; i < t->count; i++)
+        window_append(&bigger, &t->entry[(t->first + i) & (t->cap - 1)]);
+    window_done(t);
+    *t = bigger;
+}
+
+/* The key of an id, so that GUIDs are the same in any case and with or without braces. */
+static void
+window_key(struct slice id, uint8_t key[16])
+{
+    struct slice guid = alert_guid(id);
+    struct buf lower = {0};
+    uint8_t hash[32];
+
+    buf_add(&lower, guid.len ? guid.data : id.data, guid.len ? guid.len : id.len);
+    for (size_t i = 0; i < lower.len; i++)
+        lower.data[i] = (char)tolower((unsigned char)lower.data[i]);
+    mbedtls_sha256((const unsigned char *)lower.data, lower.len, hash, 0);
+    memcpy(key, hash, 16);
+    buf_free(&lower);
+}
+
+/* The open window of id at now_ms, or NULL; an empty id never has one. */
+static struct window_entry *
+window_find(struct window_table *t, struct slice id, int64_t now_ms)
+{
+    uint8_t key[16];
+
+    while (t->count > 0 && t->entry[t->first].begin_ms + t->length_ms <= now_ms)
+        window_drop_first(t);
+    if (t->count == 0 || id.len == 0)
+        return NULL;
+    window_key(id, key);
+    for (uint32_t i = *window_chain(t, key); i; i = t->entry[i - 1].next)
+        if (memcmp(t->entry[i - 1].key, key, sizeof key) == 0)
+            return &t->entry[i - 1];
+    return NULL;
+}
+
+/* Opens a window for id at now_ms; the caller has looked that it has none. */
+static void
+window_open(struct window_table *t, struct slice id, int64_t now_ms)
+{
+    struct window_entry entry = {.begin_ms = now_ms};
+
+    if (t->length_ms == 0 || id.len == 0)
+        return;
+    if (t->count == WINDOW_MAX)
+        window_drop_first(t);
+    else if (t->count == t->cap)
+        window_grow(t);
+    window_key(id, entry.key);
+    window_append(t, &entry);
+}
+
+/* ==== 9. HTTP client ========================================================
+ *
+ * One call: look up, connect, TLS, one HTTP/1.1 request, one response head, the
+ * redirects that may be followed. The body of the answer is drained afterwards,
+ * when the verdict is already known. What a server sends is read by pure
+ * functions and is bounded; every wait ends at the call's deadline.
+ *
+ * Plain and TLS connections differ in two functions that are chosen once.
+ *
+ * Threads: each sender has a client of its own; a peer is shared, frozen but
+ * for what its lock guards.
+ */
+
+/* When all calls must have ended; 0 while the program is not stopping. */
+static _Atomic int64_t stop_at_ms;
+
+/* The trusted roots of all webhooks without a CA of their own. */
+struct tls_store {
+    struct plat_mutex lock;
+    bool loaded;                   /* guarded by lock */
+    mbedtls_x509_crt roots;        /* guarded by lock until loaded */
+    mbedtls_ssl_config public_tls; /* guarded by lock until loaded */
+    mbedtls_ssl_config unchecked;  /* set before start */
+};
+
+/* What one webhook's calls need; set before start. */
+struct http_peer {
+    const struct config *config;
+    const struct webhook_config *webhook;
+    struct tls_store *store;
+    mbedtls_ssl_config own_tls;
+    const mbedtls_ssl_config *tls; /* for webhookURL's own origin */
+};
+
+/* The first certificate of a server in which TLS found a fault; without one, the server's own. */
+struct tls_fault {
+    uint32_t flags; /* MBEDTLS_X509_BADCERT_..., 0: none */
+    bool self_signed;
+    char subject[200], issuer[200], from[16], until[16];
+};
+
+struct conn {
+    intptr_t sock;                                     /* -1: not connected */
+    int (*read)(struct conn *, void *, size_t);        /* as plat_recv */
+    int (*write)(struct conn *, const void *, size_t); /* how many were taken, or -1 */
+    mbedtls_ssl_context *ssl;                          /* NULL: plain */
+    int tls_failed;                                    /* last error of the TLS library, 0: none */
+    char *origin;                                      /* whom it is connected to */
+    bool used;                                         /* has brought an answer before */
+    struct buf in;                                     /* read and not yet used, from in_at on */
+    size_t in_at;
+    struct buf out; /* written and not yet sent, from out_at on */
+    size_t out_at;
+
+    char address[64]; /* of the other end */
+    struct tls_fault fault;
+    struct http_client *client;
+};
+
+enum http_body_kind { BODY_NONE, BODY_LENGTH, BODY_CHUNKED, BODY_TO_CLOSE };
+
+enum chunk_state {
+    CHUNK_SIZE,
+    CHUNK_EXTENSION,
+    CHUNK_DATA,
+    CHUNK_DATA_END,
+    CHUNK_TRAILER,
+    CHUNK_TRAILER_LINE
+};
+
+struct http_body {
+    enum http_body_kind kind;
+    enum chunk_state state;
+    uint64_t left;   /* bytes of the body, or of the chunk */
+    unsigned digits; /* of the chunk's size so far */
+};
+
+/* A response head; slices point into what was parsed. */
+struct http_head {
+    int status;
+    bool keep;           /* the connection may be used again */
+    bool close;          /* the server says that it closes it */
+    const char *framing; /* what is wrong with the body's length; NULL: nothing */
+    struct http_body body;
+    struct slice location; /* data NULL: none */
+    int locations;
+    struct slice retry_after;
+    bool te_seen, chunked, length_seen;
+    uint64_t length;
+};
+
+enum http_end {
+    HTTP_ANSWERED, /* status is the answer's */
+    HTTP_UNSENT,   /* failed before the request was written */
+    HTTP_BROKEN,   /* failed after it */
+};
+
+/* What became of a call. */
+struct http_result {
+    enum http_end end;
+    int status;
+    bool refused;          /* status is one that may be followed, but this one not */
+    int64_t retry_after_s; /* -1: not asked for */
+    struct err reason;     /* what happened */
+    struct err hint;       /* what a person can change; empty: nothing */
+    int64_t ms;
+};
+
+/* The other end's view of one webhook, for one thread. */
+struct http_client {
+    struct http_peer *peer;
+    struct conn conn;
+    struct http_head head; /* of the last answer, for http_drain */
+    mbedtls_ssl_session session;
+    bool has_session;
+    int64_t deadline_ms;   /* of the call, or of draining its answer */
+    bool home_is_local;    /* webhookURL's own host is loopback or link-local */
+    atomic_bool resolving; /* inside the system's resolver: not to be joined */
+};
+
+/* One alert to be sent; borrowed for the call. */
+struct http_request {
+    const struct alert *alert;
+    const char *id; /* webhook-id */
+    bool is_test;
+};
+
+/* Milliseconds until deadline_ms or until all calls must end, 0 if that has passed. */
+static int
+http_left_ms(int64_t deadline_ms)
+{
+    int64_t stop_at = atomic_load(&stop_at_ms), left;
+
+    left = (stop_at && stop_at < deadline_ms ? stop_at : deadline_ms) - plat_now_ms();
+    return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+}
+
+/* The same for what a client is doing. */
+static int
+http_time_left(const struct http_client *c)
+{
+    return http_left_ms(c->deadline_ms);
+}
+
+/* Whether an address can only be this machine or its own link. */
+static bool
+http_is_local(const struct plat_addr *addr)
+{
+    uint8_t a[16];
+    bool v4 = true;
+
+    plat_addr_bytes(addr, a);
+    for (int i = 0; i < 12; i++)
+        v4 = v4 && a[i] == (i >= 10 ? 0xff : 0);
+    if (v4)
+        return a[12] == 127 || a[12] == 0 || (a[12] == 169 && a[13] == 254);
+    if (a[0] == 0xfe && (a[1] & 0xc0) == 0x80)
+        return true;
+    for (int i = 0; i < 15; i++)
+        if (a[i])
+            return false;
+    return a[15] <= 1;
+}
+
+/* ---- TLS ---- */
+
+/* Notes the first certificate with a fault; called by the TLS library from the root down. */
+static int
+tls_note_fault(void *arg, mbedtls_x509_crt *crt, int depth, uint32_t *flags)
+{
+    struct tls_fault *f = arg;
+    const mbedtls_x509_time *from = &crt->valid_from, *until = &crt->valid_to;
+
+    (void)depth;
+    if (f->flags != 0)
+        return 0;
+    f->flags = *flags;
+    if (mbedtls_x509_dn_gets(f->subject, sizeof f->subject, &crt->subject) < 0)
+        strcpy(f->subject, "?");
+    if (mbedtls_x509_dn_gets(f->issuer, sizeof f->issuer, &crt->issuer) < 0)
+        strcpy(f->issuer, "?");
+    f->self_signed = crt->subject_raw.len == crt->issuer_raw.len &&
+        memcmp(crt->subject_raw.p, crt->issuer_raw.p, crt->issuer_raw.len) == 0;
+    snprintf(f->from, sizeof f->from, "%04d-%02d-%02d", from->year, from->mon, from->day);
+    snprintf(f->until, sizeof f->until, "%04d-%02d-%02d", until->year, until->mon, until->day);
+    return 0;
+}
+
+/*
+ * Whether a handshake failed for the server's certificates; some faults the
+ * library finds only after tls_note_fault has seen them.
+ */
+static bool
+tls_has_fault(struct conn *conn, int code)
+{
+    if (code != MBEDTLS_ERR_X509_CERT_VERIFY_FAILED && code != MBEDTLS_ERR_SSL_BAD_CERTIFICATE)
+        return false;
+    if (conn->fault.flags == 0 && conn->fault.subject[0])
+        conn->fault.flags = mbedtls_ssl_get_verify_result(conn->ssl);
+    return conn->fault.flags != 0;
+}
+
+/* What is wrong with a certificate, and what can be done about it; the first that fits counts. */
+static const struct {
+    uint32_t flags;
+    const char *reason, *hint;
+} TLS_FAULTS[] = {
+    {MBEDTLS_X509_BADCERT_EXPIRED, "it has expired", "renew the server's certificate"},
+    {MBEDTLS_X509_BADCERT_FUTURE, "it is not valid yet",
+        "check this machine's clock, or wait until the certificate is valid"},
+    {MBEDTLS_X509_BADCERT_BAD_MD | MBEDTLS_X509_BADCERT_BAD_PK | MBEDTLS_X509_BADCERT_BAD_KEY,
+        "it is signed with an algorithm or key that is too weak",
+        "give the server a certificate signed with SHA-256 and at least RSA 2048 or EC P-256"},
+    {MBEDTLS_X509_BADCERT_KEY_USAGE | MBEDTLS_X509_BADCERT_EXT_KEY_USAGE |
+            MBEDTLS_X509_BADCERT_NS_CERT_TYPE,
+        "it is not meant for a server",
+        "give the server a certificate with the extended key usage serverAuth"},
+    {MBEDTLS_X509_BADCERT_NOT_TRUSTED, "nobody that is trusted has signed it",
+        "set cert.enable true and cert.certCA to a file with the certificate of its issuer "
+        "(and let the server send its intermediate certificates)"},
+    {MBEDTLS_X509_BADCERT_CN_MISMATCH, "it is not for this host name",
+        "use a host name that the certificate holds in webhookURL"},
+    {UINT32_MAX, "it cannot be used", "look at the certificate with openssl s_client"},
+};
+
+/* Says why the server's certificate was refused and what to change. */
+static void
+tls_explain_fault(const struct tls_fault *f, const char *host, struct http_result *res)
+{
+    size_t i = 0;
+
+    while (!(TLS_FAULTS[i].flags & f->flags))
+        i++;
+    err_set(&res->reason,
+        "certificate not trusted: \"%s\", issued by %s%s%s, valid from %s until "
+        "%s, shown by %s: %s",
+        f->subject, f->self_signed ? "itself" : "\"", f->self_signed ? "" : f->issuer,
+        f->self_signed ? "" : "\"", f->from, f->until, host, TLS_FAULTS[i].reason);
+    err_set(&res->hint, "%s", TLS_FAULTS[i].hint);
+}
+
+/* The TLS library's commoner errors in words. */
+static const struct {
+    int code;
+    const char *reason, *hint;
+} TLS_ERRORS[] = {
+    {MBEDTLS_ERR_SSL_CONN_EOF, "the connection was closed in the handshake",
+        "check the port in webhookURL and the server's own log"},
+    {MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY, "the connection was closed in the handshake",
+        "check the port in webhookURL and the server's own log"},
+    {MBEDTLS_ERR_NET_CONN_RESET, "the connection was reset in the handshake",
+        "check the port in webhookURL and the server's own log"},
+    {MBEDTLS_ERR_SSL_INVALID_RECORD, "what answers there does not speak TLS",
+        "write http:// in webhookURL, or the port where the server speaks https"},
+    {MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION, "the server offers no TLS 1.2 or 1.3",
+        "let the server offer TLS 1.2 or 1.3"},
+    {MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE, "the server refused the handshake (TLS alert)",
+        "look at the server's own log; it may ask for a client certificate or older settings"},
+    {MBEDTLS_ERR_SSL_HANDSHAKE_FAILURE, "no common settings with the server",
+        "let the server offer current cipher suites and curves"},
+    {MBEDTLS_ERR_SSL_UNEXPECTED_MESSAGE, "the server breaks the rules of TLS", ""},
+    {MBEDTLS_ERR_SSL_DECODE_ERROR, "the server breaks the rules of TLS", ""},
+    {MBEDTLS_ERR_SSL_ILLEGAL_PARAMETER, "the server breaks the rules of TLS", ""},
+    {MBEDTLS_ERR_SSL_BAD_CERTIFICATE, "the server's certificate cannot be read",
+        "look at the certificate with openssl s_client"},
+    {MBEDTLS_ERR_X509_FATAL_ERROR, "the server's chain of certificates is too long",
+        "let the server send only its own and the intermediate certificates"},
+};
+
+/* Says why a handshake failed and what to change. */
+static void
+tls_explain_error(int code, struct http_result *res)
+{
+    err_set(&res->reason, "TLS failed: error -0x%04x of the TLS library", (unsigned)-code);
+    for (size_t i = 0; i < sizeof TLS_ERRORS / sizeof *TLS_ERRORS; i++)
+        if (TLS_ERRORS[i].code == code) {
+            err_set(&res->reason, "TLS failed: %s", TLS_ERRORS[i].reason);
+            err_set(&res->hint, "%s", TLS_ERRORS[i].hint);
+        }
+}
+
+/* Readies a configuration: TLS 1.2 or 1.3, trust in chain, or no check of the certificate. */
+static int
+tls_config_init(mbedtls_ssl_config *tls, mbedtls_x509_crt *chain)
+{
+    mbedtls_ssl_config_init(tls);
+    if (mbedtls_ssl_config_defaults(tls, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_STREAM,
+            MBEDTLS_SSL_PRESET_DEFAULT) != 0)
+        return -1;
+    mbedtls_ssl_conf_rng(tls, mbedtls_psa_get_random, MBEDTLS_PSA_RANDOM_STATE);
+    mbedtls_ssl_conf_min_tls_version(tls, MBEDTLS_SSL_VERSION_TLS1_2);
+    /* OPTIONAL and not NONE: TLS 1.3 knows no NONE; the fault is then passed over */
+    mbedtls_ssl_conf_authmode(
+        tls, chain ? MBEDTLS_SSL_VERIFY_REQUIRED : MBEDTLS_SSL_VERIFY_OPTIONAL);
+    if (chain)
+        mbedtls_ssl_conf_ca_chain(tls, chain, NULL);
+    mbedtls_ssl_conf_session_tickets(tls, MBEDTLS_SSL_SESSION_TICKETS_ENABLED);
+    mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(
+        tls, MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
+    return 0;
+}
+
+/* Readies a store; its roots are loaded when they are first needed. */
+static int
+tls_store_init(struct tls_store *s)
+{
+    plat_mutex_init(&s->lock);
+    mbedtls_x509_crt_init(&s->roots);
+    mbedtls_ssl_config_init(&s->public_tls);
+    return tls_config_init(&s->unchecked, NULL);
+}
+
+/* Frees the store; no connection may use it any more. */
+static void
+tls_store_done(struct tls_store *s)
+{
+    mbedtls_ssl_config_free(&s->public_tls);
+    mbedtls_ssl_config_free(&s->unchecked);
+    mbedtls_x509_crt_free(&s->roots);
+    plat_mutex_done(&s->lock);
+}
+
+/*
+ * Trust in the public roots: those built in and the system's own. The built-in
+ * ones are not copied. NULL if the TLS library cannot be set up.
+ */
+static const mbedtls_ssl_config *
+tls_public(struct tls_store *s)
+{
+    const unsigned char *der = roots_der;
+
+    plat_lock(&s->lock);
+    if (!s->loaded) {
+        for (size_t i = 0; i < ROOTS_COUNT; der += roots_len[i++])
+            mbedtls_x509_crt_parse_der_nocopy(&s->roots, der, roots_len[i]);
+        plat_add_system_roots(&s->roots);
+        s->loaded = tls_config_init(&s->public_tls, &s->roots) == 0;
+    }
+    plat_unlock(&s->lock);
+    return s->loaded ? &s->public_tls : NULL;
+}
+
+/* Keeps the connection's session, so that the next handshake is a short one. */
+static void
+tls_keep_session(struct conn *conn)
+{
+    struct http_client *c = conn->client;
+
+    if (strcmp(conn->origin, c->peer->webhook->url.origin) != 0)
+        return;
+    mbedtls_ssl_session_free(&c->session);
+    mbedtls_ssl_session_init(&c->session);
+    c->has_session = mbedtls_ssl_get_session(conn->ssl, &c->session) == 0;
+}
+
+/* ---- Connection ---- */
+
+/* Sends what waits in conn->out. 0: all of it went; PLAT_AGAIN; -1 with errno set. */
+static int
+conn_flush(struct conn *conn)
+{
+    while (conn->out_at < conn->out.len) {
+        int n = plat_send(conn->sock, conn->out.data + conn->out_at, conn->out.len - conn->out_at);
+        if (n < 0)
+            return n;
+        conn->out_at += (size_t)n;
+    }
+    if (conn->out.data)
+        mbedtls_platform_zeroize(conn->out.data, conn->out.len);
+    conn->out.len = conn->out_at = 0;
+    return 0;
+}
+
+/*
+ * Sends, and keeps what does not go at once in conn->out: the TLS library must
+ * never see a write that has to wait, because reading in between would mix up
+ * its records. What is written is bounded by the request. Gives len, or -1.
+ */
+static int
+conn_send(struct conn *conn, const void *data, size_t len)
+{
+    int n = conn->out.len > 0 ? 0 : plat_send(conn->sock, data, len);
+    size_t went = n > 0 ? (size_t)n : 0;
+
+    if (n == -1)
+        return -1;
+    if (went < len)
+        buf_add(&conn->out, (const char *)data + went, len - went);
+    return (int)len;
+}
+
+static int
+conn_plain_read(struct conn *conn, void *data, size_t len)
+{
+    return plat_recv(conn->sock, data, len);
+}
+
+/* What a result of the TLS library means, as plat_recv would say it. */
+static int
+conn_tls_result(struct conn *conn, int n)
+{
+    if (n >= 0)
+        return n;
+    if (n == MBEDTLS_ERR_SSL_WANT_READ)
+        return PLAT_AGAIN;
+    if (n == MBEDTLS_ERR_SSL_PEER_CLOSE_NOTIFY || n == MBEDTLS_ERR_SSL_CONN_EOF)
+        return 0;
+    conn->tls_failed = n;
+    return -1;
+}
+
+/* As plat_recv; session tickets, which come between the data of TLS 1.3, are kept. */
+static int
+conn_tls_read(struct conn *conn, void *data, size_t len)
+{
+    int n;
+
+    while (
+        (n = mbedtls_ssl_read(conn->ssl, data, len)) == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
+        tls_keep_session(conn);
+    return conn_tls_result(conn, n);
+}
+
+static int
+conn_tls_write(struct conn *conn, const void *data, size_t len)
+{
+    return conn_tls_result(conn, mbedtls_ssl_write(conn->ssl, data, len));
+}
+
+/*
+ * The TLS library's own way to the socket. Reading looks at the deadline, too:
+ * a server may flood the library with records that make it read for ever.
+ */
+static int
+conn_tls_send(void *arg, const unsigned char *data, size_t len)
+{
+    int n = conn_send(arg, data, len);
+
+    return n < 0 ? MBEDTLS_ERR_NET_CONN_RESET : n;
+}
+
+static int
+conn_tls_recv(void *arg, unsigned char *data, size_t len)
+{
+    const struct conn *conn = arg;
+    int n;
+
+    if (http_time_left(conn->client) == 0)
+        return MBEDTLS_ERR_SSL_TIMEOUT;
+    n = plat_recv(conn->sock, data, len);
+    return n == PLAT_AGAIN ? MBEDTLS_ERR_SSL_WANT_READ : n < 0 ? MBEDTLS_ERR_NET_CONN_RESET : n;
+}
+
+/* Closes the connection, if there is one. */
+static void
+conn_close(struct conn *conn)
+{
+    struct http_client *client = conn->client;
+
+    if (conn->ssl) {
+        mbedtls_ssl_close_notify(conn->ssl);
+        mbedtls_ssl_free(conn->ssl);
+        free(conn->ssl);
+    }
+    plat_close(conn->sock);
+    free(conn->origin);
+    buf_free(&conn->in);
+    conn->out.len = conn->out.cap; /* all that may have been in it is wiped */
+    if (conn->out.data)
+        mbedtls_platform_zeroize(conn->out.data, conn->out.len);
+    buf_free(&conn->out);
+    *conn = (struct conn){.sock = -1, .client = client};
+}
+
+/* Waits until something can be read, and sends what waits meanwhile. -1: the time is over. */
+static int
+conn_wait(struct conn *conn)
+{
+    int left;
+
+    while ((left = http_time_left(conn->client)) > 0) {
+        int want = PLAT_READ | (conn->out.len > 0 ? PLAT_WRITE : 0);
+        if (plat_wait(&conn->sock, 1, want, left < SLICE_MS ? left : SLICE_MS)) {
+            conn_flush(conn); /* if it fails, reading will say why */
+            return 0;
+        }
+    }
+    return -1;
+}
+
+/* Reads once into conn->in, without waiting; as plat_recv. */
+static int
+conn_read_once(struct conn *conn)
+{
+    int n;
+
+    buf_reserve(&conn->in, 4096);
+    n = conn->read(conn, conn->in.data + conn->in.len, conn->in.cap - conn->in.len - 1);
+    if (n > 0)
+        conn->in.len += (size_t)n;
+    return n;
+}
+
+/*
+ * Reads more into conn->in. Gives 1 if something came, 0 at the end of the
+ * stream, -1 with e: the connection failed or the time is over.
+ */
+static int
+conn_fill(struct conn *conn, struct err *e)
+{
+    if (conn->in_at > 0 && conn->in_at == conn->in.len)
+        conn->in.len = conn->in_at = 0;
+    for (;;) {
+        int n = conn_read_once(conn);
+        if (n >= 0)
+            return n > 0;
+        if (n == PLAT_AGAIN && conn_wait(conn) == 0)
+            continue;
+        if (n == PLAT_AGAIN)
+            err_set(e, "no answer in time");
+        else if (conn->tls_failed)
+            err_set(e, "the TLS connection broke: error -0x%04x", (unsigned)-conn->tls_failed);
+        else
+            err_set(e, "the connection broke: %s", plat_error());
+        return -1;
+    }
+}
+
+/* What was read and not yet used. */
+static struct slice
+conn_rest(const struct conn *conn)
+{
+    return conn->in.data ? (struct slice){conn->in.data + conn->in_at, conn->in.len - conn->in_at}
+                         : (struct slice){"", 0};
+}
+
+/* Whether a connection that rests can carry another request: open, and nothing unasked came. */
+static bool
+conn_is_fresh(struct conn *conn)
+{
+    char byte;
+
+    return conn->sock >= 0 && conn->in_at == conn->in.len &&
+        conn->read(conn, &byte, 1) == PLAT_AGAIN;
+}
+
+/*
+ * Connects to the first of n addresses that accepts; each gets a head start of
+ * CONNECT_STAGGER_MS before the next is tried beside it (RFC 8305). Sets
+ * conn->sock and conn->address; gives the address's place, or -1 with e.
+ */
+static int
+conn_dial(struct conn *conn, const struct plat_addr *addr, int n, struct err *e)
+{
+    intptr_t sock[ADDRESSES_MAX];
+    int next = 0, open = 0, won = -1, left;
+    int64_t next_ms = 0;
+    char text[64] = "";
+
+    for (int i = 0; i < ADDRESSES_MAX; i++)
+        sock[i] = -1;
+    err_set(e, "no connection in time");
+    while (won < 0 && (left = http_time_left(conn->client)) > 0 && (next < n || open > 0)) {
+        int64_t now = plat_now_ms();
+        if (next < n && (now >= next_ms || open == 0)) {
+            next_ms = now + CONNECT_STAGGER_MS;
+            sock[next] = plat_tcp_connect(&addr[next]);
+            plat_addr_text(&addr[next], true, text);
+            if (sock[next] >= 0)
+                open++;
+            else
+                err_set(e, "cannot connect to %s: %s", text, plat_error());
+            next++;
+            continue;
+        }
+        if (next < n && next_ms - now < left)
+            left = (int)(next_ms - now);
+        unsigned ready = plat_wait(sock, n, PLAT_WRITE, left < SLICE_MS ? left : SLICE_MS);
+        for (int i = 0; i < n && won < 0; i++) {
+            if (!(ready & 1u << i) || sock[i] < 0)
+                continue;
+            plat_addr_text(&addr[i], true, text);
+            if (plat_tcp_connected(sock[i]) == 0) {
+                won = i;
+                break;
+            }
+            err_set(e, "cannot connect to %s: %s", text, plat_error());
+            plat_close(sock[i]);
+            sock[i] = -1;
+            open--;
+        }
+    }
+    if (won < 0 && open > 0)
+        err_set(e, "cannot connect to %s: no answer in time", text);
+    for (int i = 0; i < n; i++)
+        if (i != won)
+            plat_close(sock[i]);
+    if (won >= 0) {
+        conn->sock = sock[won];
+        snprintf(conn->address, sizeof conn->address, "%s", text);
+    }
+    return won;
+}
+
+/* Makes the connection a TLS one. -1: res says why. */
+static int
+conn_start_tls(struct conn *conn, const struct url *u, const mbedtls_ssl_config *tls, bool home,
+    struct http_result *res)
+{
+    struct http_client *c = conn->client;
+    int n;
+
+    conn->ssl = x_calloc(1, sizeof *conn->ssl);
+    mbedtls_ssl_init(conn->ssl);
+    if (!tls || mbedtls_ssl_setup(conn->ssl, tls) != 0 ||
+        mbedtls_ssl_set_hostname(conn->ssl, u->host) != 0) {
+        err_set(&res->reason, "TLS could not be set up");
+        return -1;
+    }
+    mbedtls_ssl_set_bio(conn->ssl, conn, conn_tls_send, conn_tls_recv, NULL);
+    mbedtls_ssl_set_verify(conn->ssl, tls_note_fault, &conn->fault);
+    if (home && c->has_session) { /* TLS 1.3 tickets are good for one time */
+        mbedtls_ssl_set_session(conn->ssl, &c->session);
+        c->has_session = false;
+    }
+    while ((n = mbedtls_ssl_handshake(conn->ssl)) != 0) {
+        if (conn_tls_result(conn, n) == PLAT_AGAIN && conn_wait(conn) == 0)
+            continue;
+        if (http_time_left(c) == 0)
+            err_set(&res->reason, "TLS failed: the handshake did not end in time");
+        else if (tls_has_fault(conn, n))
+            tls_explain_fault(&conn->fault, u->host, res);
+        else
+            tls_explain_error(n, res);
+        return -1;
+    }
+    conn->read = conn_tls_read;
+    conn->write = conn_tls_write;
+    if (mbedtls_ssl_get_version_number(conn->ssl) == MBEDTLS_SSL_VERSION_TLS1_2)
+        tls_keep_session(conn);
+    return 0;
+}
+
+/*
+ * Writes a whole request. 0, or -1 if it was not all written: the connection
+ * broke or the other end answered before it had read everything. *wrote tells
+ * whether any of it was written.
+ */
+static int
+conn_write_all(struct conn *conn, const struct buf *out, bool *wrote)
+{
+    int failed = 0;
+
+    for (size_t at = 0; at < out->len && !failed;) {
+        int n = conn->write(conn, out->data + at, out->len - at);
+        failed = n > 0 ? 0 : -1;
+        at += n > 0 ? (size_t)n : 0;
+        *wrote = at > 0;
+    }
+    while (conn->out.len > 0 && !failed) {
+        if (http_time_left(conn->client) == 0)
+            failed = -1;
+        else if (plat_wait(&conn->sock, 1, PLAT_WRITE, SLICE_MS))
+            failed = conn_flush(conn) == -1 ? -1 : 0;
+        else if (plat_wait(&conn->sock, 1, PLAT_READ, 0) && conn_read_once(conn) != PLAT_AGAIN)
+            failed = -1;
+    }
+    return failed;
+}
+
+/* ---- Response ---- */
+
+/* Seconds from 1970 to a date of the Gregorian calendar, UTC. */
+static int64_t
+http_seconds(int year, int month, int day)
+{
+    int64_t y = month <= 2 ? year - 1 : year, era = y / 400, of_era = y - era * 400;
+    int64_t of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
+
+    return (era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719468) * 86400;
+}
+
+/*
+ * Reads Retry-After (RFC 9110, 10.2.3): seconds, or one of the three forms of a
+ * date. Gives seconds from now on, at most RETRY_AFTER_MAX_S; -1: neither.
+ */
+static int64_t
+http_read_retry_after(struct slice s, int64_t wall_s)
+{
+    static const char months[] = "janfebmaraprmayjunjulaugsepoctnovdec";
+    char text[64], month[4] = "";
+    int day = 0, year = 0, h = 0, m = 0, sec = 0, whole = -1;
+    int64_t after;
+    const char *at;
+
+    if (s.len == 0 || s.len >= sizeof text)
+        return -1;
+    if (strspn(s.data, "0123456789") >= s.len) {
+        after = slice_number(s, RETRY_AFTER_MAX_S);
+        return after < 0 ? RETRY_AFTER_MAX_S : after;
+    }
+    snprintf(text, sizeof text, "%.*s", (int)s.len, s.data);
+    sscanf(text, "%*[A-Za-z], %2d %3s %4d %2d:%2d:%2d GMT%n", &day, month, &year, &h, &m, &sec,
+        &whole);
+    if (whole != (int)s.len)
+        sscanf(text, "%*[A-Za-z], %2d-%3s-%2d %2d:%2d:%2d GMT%n", &day, month, &year, &h, &m, &sec,
+            &whole);
+    if (whole != (int)s.len)
+        sscanf(text, "%*3s %3s %2d %2d:%2d:%2d %4d%n", month, &day, &h, &m, &sec, &year, &whole);
+    if (whole != (int)s.len)
+        return -1;
+    for (char *p = month; *p; p++)
+        *p = (char)tolower((unsigned char)*p);
+    at = strlen(month) == 3 ? strstr(months, month) : NULL;
+    if (!at || (at - months) % 3 || day < 1 || day > 31 || h < 0 || h > 23 || m < 0 || m > 59 ||
+        sec < 0 || sec > 60 || year < 0)
+        return -1;
+    if (year < 100) /* two digits, RFC 850: the nearest such year */
+        year += year < 70 ? 2000 : 1900;
+    after = http_seconds(year, (int)(at - months) / 3 + 1, day) + h * 3600 + m * 60 + sec - wall_s;
+    return after < 0 ? 0 : after > RETRY_AFTER_MAX_S ? RETRY_AFTER_MAX_S : after;
+}
+
+/*
+ * Where the head ends: offset behind its blank line, 0 if it is not there yet.
+ * from: what was looked at before.
+ */
+static size_t
+http_head_end(struct slice in, size_t from)
+{
+    for (size_t i = from > 3 ? from - 3 : 0; i < in.len; i++) {
+        if (in.data[i] != '\n')
+            continue;
+        if (i + 1 < in.len && in.data[i + 1] == '\n')
+            return i + 2;
+        if (i + 2 < in.len && in.data[i + 1] == '\r' && in.data[i + 2] == '\n')
+            return i + 3;
+    }
+    return 0;
+}
+
+/* Whether what has come so far can still become "HTTP/1.x NNN". */
+static bool
+http_may_be_status(struct slice in)
+{
+    static const char form[] = "HTTP/1.d ddd";
+
+    for (size_t i = 0; i < in.len && i < sizeof form - 1; i++)
+        if (form[i] == 'd' ? !ascii_is_digit(in.data[i]) : in.data[i] != form[i])
+            return false;
+    return true;
+}
+
+/* Takes one line, without its end, off the front of *rest. */
+static struct slice
+http_take_line(struct slice *rest)
+{
+    const char *end = rest->len ? memchr(rest->data, '\n', rest->len) : NULL;
+    struct slice line = {rest->data, end ? (size_t)(end - rest->data) : rest->len};
+
+    rest->data += line.len + (end ? 1 : 0);
+    rest->len -= line.len + (end ? 1 : 0);
+    if (line.len > 0 && line.data[line.len - 1] == '\r')
+        line.len--;
+    return line;
+}
+
+/* Takes one header with the lines that continue it (RFC 9112, 5.2), line ends inside. */
+static struct slice
+http_take_header(struct slice *rest)
+{
+    struct slice header = http_take_line(rest);
+
+    while (header.len > 0 && rest->len > 0 && (*rest->data == ' ' || *rest->data == '\t')) {
+        struct slice more = http_take_line(rest);
+        header.len = (size_t)(more.data + more.len - header.data);
+    }
+    return header;
+}
+
+/* Whether a CR stands anywhere but before LF, or a NUL anywhere. */
+static bool
+http_has_stray(struct slice head)
+{
+    for (size_t i = 0; i < head.len; i++)
+        if (!head.data[i] ||
+            (head.data[i] == '\r' && (i + 1 == head.len || head.data[i + 1] != '\n')))
+            return true;
+    return false;
+}
+
+/* Reads the length that a header promises; a wrong one is noted, not refused. */
+static void
+http_read_length(struct http_head *h, struct slice value)
+{
+    int64_t n = slice_number(value, INT64_MAX / 16);
+
+    if (n < 0)
+        h->framing = "Content-Length is not a length";
+    else if (h->length_seen && h->length != (uint64_t)n)
+        h->framing = "two different Content-Lengths";
+    h->length_seen = true;
+    h->length = n < 0 ? 0 : (uint64_t)n;
+}
+
+/* Takes in one header. */
+static void
+http_read_header(struct http_head *h, struct slice name, struct slice value)
+{
+    if (slice_is(name, "Content-Length"))
+        http_read_length(h, value);
+    else if (slice_is(name, "Transfer-Encoding")) {
+        struct slice last = value;
+        for (size_t i = 0; i < value.len; i++)
+            if (value.data[i] == ',')
+                last = (struct slice){value.data + i + 1, value.len - i - 1};
+        h->te_seen = true;
+        h->chunked = slice_is(slice_trim(last, " \t\r\n"), "chunked");
+    } else if (slice_is(name, "Connection")) {
+        struct slice part;
+        for (size_t i = 0; i < value.len; i += part.len + 1) {
+            const char *comma = memchr(value.data + i, ',', value.len - i);
+            part = (struct slice){
+                value.data + i, comma ? (size_t)(comma - value.data) - i : value.len - i};
+            if (slice_is(slice_trim(part, " \t\r\n"), "close"))
+                h->close = true;
+            else if (slice_is(slice_trim(part, " \t\r\n"), "keep-alive"))
+                h->keep = true;
+        }
+    } else if (slice_is(name, "Location")) {
+        h->location = value;
+        h->locations++;
+    } else if (slice_is(name, "Retry-After") && !h->retry_after.data)
+        h->retry_after = value;
+}
+
+/* Settles how the body is delimited (RFC 9112, section 6.3). */
+static void
+http_settle_body(struct http_head *h)
+{
+    h->keep = h->keep && !h->close;
+    if (h->status < 200 || h->status == 204 || h->status == 304) {
+        h->body.kind = BODY_NONE;
+        return;
+    }
+    if (h->chunked) {
+        h->framing = NULL; /* Content-Length does not count beside it */
+        h->body.kind = BODY_CHUNKED;
+    } else if (h->te_seen || !h->length_seen)
+        h->body.kind = BODY_TO_CLOSE;
+    else {
+        h->body.kind = BODY_LENGTH;
+        h->body.left = h->length;
+    }
+    if (h->framing || h->body.kind == BODY_TO_CLOSE)
+        h->keep = false;
+}
+
+/*
+ * Reads a whole response head, blank line included. 0, or -1 with e: it is not
+ * HTTP/1. Pure; h's slices point into head.
+ */
+static int
+http_parse_head(struct slice head, struct http_head *h, struct err *e)
+{
+    bool stray = http_has_stray(head);
+    struct slice line = http_take_line(&head);
+
+    *h = (struct http_head){0};
+    if (line.len < 12 || !http_may_be_status(line) || (line.len > 12 && line.data[12] != ' ')) {
+        err_set(e, "the answer is not HTTP: it starts with \"%s\"", log_text(line).text);
+        return -1;
+    }
+    h->keep = line.data[7] != '0';
+    h->status = (int)slice_number((struct slice){line.data + 9, 3}, 999);
+    if (h->status < 100 || stray) {
+        err_set(e, "the answer is not HTTP: %s",
+            stray ? "a NUL or a lone CR in its head" : "a status below 100");
+        return -1;
+    }
+    while (head.len > 0 && (*head.data == ' ' || *head.data == '\t'))
+        http_take_line(&head); /* continues the status line: nothing that we read */
+    for (int headers = 0; (line = http_take_header(&head)).len > 0; headers++) {
+        const char *colon = memchr(line.data, ':', line.len);
+        if (headers == HEADERS_MAX || !colon || colon == line.data) {
+            err_set(e, "the answer is not HTTP: %s",
+                headers == HEADERS_MAX ? "too many headers" : "a header without name and colon");
+            return -1;
+        }
+        http_read_header(h,
+            slice_trim((struct slice){line.data, (size_t)(colon - line.data)}, " \t"),
+            slice_trim(
+                (struct slice){colon + 1, (size_t)(line.data + line.len - colon - 1)}, " \t\r\n"));
+    }
+    http_settle_body(h);
+    return 0;
+}
+
+enum body_step { BODY_MORE, BODY_DONE, BODY_BAD };
+
+/* Takes one character of a chunked body's framing; -1: it may not stand there. */
+static int
+http_chunk_char(struct http_body *b, int c)
+{
+    bool line_end = c == '\n';
+
+    switch (b->state) {
+    case CHUNK_SIZE:
+        if (hex_value(c) >= 0) {
+            if (++b->digits > 15)
+                return -1;
+            b->left = b->left * 16 + (uint64_t)hex_value(c);
+            return 0;
+        }
+        if (b->digits == 0 || !strchr("\r\n; \t", c) || c == '\0')
+            return -1;
+        b->state = CHUNK_EXTENSION;
+        /* fall through */
+    case CHUNK_EXTENSION:
+        if (line_end) {
+            b->state = b->left > 0 ? CHUNK_DATA : CHUNK_TRAILER;
+            b->digits = 0;
+        }
+        return 0;
+    case CHUNK_DATA_END:
+        if (line_end)
+            b->state = CHUNK_SIZE;
+        return line_end || c == '\r' ? 0 : -1;
+    case CHUNK_TRAILER:
+        if (c != '\r')
+            b->state = CHUNK_TRAILER_LINE;
+        return 0;
+    case CHUNK_TRAILER_LINE:
+        if (line_end)
+            b->state = CHUNK_TRAILER;
+        return 0;
+    case CHUNK_DATA:
+        break;
+    }
+    return -1;
+}
+
+/*
+ * Takes body bytes; *used says how many belonged to it. Pure. BODY_DONE: the
+ * body is whole; BODY_BAD: its chunks are broken.
+ */
+static enum body_step
+http_feed_body(struct http_body *b, struct slice in, size_t *used)
+{
+    *used = 0;
+    if (b->kind == BODY_NONE || (b->kind == BODY_LENGTH && b->left == 0))
+        return BODY_DONE;
+    if (b->kind == BODY_TO_CLOSE) {
+        *used = in.len;
+        return BODY_MORE;
+    }
+    while (*used < in.len) {
+        if (b->kind == BODY_LENGTH || b->state == CHUNK_DATA) {
+            uint64_t part = in.len - *used < b->left ? in.len - *used : b->left;
+            *used += (size_t)part;
+            b->left -= part;
+            if (b->left == 0 && b->kind == BODY_LENGTH)
+                return BODY_DONE;
+            if (b->left == 0)
+                b->state = CHUNK_DATA_END;
+            continue;
+        }
+        int c = (unsigned char)in.data[(*used)++];
+        if (b->state == CHUNK_TRAILER && c == '\n')
+            return BODY_DONE;
+        if (http_chunk_char(b, c) != 0)
+            return BODY_BAD;
+    }
+    return BODY_MORE;
+}
+
+/*
+ * Reads until a whole head is there, or what cannot be one. Gives its length, 0
+ * with e: there will be none. *began tells whether anything came at all.
+ */
+static size_t
+http_await_head(struct conn *conn, bool *began, struct err *e)
+{
+    for (size_t looked = 0;;) {
+        struct slice in = conn_rest(conn);
+        size_t end = in.len > 0 && !http_may_be_status(in) ? in.len : http_head_end(in, looked);
+        int came;
+        *began = *began || in.len > 0;
+        if (end > HEAD_MAX || (end == 0 && in.len > HEAD_MAX)) {
+            err_set(e, "the answer is not HTTP: its head is longer than %d bytes", HEAD_MAX);
+            return 0;
+        }
+        if (end > 0)
+            return end;
+        looked = in.len;
+        came = conn_fill(conn, e);
+        if (came == 0)
+            err_set(e, "connection closed before %s", *began ? "the whole answer" : "an answer");
+        if (came <= 0)
+            return 0;
+    }
+}
+
+/* Reads one response head into h, 1xx answers passed over. 0, or -1 with e; began as above. */
+static int
+http_read_head(struct conn *conn, struct http_head *h, bool *began, struct err *e)
+{
+    for (int interim = 0; interim <= INTERIM_MAX; interim++) {
+        size_t len = http_await_head(conn, began, e);
+        if (len == 0 || http_parse_head((struct slice){conn_rest(conn).data, len}, h, e) != 0)
+            return -1;
+        conn->in_at += len;
+        if (h->status >= 200)
+            return 0;
+        if (h->status == 101) {
+            err_set(e, "the answer is not HTTP: it switches protocols unasked");
+            return -1;
+        }
+    }
+    err_set(e, "the answer is not HTTP: more than %d interim answers", INTERIM_MAX);
+    return -1;
+}
+
+/*
+ * Reads what is left of the last answer's body, so that the connection can be
+ * used again; closes it if that takes too much or too long. 0, or -1 with e:
+ * the body was broken. The verdict does not depend on it.
+ */
+static int
+http_drain(struct http_client *c, struct err *e)
+{
+    int64_t call_deadline_ms = c->deadline_ms;
+    struct conn *conn = &c->conn;
+    size_t drained = 0, used = 0;
+    enum body_step step = BODY_MORE;
+    int came = 1;
+
+    if (conn->sock < 0)
+        return 0;
+    e->text[0] = '\0';
+    c->deadline_ms = plat_now_ms() + DRAIN_MS;
+    while (came > 0 && drained <= DRAIN_MAX) {
+        struct slice in = conn_rest(conn);
+        step = http_feed_body(&c->head.body, in, &used);
+        conn->in_at += used;
+        drained += used;
+        if (step != BODY_MORE)
+            break;
+        came = conn_fill(conn, e);
+    }
+    if (c->head.framing)
+        err_set(e, "%s", c->head.framing);
+    else if (step == BODY_BAD)
+        err_set(e, "its chunks are broken");
+    else if (step == BODY_MORE && drained > DRAIN_MAX)
+        err_set(e, "its body is longer than %d bytes", DRAIN_MAX);
+    else if (step == BODY_MORE && came == 0 && c->head.body.kind != BODY_TO_CLOSE)
+        err_set(e, "its body ended early");
+    else if (step == BODY_DONE || came == 0)
+        e->text[0] = '\0';
+    if (step != BODY_DONE || !c->head.keep || e->text[0] || conn->in_at < conn->in.len)
+        conn_close(conn);
+    conn->used = conn->sock >= 0;
+    c->deadline_ms = call_deadline_ms;
+    return e->text[0] ? -1 : 0;
+}
+
+/* ---- Request ---- */
+
+/* Adds the request of one alert to out. redirected: fields that the new query has are left out. */
+static void
+http_add_request(const struct http_client *c, const struct http_request *q, const struct url *u,
+    bool redirected, size_t target_max, struct buf *out)
+{
+    const struct webhook_config *w = c->peer->webhook;
+    const struct url *proxy = cfg_proxy_for(c->peer->config, u);
+    char target_room[1024], body_room[2048], rest[160];
+    struct buf target = buf_in(target_room, sizeof target_room);
+    struct buf body = buf_in(body_room, sizeof body_room);
+
+    buf_add_text(&target, u->target);
+    if (w->method == METHOD_GET)
+        alert_add_query(q->alert, &target, redirected, target_max);
+    else
+        alert_add_json(q->alert, &body);
+    buf_add_text(out, METHODS[w->method]);
+    buf_add_char(out, ' ');
+    if (proxy && !u->tls)
+        buf_add_text(out, u->origin);
+    buf_add(out, target.data, target.len);
+    buf_add_text(out, " HTTP/1.1\r\nHost: ");
+    url_add_host(u, out);
+    buf_add_text(
+        out, "\r\nUser-Agent: " USER_AGENT "\r\nAccept: application/json, text/plain, */*\r\n");
+    if (u->auth)
+        buf_format(out, "Authorization: Basic %s\r\n", u->auth);
+    if (proxy && !u->tls && proxy->auth)
+        buf_format(out, "Proxy-Authorization: Basic %s\r\n", proxy->auth);
+    if (w->method != METHOD_GET)
+        buf_format(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", body.len);
+    snprintf(rest, sizeof rest, "webhook-id: %.64s\r\nwebhook-timestamp: %lld\r\n%s\r\n", q->id,
+        (long long)(plat_wall_ms() / 1000), q->is_test ? "webhook-test: true\r\n" : "");
+    buf_add_text(out, rest);
+    buf_add(out, body.data, body.len);
+    buf_free(&target);
+    buf_free(&body);
+}
+
+/* Asks a proxy for a tunnel to u. -1: res says why not. */
+static int
+http_open_tunnel(
+    struct http_client *c, const struct url *proxy, const struct url *u, struct http_result *res)
+{
+    struct conn *conn = &c->conn;
+    struct buf out = {0};
+    struct http_head head;
+    bool wrote = false, began = false;
+    int failed;
+
+    buf_format(&out,
+        strchr(u->host, ':') ? "CONNECT [%s]:%d HTTP/1.1\r\nHost: [%s]:%d\r\n"
+                             : "CONNECT %s:%d HTTP/1.1\r\nHost: %s:%d\r\n",
+        u->host, u->port, u->host, u->port);
+    buf_add_text(&out, "User-Agent: " USER_AGENT "\r\n");
+    if (proxy->auth)
+        buf_format(&out, "Proxy-Authorization: Basic %s\r\n", proxy->auth);
+    buf_add_text(&out, "\r\n");
+    conn_write_all(conn, &out, &wrote);
+    mbedtls_platform_zeroize(out.data, out.len);
+    buf_free(&out);
+    failed = http_read_head(conn, &head, &began, &res->reason);
+    if (!failed && head.status / 100 != 2) {
+        err_set(&res->reason, "it answered CONNECT with status %d", head.status);
+        if (head.status == 407)
+            err_set(&res->hint, "check the proxy's password");
+        failed = -1;
+    } else if (!failed && conn->in_at < conn->in.len) {
+        err_set(&res->reason, "it sent data before it was asked");
+        failed = -1;
+    }
+    if (failed)
+        err_prefix(&res->reason, "proxy %s: ", proxy->shown);
+    return failed;
+}
+
+/*
+ * Looks up whom to connect to. The deadline moves by the time that the system's
+ * resolver took. Gives the number of addresses, or -1 with res.
+ */
+static int
+http_look_up(
+    struct http_client *c, const struct url *dial, struct plat_addr *addr, struct http_result *res)
+{
+    int64_t began_ms = plat_now_ms();
+    const char *why = "";
+    int n;
+
+    atomic_store(&c->resolving, true);
+    n = plat_resolve(dial->host, dial->port, false, addr, ADDRESSES_MAX, &why);
+    atomic_store(&c->resolving, false);
+    c->deadline_ms += plat_now_ms() - began_ms;
+    if (n > 0)
+        return n;
+    err_set(&res->reason, "host name %s not found: %s", dial->host, why);
+    err_set(&res->hint, "check the host name in webhookURL and this machine's DNS");
+    return -1;
+}
+
+/*
+ * Keeps a redirect from leading to this machine, unless the webhook is on it
+ * anyway. Gives how many of n addresses are left, 0 with res.
+ */
+static int
+http_drop_local(const struct http_client *c, struct plat_addr *addr, int n, struct http_result *res)
+{
+    int kept = 0;
+
+    for (int i = 0; i < n; i++)
+        if (c->home_is_local || !http_is_local(&addr[i]))
+            addr[kept++] = addr[i];
+    if (kept == 0) {
+        err_set(&res->reason, "redirected to this machine's own address, refused");
+        res->refused = true;
+    }
+    return kept;
+}
+
+/* Finds the addresses to connect to for u; how many, 0: res says why none may be used. */
+static int
+http_find_addresses(struct http_client *c, const struct url *u, const struct url *proxy, bool home,
+    struct plat_addr *addr, struct http_result *res)
+{
+    struct plat_addr named;
+    const char *why;
+    int n = http_look_up(c, proxy ? proxy : u, addr, res);
+
+    if (n <= 0 || home)
+        return n < 0 ? 0 : n;
+    if (!proxy)
+        return http_drop_local(c, addr, n, res);
+    if (plat_resolve(u->host, 0, strcasecmp(u->host, "localhost") != 0, &named, 1, &why) == 1 &&
+        !http_drop_local(c, &named, 1, res))
+        return 0;
+    return n;
+}
+
+/* Connects to u, through the proxy if it has one, and starts TLS. -1: res says why. */
+static int
+http_connect(struct http_client *c, const struct url *u, struct http_result *res)
+{
+    const struct url *proxy = cfg_proxy_for(c->peer->config, u);
+    bool home = strcmp(u->origin, c->peer->webhook->url.origin) == 0, offered;
+    const mbedtls_ssl_config *tls = home ? c->peer->tls
+        : u->tls                         ? tls_public(c->peer->store)
+                                         : NULL;
+    struct plat_addr addr[ADDRESSES_MAX];
+    int n = http_find_addresses(c, u, proxy, home, addr, res);
+
+    if (n == 0)
+        return -1;
+    do {
+        int won;
+        conn_close(&c->conn);
+        won = conn_dial(&c->conn, addr, n, &res->reason);
+        if (won < 0) {
+            err_set(&res->hint,
+                "check host and port in %s, that the server runs, and that no "
+                "firewall is between",
+                proxy ? "the proxy's setting" : "webhookURL");
+            if (proxy)
+                err_prefix(&res->reason, "proxy %s: ", proxy->shown);
+            return -1;
+        }
+        c->conn.origin = x_strdup(u->origin);
+        c->conn.read = conn_plain_read;
+        c->conn.write = conn_send;
+        if (home)
+            c->home_is_local = !proxy && http_is_local(&addr[won]);
+        if (!u->tls)
+            return 0;
+        if (proxy && http_open_tunnel(c, proxy, u, res) != 0)
+            return -1;
+        offered = home && c->has_session;
+        if (conn_start_tls(&c->conn, u, tls, home, res) == 0)
+            return 0;
+        /* A server may have changed since it gave the session: once more without it. */
+    } while (offered && http_time_left(c) > 0);
+    return -1;
+}
+
+/* Says that the time was over, if that is why a call failed. */
+static void
+http_explain_timeout(const struct http_client *c, struct http_result *res)
+{
+    if (http_time_left(c) > 0)
+        return;
+    if (atomic_load(&stop_at_ms))
+        err_set(&res->reason, "no answer before the program stopped");
+    else if (res->end == HTTP_BROKEN) {
+        err_set(&res->reason, "no answer within %d s", TIMEOUT_MS / 1000);
+        err_set(&res->hint, "look at the log of the webhook's server");
+    }
+}
+
+/*
+ * Sends one request to u and reads the head of its answer, on the connection at
+ * hand if it leads there. One that turns out closed before any answer is tried
+ * once more on a new one, at once.
+ */
+static void
+http_exchange(
+    struct http_client *c, const struct url *u, const struct buf *request, struct http_result *res)
+{
+    struct conn *conn = &c->conn;
+
+    for (;;) {
+        bool wrote = false, began = false, again, whole;
+        res->end = HTTP_UNSENT;
+        if (conn->sock >= 0 && (strcmp(conn->origin, u->origin) != 0 || !conn_is_fresh(conn)))
+            conn_close(conn);
+        if (conn->sock < 0 && http_connect(c, u, res) != 0)
+            break;
+        again = conn->used;
+        whole = conn_write_all(conn, request, &wrote) == 0;
+        if (!whole && !wrote)
+            err_set(&res->reason, "the connection broke before the request was written");
+        else {
+            res->end = HTTP_BROKEN;
+            if (http_read_head(conn, &c->head, &began, &res->reason) == 0) {
+                res->end = HTTP_ANSWERED;
+                res->status = c->head.status;
+                res->hint.text[0] = '\0';
+                c->head.keep = c->head.keep && whole;
+                return;
+            }
+        }
+        if (!again || began || http_time_left(c) == 0)
+            break;
+        conn_close(conn);
+    }
+    http_explain_timeout(c, res);
+    conn_close(conn);
+}
+
+/* What people can do about statuses that are final. */
+static const struct {
+    int status;
+    const char *hint;
+} HTTP_HINTS[] = {
+    {400, "the webhook did not understand the request"},
+    {401, "check the credentials (user:password@ in webhookURL)"},
+    {403, "check the credentials (user:password@ in webhookURL) and the webhook's permissions"},
+    {404, "check webhookURL"},
+    {405, "check httpMethod"},
+    {407, "check the proxy's password"},
+    {410, "gone: remove or change webhookURL"},
+    {413, "the webhook's server must allow larger requests"},
+    {414, "the webhook's server must allow longer URLs, or use httpMethod POST"},
+    {422, "the webhook refused the content"},
+    {429, "the webhook asks for time: try again later"},
+    {500, "look at the log of the webhook's server"},
+    {502, "look at the log of the webhook's server and of the proxy before it"},
+    {503, "look at the log of the webhook's server"},
+    {504, "look at the log of the webhook's server and of the proxy before it"},
+};
+
+/* Whether a status says that the same request should go to another URL. */
+static bool
+http_is_redirect(int status, enum http_method method)
+{
+    switch (status) {
+    case 307:
+    case 308:
+        return true;
+    case 301:
+    case 302:
+        return method != METHOD_POST; /* a client that follows would make an empty GET of it */
+    case 303:
+        return method == METHOD_GET;
+    default:
+        return false;
+    }
+}
+
+/*
+ * Finds out where a redirect leads. 0 and *to (the caller's), or -1: res says
+ * why it is not followed.
+ */
+static int
+http_read_redirect(
+    const struct http_head *h, const struct url *from, struct url *to, struct http_result *res)
+{
+    struct err e;
+
+    if (h->locations != 1 || h->location.len == 0)
+        err_set(&res->reason, "status %d with %s Location", h->status,
+            h->locations > 1 ? "more than one" : "no");
+    else if (url_parse(h->location, from, to, &e) != 0)
+        err_set(
+            &res->reason, "status %d with a Location that cannot be called: %s", h->status, e.text);
+    else if (from->tls && !to->tls) {
+        err_set(&res->reason, "status %d leads from https to %s, refused", h->status, to->shown);
+        url_done(to);
+    } else
+        return 0;
+    return -1;
+}
+
+/* Says what a final status means; where it has moved to, if that is what it says. */
+static void
+http_explain_status(const struct http_client *c, const struct url *u, struct http_result *res)
+{
+    struct url to;
+    struct err e;
+
+    err_set(&res->reason, "status %d", res->status);
+    for (size_t i = 0; i < sizeof HTTP_HINTS / sizeof *HTTP_HINTS; i++)
+        if (HTTP_HINTS[i].status == res->status)
+            err_set(&res->hint, "%s", HTTP_HINTS[i].hint);
+    if (res->status < 301 || res->status > 303 || c->head.location.len == 0 ||
+        url_parse(c->head.location, u, &to, &e) != 0)
+        return;
+    err_set(&res->hint, "moved to %s, change webhookURL", to.shown);
+    url_done(&to);
+}
+
+/* Whether a long GET may have been refused for its length alone. */
+static bool
+http_is_too_long(const struct http_client *c, const struct buf *request, int status)
+{
+    const char *end = memchr(request->data, '\r', request->len);
+
+    return c->peer->webhook->method == METHOD_GET &&
+        end - request->data > GET_TARGET_MAX + (int)sizeof "GET  HTTP/1.1" - 1 &&
+        (status == 400 || status == 404 || status == 414 || status == 431);
+}
+
+/*
+ * Takes a redirect of u: *moved, whose old content may be u, becomes the URL
+ * that the answer names. Where that is another origin no user and password go
+ * along. False: it is not followed, and res says why.
+ */
+static bool
+http_follow(const struct http_client *c, const struct url *u, int hops, struct url *moved,
+    struct http_result *res)
+{
+    struct url to;
+
+    if (hops == REDIRECTS_MAX)
+        err_set(&res->reason, "status %d: more than %d redirects", res->status, REDIRECTS_MAX);
+    else if (http_read_redirect(&c->head, u, &to, res) == 0) {
+        if (strcmp(to.origin, u->origin) != 0) {
+            free(to.auth);
+            to.auth = NULL;
+        } else if (!to.auth && u->auth)
+            to.auth = x_strdup(u->auth);
+        url_done(moved);
+        *moved = to;
+        return true;
+    }
+    res->refused = true;
+    err_set(&res->hint, "change webhookURL");
+    return false;
+}
+
+/*
+ * Calls the webhook once with one alert, redirects included, within TIMEOUT_MS.
+ * After an answer the caller must http_drain.
+ */
+static void
+http_call(struct http_client *c, const struct http_request *q, struct http_result *res)
+{
+    int64_t began_ms = plat_now_ms();
+    const struct webhook_config *w = c->peer->webhook;
+    const struct url *at = &w->url;
+    struct url moved = {0};
+    struct err ignored;
+    bool cut = false;
+
+    c->deadline_ms = began_ms + TIMEOUT_MS;
+    *res = (struct http_result){.retry_after_s = -1};
+    for (int hops = 0;;) {
+        char room[4096];
+        struct buf request = buf_in(room, sizeof room);
+        bool too_long;
+        http_add_request(c, q, at, hops > 0, cut ? GET_TARGET_MAX : 0, &request);
+        http_exchange(c, at, &request, res);
+        too_long = res->end == HTTP_ANSWERED && !cut && http_is_too_long(c, &request, res->status);
+        mbedtls_platform_zeroize(request.data, request.len);
+        mbedtls_platform_zeroize(room, sizeof room);
+        buf_free(&request);
+        if (res->end != HTTP_ANSWERED)
+            break;
+        if (too_long) {
+            log_line(LOG_WARN,
+                "alert %llu to %s: status %d to a long GET; once more with "
+                "logMessage cut",
+                (unsigned long long)q->alert->number, w->name, res->status);
+            cut = true;
+        } else if (!http_is_redirect(res->status, w->method)) {
+            http_explain_status(c, at, res);
+            break;
+        } else if (http_follow(c, at, hops++, &moved, res))
+            at = &moved;
+        else
+            break;
+        http_drain(c, &ignored);
+    }
+    if (res->end == HTTP_ANSWERED && c->head.retry_after.data)
+        res->retry_after_s = http_read_retry_after(c->head.retry_after, plat_wall_ms() / 1000);
+    url_done(&moved);
+    res->ms = plat_now_ms() - began_ms;
+}
+
+/* Readies a peer. -1 with e: the TLS library cannot be set up. Main, before start. */
+static int
+http_peer_init(struct http_peer *p, const struct config *config, const struct webhook_config *w,
+    struct tls_store *store, struct err *e)
+{
+    *p = (struct http_peer){.config = config, .webhook = w, .store = store};
+    mbedtls_ssl_config_init(&p->own_tls);
+    switch (w->trust) {
+    case TRUST_NONE:
+        return 0;
+    case TRUST_PUBLIC:
+        p->tls = tls_public(store);
+        break;
+    case TRUST_UNCHECKED:
+        p->tls = &store->unchecked;
+        break;
+    case TRUST_OWN_CA:
+        p->tls = w->ca && tls_config_init(&p->own_tls, w->ca) == 0 ? &p->own_tls : NULL;
+        break;
+    }
+    if (p->tls)
+        return 0;
+    err_set(e, "%s: TLS could not be set up", w->name);
+    return -1;
+}
+
+static void
+http_peer_done(struct http_peer *p)
+{
+    mbedtls_ssl_config_free(&p->own_tls);
+}
+
+/* Readies a client that is not connected yet. */
+static void
+http_client_init(struct http_client *c, struct http_peer *peer)
+{
+    c->peer = peer;
+    c->conn = (struct conn){.sock = -1, .client = c};
+    mbedtls_ssl_session_init(&c->session);
+    c->has_session = c->home_is_local = false;
+    atomic_init(&c->resolving, false);
+}
+
+static void
+http_client_done(struct http_client *c)
+{
+    conn_close(&c->conn);
+    mbedtls_ssl_session_free(&c->session);
+}
+/* ==== 10. Delivery ==========================================================
+ *
+ * Each webhook has a queue of deliveries and up to SENDERS_MAX sender threads,
+ * started when there is work for them. Nothing is shared between webhooks, so
+ * none can delay another.
+ *
+ * The queue is a heap by due time: an alert is due when it comes, a failed one
+ * again after its own backoff. A webhook that cannot be reached is down: then
+ * one probe at a time goes out, always with the alert that was tried longest
+ * ago, until one is answered. One that asks for time is left alone that long.
+ *
+ * Threads: the dispatcher adds, senders take; the lock guards all that moves.
+ */
+
+enum verdict {
+    VERDICT_DELIVERED,
+    VERDICT_RETRY,  /* the webhook answered, but not for this alert: later */
+    VERDICT_BROKEN, /* no HTTP answer after the request was written: later */
+    VERDICT_WAIT,   /* the webhook as a whole asks for time */
+    VERDICT_DOWN,   /* the webhook cannot be reached */
+    VERDICT_DEAD,   /* will never be accepted */
+};
+
+enum webhook_state { WEBHOOK_UP, WEBHOOK_DOWN, WEBHOOK_PACED };
+
+/* One alert on its way to one webhook. */
+struct delivery {
+    struct alert *alert;            /* one reference */
+    char id[40];                    /* webhook-id */
+    struct delivery *older, *newer; /* of all that the webhook has, in flight or not */
+    size_t at;                      /* its place in the heap; SIZE_MAX: in flight */
+    uint64_t order;                 /* in which it was added */
+    int64_t due_ms;
+    int64_t tried_ms; /* 0: not yet */
+    int attempts;
+    char failure[120]; /* why the last attempt failed */
+};
+
+/* What has become of all alerts, for the last line of the log. */
+struct counters {
+    atomic_ullong received, accepted, delivered, dead, lost;
+    atomic_ullong ignored, malformed, unknown, duplicates, held_back, refused, unsorted;
+};
+
+enum sender_state { SENDER_NONE, SENDER_RUNNING, SENDER_ENDED };
+
+struct sender {
+    struct webhook *webhook; /* set before start */
+    struct plat_thread thread;
+    enum sender_state state;   /* guarded by the webhook's lock */
+    struct delivery *delivery; /* guarded by the webhook's lock: in its hands */
+    struct http_client client; /* sender only, but for resolving */
+};
+
+struct webhook {
+    struct http_peer peer; /* set before start, as name and counters */
+    const char *name;
+    struct counters *counters;
+    struct plat_mutex lock;
+    struct plat_cond wake;
+    /* from here on guarded by lock */
+    struct delivery **heap;
+    size_t waiting, heap_cap, waiting_bytes;
+    struct delivery *oldest, *newest;
+    uint64_t next_order;
+    enum webhook_state state;
+    bool told_down;        /* the log says that it is down */
+    int64_t wait_until_ms; /* not UP: when the next probe may go */
+    int failures;          /* not UP: probes that failed in a row */
+    int limit;             /* calls that may be in flight */
+    int in_flight;
+    int idle;                         /* senders that wait for work */
+    int64_t expire_ms;                /* when to look for alerts that are too old */
+    uint64_t broken[BROKEN_IN_A_ROW]; /* alerts without an HTTP answer, in a row */
+    int broken_count;
+    bool stopping;
+    struct sender sender[SENDERS_MAX];
+};
+
+/* What the result of a call means for the alert and its webhook. Pure. */
+static enum verdict
+send_judge(const struct http_result *res)
+{
+    if (res->refused)
+        return VERDICT_DEAD;
+    switch (res->end) {
+    case HTTP_UNSENT:
+        return VERDICT_DOWN;
+    case HTTP_BROKEN:
+        return VERDICT_BROKEN;
+    case HTTP_ANSWERED:
+        break;
+    }
+    if (res->status / 100 == 2)
+        return VERDICT_DELIVERED;
+    if (res->status == 429 || (res->status == 503 && res->retry_after_s >= 0))
+        return VERDICT_WAIT;
+    if (res->status == 408 || res->status == 425 || res->status / 100 == 5)
+        return VERDICT_RETRY;
+    return VERDICT_DEAD;
+}
+
+/*
+ * How long to wait after so many failures (from 1): anything up to
+ * BACKOFF_MIN_MS doubled for each, so that many waiters do not come at once.
+ */
+static int64_t
+send_backoff_ms(int failures, uint32_t random)
+{
+    int64_t most = failures > 9 ? BACKOFF_MAX_MS : (int64_t)BACKOFF_MIN_MS << (failures - 1);
+
+    if (most > BACKOFF_MAX_MS)
+        most = BACKOFF_MAX_MS;
+    return random % (most + 1);
+}
+
+/* A random number for send_backoff_ms; without one the middle. */
+static uint32_t
+send_random(void)
+{
+    uint32_t random;
+
+    return plat_random(&random, sizeof random) == 0 ? random : UINT32_MAX / 2;
+}
+
+static size_t
+send_size(const struct delivery *d)
+{
+    return sizeof *d + sizeof *d->alert + d->alert->text.cap;
+}
+
+/* Whether a is to be taken before b. */
+static bool
+send_before(const struct delivery *a, const struct delivery *b)
+{
+    return a->due_ms != b->due_ms ? a->due_ms < b->due_ms : a->order < b->order;
+}
+
+/* Puts a delivery at a place of the heap. */
+static void
+send_put_locked(struct webhook *w, size_t at, struct delivery *d)
+{
+    w->heap[at] = d;
+    d->at = at;
+}
+
+/* Puts a delivery into the heap. */
+static void
+send_push_locked(struct webhook *w, struct delivery *d)
+{
+    size_t i = w->waiting++;
+
+    if (w->waiting > w->heap_cap) {
+        w->heap_cap = w->heap_cap ? w->heap_cap * 2 : 16;
+        w->heap = x_realloc(w->heap, w->heap_cap * sizeof *w->heap);
+    }
+    for (; i > 0 && send_before(d, w->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        send_put_locked(w, i, w->heap[(i - 1) / 2]);
+    send_put_locked(w, i, d);
+    w->waiting_bytes += send_size(d);
+}
+
+/* Takes the delivery at a place out of the heap. */
+static struct delivery *
+send_pop_locked(struct webhook *w, size_t at)
+{
+    struct delivery *taken = w->heap[at], *last = w->heap[--w->waiting];
+    size_t i = at, child;
+
+    taken->at = SIZE_MAX;
+    w->waiting_bytes -= send_size(taken);
+    if (at == w->waiting)
+        return taken;
+    for (; i > 0 && send_before(last, w->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        send_put_locked(w, i, w->heap[(i - 1) / 2]);
+    for (; (child = 2 * i + 1) < w->waiting; i = child) {
+        if (child + 1 < w->waiting && send_before(w->heap[child + 1], w->heap[child]))
+            child++;
+        if (!send_before(w->heap[child], last))
+            break;
+        send_put_locked(w, i, w->heap[child]);
+    }
+    send_put_locked(w, i, last);
+    return taken;
+}
+
+/* Forgets a delivery that is not in the heap any more. Takes d. */
+static void
+send_forget_locked(struct webhook *w, struct delivery *d)
+{
+    *(d->older ? &d->older->newer : &w->oldest) = d->newer;
+    *(d->newer ? &d->newer->older : &w->newest) = d->older;
+    alert_free(d->alert);
+    free(d);
+}
+
+/* Logs the whole alert that will not reach its webhook, so that a person still has it. */
+__attribute__((format(printf, 2, 3))) static void
+send_log_whole(const struct delivery *d, const char *format, ...)
+{
+    struct buf why = {0}, body = {0};
+    va_list args;
+
+    va_start(args, format);
+    buf_vformat(&why, format, args);
+    va_end(args);
+    alert_add_json(d->alert, &body);
+    log_line(LOG_ERROR, "alert %llu %s; alert: %s", (unsigned long long)d->alert->number, why.data,
+        body.data);
+    buf_free(&why);
+    buf_free(&body);
+}
+
+/* Makes the alert a dead letter. Takes d. */
+static void
+send_bury(struct webhook *w, struct delivery *d, const char *reason, const char *hint)
+{
+    atomic_fetch_add(&w->counters->dead, 1);
+    send_log_whole(d, "given up for %s after %d attempt%s: %s%s%s", w->name, d->attempts,
+        d->attempts == 1 ? "" : "s", reason, *hint ? "; " : "", hint);
+    send_forget_locked(w, d);
+}
+
+/* Gives up what has waited longer than MAX_AGE_MS and was tried at least once. */
+static void
+send_expire_locked(struct webhook *w, int64_t now_ms)
+{
+    int buried = 0;
+
+    if (now_ms < w->expire_ms)
+        return;
+    w->expire_ms = now_ms + EXPIRE_MS;
+    for (struct delivery *d = w->oldest, *next; d; d = next) {
+        next = d->newer;
+        if (now_ms - d->alert->accepted_ms < MAX_AGE_MS)
+            break;
+        if (d->attempts == 0 || d->at == SIZE_MAX)
+            continue;
+        if (++buried > EXPIRE_AT_ONCE) {
+            w->expire_ms = now_ms + SLICE_MS; /* the log is bounded */
+            break;
+        }
+        send_pop_locked(w, d->at);
+        send_bury(w, d, "not delivered for as long as an alert is kept", d->failure);
+    }
+}
+
+/*
+ * Takes the delivery that may be sent now, or NULL and sets *wait_ms to how
+ * long there is nothing to do (-1: until woken).
+ */
+static struct delivery *
+send_take_locked(struct webhook *w, int64_t now_ms, int64_t *wait_ms)
+{
+    size_t at = 0;
+
+    *wait_ms = -1;
+    if (w->waiting == 0)
+        return NULL;
+    if (w->state == WEBHOOK_UP) {
+        if (w->in_flight >= w->limit)
+            return NULL;
+        *wait_ms = w->heap[0]->due_ms - now_ms;
+        return *wait_ms <= 0 ? send_pop_locked(w, 0) : NULL;
+    }
+    if (w->in_flight > 0 || w->stopping)
+        return NULL;
+    *wait_ms = w->wait_until_ms - now_ms;
+    if (*wait_ms > 0)
+        return NULL;
+    for (size_t i = 1; i < w->waiting; i++)
+        if (w->heap[i]->tried_ms < w->heap[at]->tried_ms ||
+            (w->heap[i]->tried_ms == w->heap[at]->tried_ms &&
+                w->heap[i]->order < w->heap[at]->order))
+            at = i;
+    return send_pop_locked(w, at);
+}
+
+/*
+ * The webhook has answered: it is up, and what was held against it is
+ * forgotten; but time that it has asked for is given to it all the same.
+ */
+static void
+send_answered_locked(struct webhook *w, int64_t now_ms)
+{
+    if (w->told_down)
+        log_line(LOG_INFO, "webhook %s is up again", w->name);
+    w->told_down = false;
+    w->broken_count = 0;
+    if (w->state == WEBHOOK_PACED && now_ms < w->wait_until_ms)
+        return;
+    w->state = WEBHOOK_UP;
+    w->failures = 0;
+}
+
+/*
+ * Leaves the webhook alone: down, or paced as it asked. Afterwards one probe
+ * goes out, then one call at a time, then one more with each that arrives.
+ */
+static void
+send_hold_locked(
+    struct webhook *w, enum webhook_state state, int64_t now_ms, const struct http_result *res)
+{
+    int64_t wait_ms;
+
+    if (w->state != WEBHOOK_UP && now_ms < w->wait_until_ms) {
+        /* One of several calls in flight has told already; the longest time asked for counts. */
+        if (state == WEBHOOK_PACED && now_ms + res->retry_after_s * 1000 > w->wait_until_ms)
+            w->wait_until_ms = now_ms + res->retry_after_s * 1000;
+        return;
+    }
+    w->failures++;
+    wait_ms = send_backoff_ms(w->failures, send_random());
+    if (state == WEBHOOK_PACED && res->retry_after_s >= 0) /* 0 must not become a flood */
+        wait_ms = res->retry_after_s > 0 ? res->retry_after_s * 1000 : BACKOFF_MIN_MS;
+    if (state == WEBHOOK_PACED && w->state != WEBHOOK_PACED)
+        log_line(LOG_WARN, "webhook %s asked to wait: %d, for %.1f s", w->name, res->status,
+            (double)wait_ms / 1000);
+    if (state == WEBHOOK_DOWN && !w->told_down)
+        log_line(LOG_WARN, "webhook %s is down: %s%s%s", w->name, res->reason.text,
+            res->hint.text[0] ? "; " : "", res->hint.text);
+    w->told_down = w->told_down || state == WEBHOOK_DOWN;
+    w->state = state;
+    w->wait_until_ms = now_ms + wait_ms;
+    w->limit = 1;
+}
+
+/* Counts an alert that got no HTTP answer; true: it makes BROKEN_IN_A_ROW different ones. */
+static bool
+send_count_broken_locked(struct webhook *w, uint64_t number)
+{
+    for (int i = 0; i < w->broken_count; i++)
+        if (w->broken[i] == number)
+            return false;
+    if (w->broken_count < BROKEN_IN_A_ROW)
+        w->broken[w->broken_count++] = number;
+    return w->broken_count == BROKEN_IN_A_ROW;
+}
+
+/* Acts on the result of a call: the delivery is done, or goes back into the queue. */
+static void
+send_settle_locked(struct webhook *w, struct delivery *d, const struct http_result *res)
+{
+    int64_t now_ms = plat_now_ms();
+    enum verdict verdict = send_judge(res);
+
+    d->attempts++;
+    d->tried_ms = now_ms;
+    switch (verdict) {
+    case VERDICT_DELIVERED:
+        w->limit += w->limit < SENDERS_MAX && w->state == WEBHOOK_UP;
+        send_answered_locked(w, now_ms);
+        atomic_fetch_add(&w->counters->delivered, 1);
+        log_line(LOG_INFO, "alert %llu delivered to %s: %d in %lld ms, attempt %d",
+            (unsigned long long)d->alert->number, w->name, res->status, (long long)res->ms,
+            d->attempts);
+        send_forget_locked(w, d);
+        return;
+    case VERDICT_DEAD:
+        send_answered_locked(w, now_ms);
+        send_bury(w, d, res->reason.text, res->hint.text);
+        return;
+    case VERDICT_RETRY:
+        send_answered_locked(w, now_ms);
+        d->due_ms = now_ms + send_backoff_ms(d->attempts, send_random());
+        break;
+    case VERDICT_BROKEN:
+        d->due_ms = now_ms + send_backoff_ms(d->attempts, send_random());
+        if (w->stopping) /* cut short by us: says nothing about the webhook */
+            break;
+        if (send_count_broken_locked(w, d->alert->number) || w->state != WEBHOOK_UP)
+            send_hold_locked(w, w->state == WEBHOOK_UP ? WEBHOOK_DOWN : w->state, now_ms, res);
+        break;
+    case VERDICT_WAIT:
+        send_hold_locked(w, WEBHOOK_PACED, now_ms, res);
+        break;
+    case VERDICT_DOWN:
+        if (!w->stopping || http_left_ms(INT64_MAX) > 0)
+            send_hold_locked(w, WEBHOOK_DOWN, now_ms, res);
+        break;
+    }
+    snprintf(d->failure, sizeof d->failure, "%.*s", (int)sizeof d->failure - 1, res->reason.text);
+    int64_t next_ms = (w->state == WEBHOOK_UP ? d->due_ms : w->wait_until_ms) - now_ms;
+    log_line(w->state == WEBHOOK_UP ? LOG_WARN : LOG_VERBOSE,
+        "alert %llu to %s: %s; attempt %d, next in %.1f s", (unsigned long long)d->alert->number,
+        w->name, res->reason.text, d->attempts, next_ms > 0 ? (double)next_ms / 1000 : 0.0);
+    send_push_locked(w, d);
+}
+
+/* Waits for work. NULL: the sender should end. */
+static struct delivery *
+send_wait_locked(struct webhook *w)
+{
+    int64_t since_ms = plat_now_ms(), now_ms, wait_ms;
+    struct delivery *d;
+
+    for (;;) {
+        now_ms = plat_now_ms();
+        if (w->stopping && http_left_ms(INT64_MAX) == 0)
+            return NULL;
+        send_expire_locked(w, now_ms);
+        d = send_take_locked(w, now_ms, &wait_ms);
+        if (d || w->stopping)
+            return d;
+        if (now_ms - since_ms >= SENDER_IDLE_MS && (w->waiting == 0 || w->idle > 0))
+            return NULL;
+        if (wait_ms < 0 || wait_ms > SENDER_IDLE_MS)
+            wait_ms = SENDER_IDLE_MS;
+        if (w->waiting > 0 && wait_ms > w->expire_ms - now_ms)
+            wait_ms = w->expire_ms - now_ms;
+        w->idle++;
+        plat_cond_wait(&w->wake, &w->lock, wait_ms);
+        w->idle--;
+    }
+}
+
+static void send_thread(void *); /* recursive: a busy sender may start another */
+
+/* Wakes a sender that waits for work, or starts another one if none does and there may be more. */
+static void
+send_kick_locked(struct webhook *w)
+{
+    struct sender *s = NULL;
+    int running = 0;
+
+    if (w->idle > 0) {
+        plat_cond_wake_one(&w->wake);
+        return;
+    }
+    for (int i = 0; i < SENDERS_MAX; i++)
+        if (w->sender[i].state == SENDER_RUNNING)
+            running++;
+        else if (!s)
+            s = &w->sender[i];
+    if (!s || w->stopping || (running > 0 && running >= w->limit))
+        return;
+    if (s->state == SENDER_ENDED)
+        plat_thread_join(&s->thread);
+    s->state = SENDER_RUNNING;
+    if (plat_thread_start(&s->thread, send_thread, s) == 0)
+        return;
+    s->state = SENDER_NONE;
+    if (running == 0)
+        log_line(LOG_ERROR, "cannot start a thread for %s, trying again", w->name);
+}
+
+/* Finds another sender for what is due while this one is busy. */
+static void
+send_pass_on_locked(struct webhook *w)
+{
+    if (w->waiting > 0 && w->state == WEBHOOK_UP && w->in_flight < w->limit &&
+        w->heap[0]->due_ms <= plat_now_ms())
+        send_kick_locked(w);
+}
+
+/* Makes one call; after an answer drains its body. The lock is held at both ends only. */
+static void
+send_one_locked(struct sender *s, struct delivery *d)
+{
+    struct webhook *w = s->webhook;
+    struct http_request request = {d->alert, d->id, false};
+    struct alert *alert = alert_share(d->alert);
+    struct http_result res;
+    struct err e;
+
+    s->delivery = d;
+    w->in_flight++;
+    send_pass_on_locked(w);
+    plat_unlock(&w->lock);
+    http_call(&s->client, &request, &res);
+    plat_lock(&w->lock);
+    w->in_flight--;
+    s->delivery = NULL;
+    send_settle_locked(w, d, &res);
+    send_pass_on_locked(w); /* while this one drains, and if the limit has grown */
+    plat_unlock(&w->lock);
+    if (res.end == HTTP_ANSWERED && http_drain(&s->client, &e) != 0 && res.status / 100 == 2)
+        log_line(LOG_WARN, "alert %llu delivered to %s, but its answer was broken: %s",
+            (unsigned long long)alert->number, w->name, e.text);
+    alert_free(alert);
+    plat_lock(&w->lock);
+}
+
+/* A sender: takes deliveries of its webhook and makes the calls until there is nothing to do. */
+static void
+send_thread(void *arg)
+{
+    struct sender *s = arg;
+    struct webhook *w = s->webhook;
+    struct delivery *d;
+
+    http_client_init(&s->client, &w->peer);
+    plat_lock(&w->lock);
+    while ((d = send_wait_locked(w)) != NULL)
+        send_one_locked(s, d);
+    plat_unlock(&w->lock);
+    http_client_done(&s->client);
+    plat_lock(&w->lock);
+    s->state = SENDER_ENDED;
+    plat_cond_wake(&w->wake);
+    plat_unlock(&w->lock);
+}
+
+/* Looks after deliveries for which no sender could be started. Main thread, once a second. */
+static void
+send_tick(struct webhook *w)
+{
+    plat_lock(&w->lock);
+    if (w->waiting > 0 && w->idle == 0 && w->in_flight == 0)
+        send_kick_locked(w);
+    plat_unlock(&w->lock);
+}
+
+/* Drops the oldest waiting alerts until there is room for another. */
+static void
+send_make_room_locked(struct webhook *w, size_t size)
+{
+    while (w->waiting > 0 &&
+        (w->waiting >= QUEUE_MAX_ALERTS || w->waiting_bytes + size > QUEUE_MAX_BYTES)) {
+        bool by_count = w->waiting >= QUEUE_MAX_ALERTS;
+        struct delivery *d = w->oldest;
+        while (d->at == SIZE_MAX)
+            d = d->newer;
+        send_pop_locked(w, d->at);
+        atomic_fetch_add(&w->counters->lost, 1);
+        send_log_whole(d, "dropped for %s: its queue is full (%d %s)", w->name,
+            by_count ? QUEUE_MAX_ALERTS : (int)(QUEUE_MAX_BYTES >> 20),
+            by_count ? "alerts" : "MiB");
+        send_forget_locked(w, d);
+    }
+}
+
+/* Makes a webhook-id: msg_ and 128 random bits in hexadecimal. */
+static void
+send_make_id(char id[40])
+{
+    static const char digits[] = "0123456789abcdef";
+    uint8_t random[16];
+
+    if (plat_random(random, sizeof random) != 0) { /* still different for each alert */
+        int64_t now[2] = {plat_wall_ms() ^ (int64_t)(intptr_t)id, plat_now_ms()};
+        memcpy(random, now, sizeof random);
+    }
+    memcpy(id, "msg_", 4);
+    for (size_t i = 0; i < sizeof random; i++) {
+        id[4 + 2 * i] = digits[random[i] >> 4];
+        id[5 + 2 * i] = digits[random[i] & 15];
+    }
+    id[36] = '\0';
+}
+
+/* Queues an alert for a webhook. Dispatcher thread. */
+static void
+send_add(struct webhook *w, struct alert *alert)
+{
+    struct delivery *d = x_calloc(1, sizeof *d);
+    bool idle;
+
+    d->alert = alert_share(alert);
+    d->due_ms = alert->accepted_ms;
+    send_make_id(d->id);
+    plat_lock(&w->lock);
+    send_make_room_locked(w, send_size(d));
+    d->order = w->next_order++;
+    d->older = w->newest;
+    *(w->newest ? &w->newest->newer : &w->oldest) = d;
+    w->newest = d;
+    send_push_locked(w, d);
+    idle = w->idle > 0;
+    if (!idle)
+        send_kick_locked(w);
+    plat_unlock(&w->lock);
+    if (idle)
+        plat_cond_wake_one(&w->wake);
+}
+
+/* Readies a webhook. -1 with e. Main, before start. */
+static int
+send_init(struct webhook *w, const struct config *config, const struct webhook_config *wc,
+    struct tls_store *store, struct counters *counters, struct err *e)
+{
+    *w = (struct webhook){.name = wc->name, .counters = counters, .limit = SENDERS_MAX};
+    if (http_peer_init(&w->peer, config, wc, store, e) != 0)
+        return -1;
+    plat_mutex_init(&w->lock);
+    plat_cond_init(&w->wake);
+    for (int i = 0; i < SENDERS_MAX; i++)
+        w->sender[i].webhook = w;
+    return 0;
+}
+
+/* Tells the senders to end once nothing is due that a working webhook could take. */
+static void
+send_stop(struct webhook *w)
+{
+    plat_lock(&w->lock);
+    w->stopping = true;
+    plat_cond_wake(&w->wake);
+    plat_unlock(&w->lock);
+}
+
+/* Logs an alert that the stop leaves undelivered. */
+static void
+send_log_lost(struct webhook *w, const struct delivery *d)
+{
+    int64_t until_ms = atomic_load(&stop_at_ms) + STOP_LOG_MS;
+
+    atomic_fetch_add(&w->counters->lost, 1);
+    log_await_room(until_ms);
+    if (plat_now_ms() < until_ms) /* past that they are only counted */
+        send_log_whole(d, "lost for %s: stopped before it was delivered", w->name);
+}
+
+/*
+ * Waits until the senders have ended, but for those that are still inside the
+ * system's resolver when stop_at_ms is past; logs what was not delivered. True:
+ * all have ended and the webhook's memory is freed.
+ */
+static bool
+send_done(struct webhook *w)
+{
+    bool stuck = false;
+
+    plat_lock(&w->lock);
+    for (int i = 0; i < SENDERS_MAX; i++) {
+        struct sender *s = &w->sender[i];
+        while (s->state == SENDER_RUNNING &&
+            (http_left_ms(INT64_MAX) > 0 || !atomic_load(&s->client.resolving)))
+            plat_cond_wait(&w->wake, &w->lock, SLICE_MS);
+        if (s->state == SENDER_RUNNING) {
+            stuck = true;
+            plat_thread_leave(&s->thread);
+            if (s->delivery)
+                send_log_lost(w, s->delivery);
+        } else if (s->state == SENDER_ENDED)
+            plat_thread_join(&s->thread);
+    }
+    while (w->waiting > 0) {
+        struct delivery *d = send_pop_locked(w, 0);
+        send_log_lost(w, d);
+        send_forget_locked(w, d);
+    }
+    plat_unlock(&w->lock);
+    if (stuck)
+        return false;
+    free(w->heap);
+    http_peer_done(&w->peer);
+    plat_cond_done(&w->wake);
+    plat_mutex_done(&w->lock);
+    return true;
+}
+/* ==== 11. Listener ==========================================================
+ *
+ * The receiver thread only empties the socket into the inbox, so that nothing
+ * slow makes the kernel drop datagrams. The dispatcher thread takes them out,
+ * sorts them, and hands each accepted alert to every webhook of its kind.
+ *
+ * Threads: receiver, dispatcher, and, if allowedSources holds host names, one
+ * that looks them up.
+ */
+
+struct inbox_item {
+    struct inbox_item *next;
+    struct plat_addr from;
+    size_t len;
+    char data[];
+};
+
+/* To whom something was told, so that it is told at most once in TELL_MS. */
+struct teller {
+    struct {
+        uint8_t address[16];
+        int64_t told_ms;
+    } told[SENDERS_TOLD_MAX];
+    int count;
+};
+
+struct listener {
+    const struct config *config; /* set before start, as all up to the lock */
+    struct counters *counters;
+    struct webhook *webhook; /* of all kinds, in the configuration's order */
+    size_t webhooks;
+    intptr_t sock;
+    struct plat_thread receiver_thread, dispatcher_thread, lookup_thread;
+    bool has_names;
+    struct plat_mutex lock;
+    struct plat_cond wake;
+    struct inbox_item *first, **last;     /* guarded by lock, as all up to source */
+    struct inbox_item *held, **held_last; /* until names have been looked up */
+    size_t held_bytes;                    /* of these, counted in bytes, too */
+    size_t bytes;                         /* guarded by lock: of all items */
+    uint64_t overflowed;                  /* guarded by lock: dropped, not told yet */
+    bool stopping, closed;                /* guarded by lock; closed: no more will come */
+    bool looked_up;                       /* guarded by lock: names have been, once */
+    bool lookup_ended;                    /* guarded by lock */
+    struct source *source;                /* addresses guarded by lock */
+    struct window_table rate[ALERT_KINDS], seen[ALERT_KINDS]; /* dispatcher only, as the rest */
+    struct teller unknown, refused;
+    int64_t minute_ms; /* when the minute of rateLimit began */
+    int64_t minute_count, minute_dropped;
+};
+
+/* Whether something may be told about a sender now. */
+static bool
+listen_may_tell(struct teller *t, const struct plat_addr *from, int64_t now_ms)
+{
+    uint8_t address[16];
+    int place = 0;
+
+    plat_addr_bytes(from, address);
+    while (place < t->count && memcmp(t->told[place].address, address, 16) != 0)
+        place++;
+    if (place < t->count && now_ms - t->told[place].told_ms < TELL_MS)
+        return false;
+    if (place == SENDERS_TOLD_MAX) { /* full of others: take the place of one whose time is over */
+        for (place = 0; place < t->count && now_ms - t->told[place].told_ms < TELL_MS;)
+            place++;
+        if (place == t->count)
+            return false;
+    }
+    if (place == t->count)
+        t->count++;
+    memcpy(t->told[place].address, address, 16);
+    t->told[place].told_ms = now_ms;
+    return true;
+}
+
+/* Whether the first bits of two addresses are the same. */
+static bool
+listen_same_bits(const uint8_t *a, const uint8_t *b, int bits)
+{
+    int bytes = bits / 8, rest = bits % 8;
+
+    return memcmp(a, b, (size_t)bytes) == 0 &&
+        (rest == 0 || ((a[bytes] ^ b[bytes]) >> (8 - rest)) == 0);
+}
+
+/* Whether a datagram may come from there. */
+static bool
+listen_is_allowed(struct listener *l, const struct plat_addr *from)
+{
+    bool allowed = !l->config->source_validation || l->config->sources == 0;
+    uint8_t address[16];
+
+    if (allowed)
+        return true;
+    plat_addr_bytes(from, address);
+    plat_lock(&l->lock);
+    for (size_t i = 0; i < l->config->sources && !allowed; i++)
+        for (size_t k = 0; k < l->source[i].addresses && !allowed; k++)
+            allowed = listen_same_bits(address, l->source[i].address[k], l->source[i].bits);
+    plat_unlock(&l->lock);
+    return allowed;
+}
+
+/* Counts a datagram against rateLimit. False: it is one too many in this minute. */
+static bool
+listen_is_within_rate(struct listener *l, int64_t now_ms)
+{
+    const struct config *c = l->config;
+
+    if (!c->udp_rate_enable)
+        return true;
+    if (now_ms - l->minute_ms >= 60000) {
+        l->minute_ms = now_ms;
+        l->minute_count = 0;
+    }
+    if (l->minute_count++ < c->udp_rate)
+        return true;
+    if (l->minute_dropped++ == 0)
+        log_line(LOG_ERROR,
+            "udpServerConfig.rateLimit: over %lld datagrams in a minute, the "
+            "others are dropped",
+            (long long)c->udp_rate);
+    return false;
+}
+
+/* Tells how many datagrams a minute's rateLimit has dropped, once that minute is over. */
+static void
+listen_tell_rate(struct listener *l, int64_t now_ms)
+{
+    if (l->minute_dropped == 0 || now_ms - l->minute_ms < 60000)
+        return;
+    log_line(LOG_ERROR, "udpServerConfig.rateLimit: %lld datagrams dropped in the last minute",
+        (long long)l->minute_dropped);
+    l->minute_dropped = 0;
+}
+
+/* Whether an alert is a duplicate or comes too soon after another of its task; told in the log. */
+static bool
+listen_is_held_back(struct listener *l, const struct alert *alert, int64_t now_ms)
+{
+    struct slice task = alert->field[FIELD_TASK_ID], run = alert->field[FIELD_EXECUTION_ID];
+    struct window_table *seen = &l->seen[alert->kind], *rate = &l->rate[alert->kind];
+    const char *what = KINDS[alert->kind].short_text;
+    struct window_entry *twin = window_find(seen, run, now_ms);
+    struct window_entry *recent = twin ? NULL : window_find(rate, task, now_ms);
+
+    if (twin)
+        atomic_fetch_add(&l->counters->duplicates, 1);
+    if (recent)
+        atomic_fetch_add(&l->counters->held_back, 1);
+    if (twin)
+        log_line(LOG_INFO, "duplicate ignored: %s, task \"%s\" (%s), execution %s", what,
+            log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text, log_text(run).text);
+    if (recent)
+        log_line(LOG_INFO,
+            "held back by the rate limit: %s, task \"%s\" (%s), %u since the last "
+            "alert",
+            what, log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text,
+            ++recent->held);
+    if (twin || recent)
+        return true;
+    window_open(seen, run, now_ms);
+    window_open(rate, task, now_ms);
+    return false;
+}
+
+/* Hands an accepted alert to the webhooks of its kind. */
+static void
+listen_accept(struct listener *l, struct alert *alert, int64_t now_ms)
+{
+    size_t count = l->config->webhooks[alert->kind];
+
+    alert->number = atomic_fetch_add(&l->counters->accepted, 1) + 1;
+    alert->accepted_ms = now_ms;
+    log_line_later(LOG_INFO,
+        "alert %llu accepted: %s, task \"%s\" (%s), app \"%s\", execution %s, for "
+        "%zu webhook%s",
+        (unsigned long long)alert->number, KINDS[alert->kind].short_text,
+        log_text(alert->field[FIELD_TASK_NAME]).text, log_text(alert->field[FIELD_TASK_ID]).text,
+        log_text(alert->field[FIELD_APP_NAME]).text,
+        log_text(alert->field[FIELD_EXECUTION_ID]).text, count, count == 1 ? "" : "s");
+    for (size_t i = 0; i < l->webhooks; i++)
+        if (l->webhook[i].peer.webhook->kind == alert->kind)
+            send_add(&l->webhook[i], alert);
+    log_flush(); /* the senders come first: waking the log thread delays them */
+}
+
+/* The sender of a datagram, for a log line. */
+static struct log_text
+listen_from(const struct inbox_item *item)
+{
+    struct log_text out;
+
+    plat_addr_text(&item->from, false, out.text);
+    return out;
+}
+
+/* Logs a malformed datagram, decoded and cleaned, so that a person can read what it meant. */
+static void
+listen_tell_malformed(const struct inbox_item *item, const char *why)
+{
+    struct buf text = {0}, clean = {0};
+
+    buf_add(&text, "", 0);
+    alert_decode((struct slice){item->data, item->len}, &text);
+    log_add_clean(
+        &clean, (struct slice){text.data, text.len < MALFORMED_MAX ? text.len : MALFORMED_MAX});
+    log_line(LOG_WARN, "malformed datagram from %s: %s: \"%s%s\"", listen_from(item).text, why,
+        clean.data ? clean.data : "", text.len > MALFORMED_MAX ? "..." : "");
+    buf_free(&text);
+    buf_free(&clean);
+}
+
+/* Sorts one datagram. */
+static void
+listen_handle(struct listener *l, const struct inbox_item *item, int64_t now_ms)
+{
+    struct slice datagram = {item->data, item->len};
+    struct alert *alert;
+    struct err e;
+
+    if (!listen_is_allowed(l, &item->from)) {
+        atomic_fetch_add(&l->counters->refused, 1);
+        if (listen_may_tell(&l->refused, &item->from, now_ms))
+            log_line(LOG_WARN, "datagram from %s ignored: not in allowedSources",
+                listen_from(item).text);
+        return;
+    }
+    if (!listen_is_within_rate(l, now_ms)) {
+        atomic_fetch_add(&l->counters->refused, 1);
+        return;
+    }
+    if (item->len > (size_t)l->config->max_message_size) {
+        atomic_fetch_add(&l->counters->refused, 1);
+        log_line(LOG_ERROR,
+            "datagram of %zu bytes from %s dropped: larger than maxMessageSize "
+            "(%lld)",
+            item->len, listen_from(item).text, (long long)l->config->max_message_size);
+        return;
+    }
+    switch (alert_parse(datagram, &alert, &e)) {
+    case ALERT_OURS:
+        if (!listen_is_held_back(l, alert, now_ms))
+            listen_accept(l, alert, now_ms);
+        break;
+    case ALERT_IGNORED:
+        atomic_fetch_add(&l->counters->ignored, 1);
+        log_line(LOG_VERBOSE, "ignored: %s", e.text);
+        break;
+    case ALERT_UNKNOWN:
+        atomic_fetch_add(&l->counters->unknown, 1);
+        if (listen_may_tell(&l->unknown, &item->from, now_ms))
+            log_line(LOG_WARN, "unknown message id \"%s\" from %s", e.text, listen_from(item).text);
+        break;
+    case ALERT_MALFORMED:
+        atomic_fetch_add(&l->counters->malformed, 1);
+        listen_tell_malformed(item, e.text);
+        break;
+    }
+    alert_free(alert);
+}
+
+/* Puts the batch's datagrams into the inbox; what finds no room is counted. */
+static void
+listen_store(struct listener *l, const struct plat_batch *b, int n)
+{
+    struct inbox_item *first = NULL, **last = &first, *item;
+    size_t bytes = 0;
+    uint64_t overflowed = 0;
+
+    plat_lock(&l->lock);
+    size_t room = INBOX_MAX_BYTES - l->bytes;
+    plat_unlock(&l->lock);
+    for (int i = 0; i < n; i++) {
+        size_t size = sizeof *item + b->len[i];
+        if (bytes + size > room) {
+            overflowed++;
+            continue;
+        }
+        item = x_check(malloc(size));
+        item->next = NULL;
+        item->from = b->from[i];
+        item->len = b->len[i];
+        memcpy(item->data, b->data[i], b->len[i]);
+        *last = item;
+        last = &item->next;
+        bytes += size;
+    }
+    plat_lock(&l->lock);
+    if (first) {
+        *l->last = first;
+        l->last = last;
+        l->bytes += bytes;
+    }
+    l->overflowed += overflowed;
+    plat_unlock(&l->lock);
+    plat_cond_wake(&l->wake);
+}
+
+/* Empties the socket for as long as the program runs, then once more, and closes it. */
+static void
+listen_receiver_thread(void *arg)
+{
+    struct listener *l = arg;
+    struct plat_batch *batch = x_check(plat_batch_new());
+    bool stopping = false, failed = false;
+    int64_t empty_by_ms = 0;
+
+    for (;;) {
+        int n = plat_udp_receive(l->sock, batch, !stopping);
+        if (n > 0) {
+            atomic_fetch_add(&l->counters->received, (unsigned)n);
+            listen_store(l, batch, n);
+        }
+        if (n < 0 && !failed)
+            log_line(LOG_ERROR, "cannot receive: %s", plat_error());
+        failed = n < 0;
+        if (stopping && (n <= 0 || plat_now_ms() > empty_by_ms))
+            break;
+        plat_lock(&l->lock);
+        if (l->stopping && !stopping)
+            empty_by_ms = plat_now_ms() + STOP_RECEIVE_MS;
+        stopping = l->stopping;
+        if (failed && !stopping)
+            plat_cond_wait(&l->wake, &l->lock, SLICE_MS);
+        plat_unlock(&l->lock);
+    }
+    plat_close(l->sock);
+    plat_batch_free(batch);
+    plat_lock(&l->lock);
+    l->closed = true;
+    plat_cond_wake(&l->wake);
+    plat_unlock(&l->lock);
+}
+
+/* Takes all that is in the inbox; NULL: it is closed and empty. Waits for something to do. */
+static struct inbox_item *
+listen_take(struct listener *l)
+{
+    struct inbox_item *items = NULL;
+    uint64_t overflowed = 0;
+
+    plat_lock(&l->lock);
+    while (!items) {
+        if (l->held && (l->looked_up || l->closed)) {
+            items = l->held;
+            l->held = NULL;
+            l->held_last = &l->held;
+            l->bytes -= l->held_bytes;
+            l->held_bytes = 0;
+        } else if (l->first) {
+            items = l->first;
+            l->first = NULL;
+            l->last = &l->first;
+            l->bytes = l->held_bytes;
+            overflowed = l->overflowed;
+            l->overflowed = 0;
+        } else if (l->closed)
+            break;
+        else {
+            plat_cond_wait(&l->wake, &l->lock, l->minute_dropped ? 1000 : -1);
+            listen_tell_rate(l, plat_now_ms());
+        }
+    }
+    plat_unlock(&l->lock);
+    if (overflowed > 0)
+        log_line(LOG_ERROR, "%llu datagrams dropped: the inbox was full",
+            (unsigned long long)overflowed);
+    return items;
+}
+
+/*
+ * Holds a datagram whose sender may yet turn out to be allowed, until every
+ * name in allowedSources has been looked up once. Takes item if true.
+ */
+static bool
+listen_hold(struct listener *l, struct inbox_item *item)
+{
+    bool hold;
+
+    if (!l->has_names || listen_is_allowed(l, &item->from))
+        return false;
+    plat_lock(&l->lock);
+    hold = !l->looked_up && !l->closed;
+    if (hold) {
+        *l->held_last = item;
+        l->held_last = &item->next;
+        item->next = NULL;
+        l->held_bytes += sizeof *item + item->len;
+        l->bytes += sizeof *item + item->len;
+    }
+    plat_unlock(&l->lock);
+    return hold;
+}
+
+/* Sorts everything that the receiver brings, in its order, until the inbox is closed and empty. */
+static void
+listen_dispatcher_thread(void *arg)
+{
+    struct listener *l = arg;
+    struct inbox_item *items;
+
+    while ((items = listen_take(l)) != NULL)
+        while (items) {
+            struct inbox_item *next = items->next;
+            int64_t now_ms = plat_now_ms();
+            listen_tell_rate(l, now_ms);
+            if (http_left_ms(INT64_MAX) <= STOP_CALLS_MS - STOP_SORT_MS) {
+                atomic_fetch_add(&l->counters->unsorted, 1);
+                free(items);
+            } else if (!listen_hold(l, items)) {
+                listen_handle(l, items, now_ms);
+                free(items);
+            }
+            items = next;
+        }
+    listen_tell_rate(l, INT64_MAX);
+    if (atomic_load(&l->counters->unsorted) > 0)
+        log_line(LOG_ERROR, "%llu datagrams lost: stopped before they were looked at",
+            atomic_load(&l->counters->unsorted));
+}
+
+/* Looks one name of allowedSources up; an answer replaces the old addresses, a failure does not. */
+static void
+listen_look_up(struct listener *l, struct source *source)
+{
+    struct plat_addr addr[SOURCE_ADDRESSES_MAX];
+    const char *why = "";
+    int n = plat_resolve(source->name, 0, false, addr, SOURCE_ADDRESSES_MAX, &why);
+
+    if (n <= 0) {
+        log_line(LOG_WARN, "allowedSources: %s not found: %s", source->name, why);
+        return;
+    }
+    plat_lock(&l->lock);
+    for (int i = 0; i < n; i++)
+        plat_addr_bytes(&addr[i], source->address[i]);
+    source->addresses = (size_t)n;
+    plat_unlock(&l->lock);
+}
+
+/* Looks up the names in allowedSources at once and again every LOOKUP_MS, until told to stop. */
+static void
+listen_lookup_thread(void *arg)
+{
+    struct listener *l = arg;
+    bool stopping = false, all;
+    int64_t until_ms, left;
+
+    while (!stopping) {
+        all = true;
+        for (size_t i = 0; i < l->config->sources && !stopping; i++) {
+            if (l->source[i].name)
+                listen_look_up(l, &l->source[i]);
+            plat_lock(&l->lock);
+            all = all && l->source[i].addresses > 0;
+            stopping = l->stopping;
+            plat_unlock(&l->lock);
+        }
+        plat_lock(&l->lock);
+        l->looked_up = true;
+        plat_cond_wake(&l->wake);
+        for (until_ms = plat_now_ms() + (all ? LOOKUP_MS : LOOKUP_AGAIN_MS);
+             !l->stopping && (left = until_ms - plat_now_ms()) > 0;)
+            plat_cond_wait(&l->wake, &l->lock, left);
+        stopping = l->stopping;
+        plat_unlock(&l->lock);
+    }
+    plat_lock(&l->lock);
+    l->lookup_ended = true;
+    plat_cond_wake(&l->wake);
+    plat_unlock(&l->lock);
+}
+
+/* Binds the socket. -1 with e. Main, first of all, so that nothing that comes is missed. */
+static int
+listen_open(struct listener *l, const struct config *config, struct err *e)
+{
+    struct plat_addr addr, same;
+    const char *why = "";
+    char text[300];
+    int buffer_len = 0;
+
+    *l = (struct listener){.config = config, .sock = -1};
+    cfg_listen_text(config, text, sizeof text);
+    if (plat_resolve(config->udp_host, (int)config->udp_port, false, &addr, 1, &why) != 1) {
+        err_set(e, "cannot listen on %s (UDP): host not found: %s", text, why);
+        return -1;
+    }
+    l->sock = plat_udp_open(&addr, &buffer_len);
+    if (l->sock < 0) {
+        err_set(e,
+            "cannot listen on %s (UDP): %s; if another program listens there, perhaps "
+            "Butler itself, set butlerWebhook.port and the appender to another port",
+            text, plat_error());
+        return -1;
+    }
+    log_line(LOG_INFO, "listening on %s (UDP), receive buffer %d bytes", text, buffer_len);
+    if (cfg_read_host(config->udp_host, &same) == 0 && cfg_is_open(config, &addr))
+        log_line(LOG_WARN, "listening on %s, beyond this machine, without a check of the senders",
+            config->udp_host);
+    if (buffer_len < RECV_BUFFER)
+        log_line(LOG_WARN,
+            "the system allows only a small receive buffer: of a burst of over %d "
+            "datagrams some may be lost; on Linux, sysctl -w net.core.rmem_max=%d",
+            buffer_len / RECV_COST, RECV_BUFFER);
+    return 0;
+}
+
+/* Starts the threads. -1 with e: none runs. */
+static int
+listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
+    struct counters *counters, struct err *e)
+{
+    const struct config *c = l->config;
+
+    l->webhook = webhook;
+    l->webhooks = webhooks;
+    l->counters = counters;
+    l->last = &l->first;
+    l->held_last = &l->held;
+    l->source = c->source;
+    plat_mutex_init(&l->lock);
+    plat_cond_init(&l->wake);
+    for (int kind = 0; kind < ALERT_KINDS; kind++) {
+        l->rate[kind].length_ms = c->rate_limit_s[kind] * 1000;
+        l->seen[kind].length_ms = c->dedup_enable ? c->dedup_minutes * 60000 : 0;
+    }
+    for (size_t i = 0; i < c->sources; i++)
+        l->has_names = l->has_names || (c->source_validation && c->source[i].name);
+    l->lookup_ended = !l->has_names;
+    if (plat_thread_start(&l->receiver_thread, listen_receiver_thread, l) != 0 ||
+        plat_thread_start(&l->dispatcher_thread, listen_dispatcher_thread, l) != 0 ||
+        (l->has_names && plat_thread_start(&l->lookup_thread, listen_lookup_thread, l) != 0)) {
+        err_set(e, "cannot start the listener's threads");
+        return -1;
+    }
+    return 0;
+}
+
+/*
+ * Reads the socket empty, closes it and sees the inbox through. True: all
+ * threads have ended and the memory is freed; false: one is stuck in a look-up.
+ */
+static bool
+listen_stop(struct listener *l)
+{
+    bool ended;
+
+    plat_lock(&l->lock);
+    l->stopping = true;
+    plat_cond_wake(&l->wake);
+    plat_unlock(&l->lock);
+    plat_thread_join(&l->receiver_thread);
+    plat_thread_join(&l->dispatcher_thread);
+    plat_lock(&l->lock);
+    if (!l->lookup_ended)
+        plat_cond_wait(&l->wake, &l->lock, SLICE_MS);
+    ended = l->lookup_ended;
+    plat_unlock(&l->lock);
+    if (!ended) {
+        plat_thread_leave(&l->lookup_thread);
+        return false;
+    }
+    if (l->has_names)
+        plat_thread_join(&l->lookup_thread);
+    for (int kind = 0; kind < ALERT_KINDS; kind++) {
+        window_done(&l->rate[kind]);
+        window_done(&l->seen[kind]);
+    }
+    plat_cond_done(&l->wake);
+    plat_mutex_done(&l->lock);
+    return true;
+}
+
+/* ==== 12. Program ===========================================================
+ *
+ * Start: configuration, log, socket, TLS, threads. Then main only waits for the
+ * signal to stop, and undoes it all in reverse.
+ */
+
+struct app {
+    struct config config;
+    struct cfg_reader reader;
+    struct tls_store store;
+    struct counters counters;
+    struct listener listener;
+    struct webhook *webhook; /* of all kinds */
+    size_t webhooks;
+};
+
+/* Loads the configuration and prints its problems to stderr if asked or if it cannot be used. */
+static int
+app_load(struct app *app, const char *file, bool strict, bool print)
+{
+    cfg_load(&app->reader, file, strict, &app->config);
+    if (print || app->reader.errors > 0)
+        cfg_print_problems(&app->reader, stderr);
+    return app->reader.errors > 0 ? 2 : 0;
+}
+
+/* Frees what app_load has made. */
+static void
+app_free(struct app *app)
+{
+    cfg_done(&app->config);
+    free(app);
+}
+
+/*
+ * Readies the TLS library: once, before any thread. The AES call is for its
+ * detection of AES instructions, which is not safe between threads.
+ */
+static int
+app_init_tls(struct app *app, struct err *e)
+{
+    static const unsigned char key[16];
+    mbedtls_aes_context aes;
+
+    if (psa_crypto_init() != PSA_SUCCESS) {
+        err_set(e, "the TLS library could not be set up");
+        return -1;
+    }
+    mbedtls_aes_init(&aes);
+    mbedtls_aes_setkey_enc(&aes, key, 128);
+    mbedtls_aes_free(&aes);
+    if (tls_store_init(&app->store) == 0)
+        return 0;
+    err_set(e, "the TLS library could not be set up");
+    return -1;
+}
+
+/* Readies every webhook of the configuration, and says which they are. */
+static int
+app_init_webhooks(struct app *app, struct err *e)
+{
+    struct config *c = &app->config;
+    size_t count = c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED];
+
+    app->webhook = x_calloc(count + 1, sizeof *app->webhook);
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (size_t i = 0; i < c->webhooks[kind]; i++) {
+            const struct webhook_config *w = &c->webhook[kind][i];
+            if (send_init(&app->webhook[app->webhooks], c, w, &app->store, &app->counters, e) != 0)
+                return -1;
+            app->webhooks++;
+            log_line(LOG_INFO, "webhook %s: %s %s%s%s", w->name, METHODS[w->method], w->url.shown,
+                w->proxy ? " through " : "", w->proxy ? w->proxy->shown : "");
+        }
+    return 0;
+}
+
+/* Brings everything up. -1 with e. */
+static int
+app_start(struct app *app, struct err *e)
+{
+    const struct config *c = &app->config;
+
+    log_init((enum log_level)c->log_level);
+    if (log_start(c->file_logging ? c->log_directory : NULL, e) != 0) {
+        err_prefix(e, "Butler.logDirectory: ");
+        return -1;
+    }
+    log_line(LOG_INFO, "butler_webhook " VERSION " starting with %s", app->reader.file);
+    for (const struct problem *p = app->reader.problems; p; p = p->next)
+        log_line(LOG_WARN, "%s:%d:%d: %s", app->reader.file, p->line, p->column, p->text);
+    if (listen_open(&app->listener, c, e) != 0)
+        return -1;
+    plat_block_stop(); /* from here on a stop is orderly; until here it just ends */
+    if (app_init_tls(app, e) != 0 || app_init_webhooks(app, e) != 0)
+        return -1;
+    if (app->webhooks == 0)
+        log_line(LOG_WARN, "no webhook is configured: nothing will be called");
+    return listen_start(&app->listener, app->webhook, app->webhooks, &app->counters, e);
+}
+
+/* Takes everything down, within five seconds. Takes app. */
+static void
+app_stop(struct app *app)
+{
+    struct counters *c = &app->counters;
+    bool ended;
+
+    atomic_store(&stop_at_ms, plat_now_ms() + STOP_CALLS_MS);
+    ended = listen_stop(&app->listener);
+    for (size_t i = 0; i < app->webhooks; i++)
+        send_stop(&app->webhook[i]);
+    for (size_t i = 0; i < app->webhooks; i++)
+        ended = send_done(&app->webhook[i]) && ended;
+    log_line(LOG_INFO,
+        "no alerts: %llu ignored, %llu malformed, %llu unknown, %llu duplicates, "
+        "%llu rate limited, %llu refused",
+        atomic_load(&c->ignored), atomic_load(&c->malformed), atomic_load(&c->unknown),
+        atomic_load(&c->duplicates), atomic_load(&c->held_back), atomic_load(&c->refused));
+    log_line(LOG_INFO,
+        "stopped: %llu received, %llu accepted, %llu delivered, %llu given up, "
+        "%llu lost",
+        atomic_load(&c->received), atomic_load(&c->accepted), atomic_load(&c->delivered),
+        atomic_load(&c->dead), atomic_load(&c->lost));
+    if (!log_stop(atomic_load(&stop_at_ms) + STOP_LOG_MS) || !ended)
+        plat_exit_now(0); /* a thread is stuck outside of us: leave it, and all that it may touch */
+    free(app->webhook);
+    tls_store_done(&app->store);
+    app_free(app);
+    mbedtls_psa_crypto_free();
+}
+
+/* Runs in the foreground until told to stop. */
+static int
+app_run(const char *file)
+{
+    struct app *app = x_calloc(1, sizeof *app);
+    int result = app_load(app, file, false, false);
+    const char *why = NULL;
+    struct err e;
+
+    if (result == 0 && !app->config.enabled)
+        printf("butler_webhook: disabled by %s in %s: nothing to do\n",
+            cfg_disabled_by(&app->config), file);
+    if (result != 0 || !app->config.enabled) {
+        app_free(app);
+        return result;
+    }
+    if (app_start(app, &e) != 0) {
+        log_line(LOG_ERROR, "%s", e.text);
+        log_stop(plat_now_ms() + STOP_LOG_MS);
+        fprintf(stderr, "butler_webhook: %s\n", e.text);
+        plat_exit_now(1);
+    }
+    while (!(why = plat_wait_stop(1000)))
+        for (size_t i = 0; i < app->webhooks; i++)
+            send_tick(&app->webhook[i]);
+    log_line(LOG_INFO, "stopping: %s received", why);
+    app_stop(app);
+    return 0;
+}
+
+/* ==== 13. Command line ======================================================
+ *
+ * One table of commands, from which the help text is made; the two that look
+ * at a configuration without running it.
+ */
+
+/* Says in a few words whom a webhook trusts; written into out, which is given back. */
+static const char *
+cli_trust_text(const struct webhook_config *w, char *out, size_t size)
+{
+    switch (w->trust) {
+    case TRUST_NONE:
+        snprintf(out, size, "none (http)");
+        break;
+    case TRUST_PUBLIC:
+        snprintf(out, size, "public roots");
+        break;
+    case TRUST_OWN_CA:
+        snprintf(out, size, "CA file %s (%d certificate%s)", w->cert_ca, w->ca_count,
+            w->ca_count == 1 ? "" : "s");
+        break;
+    case TRUST_UNCHECKED:
+        snprintf(out, size, "NOT CHECKED");
+        break;
+    }
+    return out;
+}
+
+/* Prints what the configuration would listen to and call. */
+static void
+cli_print_plan(const struct config *c)
+{
+    char text[1024];
+    struct plat_addr addr;
+    bool local;
+
+    cfg_listen_text(c, text, sizeof text);
+    if (!c->enabled)
+        printf("disabled by %s: the program would end at once\n", cfg_disabled_by(c));
+    local = cfg_read_host(c->udp_host, &addr) == 1 ? cfg_is_loopback(&addr)
+                                                   : strcasecmp(c->udp_host, "localhost") == 0;
+    printf("listens on %s (UDP)%s\n", text, local ? ", from this machine only" : "");
+    printf("rate limit: failure %lld s, aborted %lld s; duplicates: ",
+        (long long)c->rate_limit_s[ALERT_FAILURE], (long long)c->rate_limit_s[ALERT_ABORTED]);
+    if (c->dedup_enable)
+        printf("ignored for %lld min\n", (long long)c->dedup_minutes);
+    else
+        printf("sent\n");
+    if (c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED] == 0)
+        printf("no webhook is configured: nothing would be called\n");
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (size_t i = 0; i < c->webhooks[kind]; i++) {
+            const struct webhook_config *w = &c->webhook[kind][i];
+            if (!w->url.host) {
+                printf("%s %-3zu  not valid, see above\n", KINDS[kind].name, i + 1);
+                continue;
+            }
+            printf("%s %-3zu  %-4s  %-40s  %-12s%s%s  %s\n", KINDS[kind].name, i + 1,
+                METHODS[w->method], w->url.shown, cli_trust_text(w, text, sizeof text),
+                w->proxy ? "  through " : "", w->proxy ? w->proxy->shown : "",
+                w->description ? log_text(slice_of(w->description)).text : "");
+        }
+}
+
+/* --check */
+static int
+cli_check(const char *file)
+{
+    struct app *app = x_calloc(1, sizeof *app);
+    int result = app_load(app, file, false, true), errors = app->reader.errors;
+
+    printf("configuration %s%s: %d error%s, %d warning%s\n", file, errors ? "" : " is valid",
+        errors, errors == 1 ? "" : "s", app->reader.warnings, app->reader.warnings == 1 ? "" : "s");
+    if (!errors)
+        cli_print_plan(&app->config);
+    app_free(app);
+    return result;
+}
+
+/* Calls one webhook with a test alert and prints how it went; whether it said 2xx. */
+static bool
+cli_test_one(struct app *app, const struct webhook_config *w)
+{
+    struct http_peer peer;
+    struct http_client client;
+    struct http_result res = {.retry_after_s = -1};
+    struct err ignored;
+    char id[40], host[256];
+    bool ok = false;
+
+    plat_host_name(host, sizeof host);
+    send_make_id(id);
+    if (http_peer_init(&peer, &app->config, w, &app->store, &res.reason) == 0) {
+        struct alert *alert = alert_new_test(w->kind, host);
+        struct http_request request = {alert, id, true};
+        http_client_init(&client, &peer);
+        http_call(&client, &request, &res);
+        ok = send_judge(&res) == VERDICT_DELIVERED;
+        http_drain(&client, &ignored);
+        http_client_done(&client);
+        alert_free(alert);
+    }
+    http_peer_done(&peer);
+    printf("%-30s  %-6s  ", w->name, ok ? "ok" : "FAILED");
+    printf(res.end == HTTP_ANSWERED ? "%6d" : "     -", res.status);
+    printf("  %6lld  %s\n", (long long)res.ms, w->url.shown);
+    if (!ok)
+        printf("    %s%s%s\n", res.reason.text, res.hint.text[0] ? "\n    " : "", res.hint.text);
+    fflush(stdout);
+    return ok;
+}
+
+/* --test */
+static int
+cli_test(const char *file)
+{
+    struct app *app = x_calloc(1, sizeof *app);
+    const struct config *c = &app->config;
+    bool all = true;
+    struct err e;
+
+    if (app_load(app, file, true, true) != 0) {
+        app_free(app);
+        return 2;
+    }
+    log_init(LOG_ERROR);
+    if (app_init_tls(app, &e) != 0) {
+        fprintf(stderr, "butler_webhook: %s\n", e.text);
+        return 1;
+    }
+    if (c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED] == 0)
+        printf("no webhook is configured\n");
+    printf("%-30s  %-6s  %6s  %6s  %s\n", "webhook", "result", "status", "ms", "URL");
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (size_t i = 0; i < c->webhooks[kind]; i++)
+            all = cli_test_one(app, &c->webhook[kind][i]) && all;
+    tls_store_done(&app->store);
+    app_free(app);
+    return all ? 0 : 1;
+}
+
+/* --version */
+static int
+cli_version(const char *file)
+{
+    (void)file;
+    puts("butler_webhook " VERSION);
+    return 0;
+}
+
+/* --licenses */
+static int
+cli_licenses(const char *file)
+{
+    (void)file;
+    fwrite(notices_txt, 1, sizeof notices_txt, stdout);
+    return 0;
+}
+
+static int cli_help(const char *); /* the table below names it, and it prints the table */
+
+static const struct {
+    const char *option; /* "": run */
+    bool takes_file;
+    int (*run)(const char *file);
+    const char *help;
+} CLI[] = {
+    {"", true, app_run, "run in the foreground until SIGTERM, SIGINT or SIGHUP"},
+    {"--check", true, cli_check, "report every problem of CONFIG, show what would be called"},
+    {"--test", true, cli_test, "call each webhook once with a test alert"},
+    {"--version", false, cli_version, "print the version"},
+    {"--help", false, cli_help, "print this"},
+    {"--licenses", false, cli_licenses, "print the licences of everything inside"},
+};
+
+#define CLI_COUNT (sizeof CLI / sizeof *CLI)
+
+/* Prints the commands from their table. */
+static void
+cli_print_usage(FILE *out)
+{
+    fputs(
+        "butler_webhook calls webhooks when Qlik Sense reload tasks fail or are aborted\n\n", out);
+    for (size_t i = 0; i < CLI_COUNT; i++)
+        fprintf(out, "    butler_webhook %-10s %-6s  %s\n",
+            *CLI[i].option          ? CLI[i].option
+                : CLI[i].takes_file ? "CONFIG"
+                                    : "",
+            *CLI[i].option && CLI[i].takes_file ? "CONFIG" : "", CLI[i].help);
+    fputs("\nCONFIG is Butler's YAML file. Exit codes: 0 done, 1 failed, 2 wrong usage or "
+          "configuration.\n",
+        out);
+}
+
+/* --help */
+static int
+cli_help(const char *file)
+{
+    (void)file;
+    cli_print_usage(stdout);
+    return 0;
+}
+
+/* Picks the command by its option; the one argument besides is the configuration. */
+int
+main(int argc, char **argv)
+{
+    const char *option = argc < 2 || argv[1][0] != '-' ? ""
+        : strcmp(argv[1], "-h")                        ? argv[1]
+                                                       : "--help";
+    int files = argc - 1 - (*option != '\0');
+
+    plat_init();
+    for (size_t i = 0; i < CLI_COUNT; i++)
+        if (strcmp(option, CLI[i].option) == 0 && files == CLI[i].takes_file)
+            return CLI[i].run(files ? argv[argc - 1] : NULL);
+    fprintf(stderr, "butler_webhook: wrong usage%s%s\n\n", *option ? ": " : "", option);
+    cli_print_usage(stderr);
+    return 2;
+}

@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""
+Shows the main job of butler_webhook on real datagrams: starts two receivers (http and https), starts the program with
+samples/demo.yaml, sends it what Qlik Sense's scheduler sends, and prints each call that arrives. Ends by itself: with
+exit code 0 if every call that should arrive did and no other, else with 1 and a message.
+"""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
+CONFIG = os.path.join(ROOT, 'samples/demo.yaml')
+CERTIFICATES = os.path.join(ROOT, 'build/demo')
+DATAGRAMS = os.path.join(ROOT, 'test/data/datagrams')
+
+UDP_PORT = 19998
+HTTP_PORT = 18080
+HTTPS_PORT = 18443
+WIDTH = 110
+PATIENCE_S = 5      # for what should happen
+SILENCE_S = 0.4     # how long nothing must arrive, after the log has said that nothing will
+
+FIELDS = ('hostName', 'taskName', 'appName', 'user', 'taskId', 'appId', 'logTimeStamp', 'logLevel', 'executionId',
+          'logMessage')
+EVENT_FAILED = 'Qlik Sense reload failed'
+EVENT_ABORTED = 'Qlik Sense reload aborted'
+
+
+class Failure(Exception):
+    """The demo did not go as it should; the text says what is wrong."""
+
+
+# ---- What is printed ------------------------------------------------------------------------------------------------
+
+
+def say(text, indent=3):
+    """Prints text, long lines broken after spaces and the separators of datagrams, JSON and queries."""
+    for line in text.split('\n'):
+        out = ' ' * indent
+        for word in re.findall(r'[^ ;,&]*[ ;,&]|[^ ;,&]+', line):
+            if len(out) + len(word.rstrip()) > WIDTH and out.strip():
+                print(out.rstrip(), flush=True)
+                out = ' ' * (indent + 2)
+            out += word
+        print(out.rstrip(), flush=True)
+
+
+def headline(text):
+    print('\n== %s' % text, flush=True)
+
+
+# ---- Certificates ---------------------------------------------------------------------------------------------------
+
+
+def openssl(*args):
+    if not shutil.which('openssl'):
+        raise Failure('openssl is not installed: apt-get install openssl')
+    done = subprocess.run(('openssl',) + args, capture_output=True, text=True, cwd=CERTIFICATES)
+    if done.returncode:
+        raise Failure('openssl %s: %s' % (args[0], done.stderr.strip()))
+
+
+def make_certificates():
+    """Makes a CA and a certificate for localhost that it has signed, in build/demo; nothing is done if they are there."""
+    if all(os.path.exists(os.path.join(CERTIFICATES, name)) for name in ('ca.pem', 'server.pem', 'server.key')):
+        return
+    os.makedirs(CERTIFICATES, exist_ok=True)
+    with open(os.path.join(CERTIFICATES, 'server.ext'), 'w', encoding='ascii') as file:
+        file.write('subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n')
+    key = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes')
+    openssl('req', '-x509', *key, '-keyout', 'ca.key', '-out', 'ca.pem', '-days', '3650',
+            '-subj', '/CN=butler_webhook demo CA', '-addext', 'keyUsage=critical,keyCertSign')
+    openssl('req', *key, '-keyout', 'server.key', '-out', 'server.csr', '-subj', '/CN=localhost')
+    openssl('x509', '-req', '-in', 'server.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-set_serial', '2',
+            '-days', '3650', '-extfile', 'server.ext', '-out', 'server.pem')
+
+
+# ---- The receivers --------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """One call as it arrived: method, URL, the fields of the alert, and the TLS version or None."""
+
+    def __init__(self, method, url, body, headers, tls):
+        self.method = method
+        self.url = url
+        self.body = body
+        self.headers = headers
+        self.tls = tls
+        self.route = '%s %s' % (method, url.partition('?')[0])
+
+    def fields(self):
+        if self.method == 'GET':
+            return dict(urllib.parse.parse_qsl(self.url.partition('?')[2], keep_blank_values=True))
+        try:
+            return json.loads(self.body.decode('utf-8'))
+        except ValueError as error:
+            raise Failure('%s has a body that is not JSON: %s' % (self.route, error)) from error
+
+    def show(self, shown):
+        """Prints the call; its body only if it is not among those that were shown, to which it is added."""
+        say('%-4s %s%s' % (self.method, self.url, '   (%s)' % self.tls if self.tls else ''), 5)
+        if self.body:
+            say('the same body' if self.body in shown else self.body.decode('utf-8', 'backslashreplace'), 10)
+            shown.add(self.body)
+
+
+class Receivers:
+    """An http and an https server on 127.0.0.1 that answer 200 to everything and keep what arrived."""
+
+    def __init__(self):
+        self.calls = []
+        self.changed = threading.Condition()
+        self.servers = [self._serve(HTTP_PORT, None)]
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(os.path.join(CERTIFICATES, 'server.pem'), os.path.join(CERTIFICATES, 'server.key'))
+        self.servers.append(self._serve(HTTPS_PORT, tls))
+
+    def _serve(self, port, tls):
+        receivers = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = 'HTTP/1.1'
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+                base = 'https://localhost:%d' % port if tls else 'http://127.0.0.1:%d' % port
+                call = Call(self.command, base + self.path, body, self.headers,
+                            self.connection.version() if tls else None)
+                with receivers.changed:
+                    receivers.calls.append(call)
+                    receivers.changed.notify_all()
+                self.send_response(200)
+                self.send_header('Content-Length', '3')
+                self.end_headers()
+                self.wfile.write(b'ok\n')
+
+            do_GET = do_POST = do_PUT = answer
+
+            def log_message(self, *args):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request, client_address):
+                pass        # a connection that broke: the missing call is what the demo complains about
+
+        try:
+            server = Server(('127.0.0.1', port), Handler)
+        except OSError as error:
+            raise Failure('port %d on 127.0.0.1, which the demo needs: %s' % (port, error.strerror)) from error
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+        return server
+
+    def take(self, count):
+        """The calls that arrived since the last time, once there are count of them; Failure if they do not come."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self.changed:
+            while len(self.calls) < count and time.monotonic() < deadline:
+                self.changed.wait(0.1)
+            calls, self.calls = self.calls, []
+        if len(calls) < count:
+            raise Failure('%d of %d calls arrived within %d s: %s' %
+                          (len(calls), count, PATIENCE_S, ', '.join(call.route for call in calls) or 'none'))
+        return calls
+
+    def stop(self):
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+
+# ---- The program ----------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """butler_webhook with samples/demo.yaml; keeps the lines of its log."""
+
+    def __init__(self):
+        env = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
+        self.lines = []
+        self.shown = 0
+        self.changed = threading.Condition()
+        self.process = subprocess.Popen([BINARY, os.path.relpath(CONFIG, ROOT)], cwd=ROOT, env=env,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        encoding='utf-8', errors='backslashreplace')
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.changed:
+                self.lines.append(line.rstrip('\n'))
+                self.changed.notify_all()
+
+    def wait_line(self, pattern, count=1):
+        """Waits until count lines that were not shown yet match the pattern, then shows all new lines."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self.changed:
+            while True:
+                found = [line for line in self.lines[self.shown:] if re.search(pattern, line)]
+                if len(found) >= count or time.monotonic() > deadline or not self.reader.is_alive():
+                    break
+                self.changed.wait(0.1)
+            new = self.lines[self.shown:]
+            self.shown = len(self.lines)
+        say('log of butler_webhook:')
+        for line in new:
+            say(line, 5)
+        if len(found) < count:
+            raise Failure('the log does not say "%s"' % pattern)
+
+    def stop(self):
+        """Stops the program as a service manager does; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(PATIENCE_S + 2)
+        except subprocess.TimeoutExpired as error:
+            raise Failure('butler_webhook does not stop on SIGTERM') from error
+        self.reader.join(2)
+        return code
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+# ---- The play -------------------------------------------------------------------------------------------------------
+
+
+def recording(name):
+    try:
+        with open(os.path.join(DATAGRAMS, name + '.bin'), 'rb') as file:
+            return file.read()
+    except OSError as error:
+        raise Failure('%s: %s' % (error.filename, error.strerror)) from error
+
+
+def with_ids(datagram, task_id, execution_id):
+    """The same bytes with other ids, as all recordings are of one task."""
+    fields = datagram.split(b';')
+    fields[5], fields[9] = task_id or fields[5], execution_id
+    return b';'.join(fields)
+
+
+def send(datagram, encoding='utf-8'):
+    say('the scheduler sends %d bytes to 127.0.0.1:%d (UDP%s):' %
+        (len(datagram), UDP_PORT, '' if encoding == 'utf-8' else ', code page 1252'))
+    say(datagram.decode(encoding), 5)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.sendto(datagram, ('127.0.0.1', UDP_PORT))
+
+
+def expect_calls(receivers, routes, event, datagram, encoding='utf-8'):
+    """Takes and shows the calls, and checks that they went where they should and say what the datagram said."""
+    calls = receivers.take(len(routes))
+    say('the receivers get:')
+    shown = set()
+    for call in sorted(calls, key=lambda call: routes.index(call.route) if call.route in routes else len(routes)):
+        call.show(shown)
+    if sorted(call.route for call in calls) != sorted(routes):
+        raise Failure('wanted %s, got %s' % (routes, [call.route for call in calls]))
+    wanted = dict(zip(FIELDS, datagram.decode(encoding).split(';')[1:]), event=event)
+    for call in calls:
+        for name, value in wanted.items():
+            if call.fields().get(name) != value:
+                raise Failure('%s: %s is %r, the datagram said %r' % (call.route, name, call.fields().get(name), value))
+        if call.url.startswith('https:') and not call.tls:
+            raise Failure('%s came without TLS' % call.route)
+    return len(calls)
+
+
+def expect_silence(receivers):
+    time.sleep(SILENCE_S)
+    calls = receivers.take(0)
+    if calls:
+        raise Failure('no call should have come, but these did: %s' % ', '.join(call.route for call in calls))
+    say('the receivers get nothing, as it should be')
+
+
+def play(receivers, program):
+    """The scenes; returns how many calls arrived."""
+    base = 'http://127.0.0.1:%d' % HTTP_PORT
+    failure_routes = ['POST %s/failed' % base, 'GET %s/pager' % base, 'POST https://localhost:%d/tickets' % HTTPS_PORT]
+
+    headline('butler_webhook starts with samples/demo.yaml')
+    program.wait_line(r' info: listening on 127\.0\.0\.1:%d ' % UDP_PORT)
+
+    headline('1. A reload task has failed: three webhooks are called, one of them by https with a CA of its own')
+    failed = recording('001-a-plain-failed')
+    send(failed)
+    arrived = expect_calls(receivers, failure_routes, EVENT_FAILED, failed)
+    program.wait_line(r' info: alert \d+ delivered ', 3)
+
+    headline('2. The same event a second time, as two log appenders send it: a duplicate')
+    send(failed)
+    program.wait_line(r' duplicate ignored: ')
+    expect_silence(receivers)
+
+    headline('3. The same task fails again at once: the rate limit (300 s for each task) holds it back')
+    send(with_ids(failed, None, b'0b7f2f0c-9d0e-4f5a-8a53-3c1f7a6e2d11'))
+    program.wait_line(r' held back by the rate limit: ')
+    expect_silence(receivers)
+
+    headline('4. Somebody stops a reload task: another kind of event, with its own webhook and its own rate limit')
+    aborted = recording('002-a-aborted')
+    send(aborted)
+    arrived += expect_calls(receivers, ['PUT %s/aborted' % base], EVENT_ABORTED, aborted)
+    program.wait_line(r' info: alert \d+ delivered ')
+
+    headline('5. A reload task succeeds: known, but nothing to call anybody for')
+    send(recording('003-a-success'))
+    program.wait_line(r' verbose: ignored: ')
+    expect_silence(receivers)
+
+    headline('6. Another task fails; its server sends Windows-1252 instead of UTF-8. The text arrives as it was meant')
+    swedish = with_ids(recording('156-b1-cp1252-swedish'), b'5c9f6a52-7f3a-4a0e-bd0c-3f0f7f0a9b21',
+                       b'c2a1d6de-5a6b-4b0e-9b36-8f3a3c6e7d42')
+    send(swedish, 'cp1252')
+    arrived += expect_calls(receivers, failure_routes, EVENT_FAILED, swedish, 'cp1252')
+    program.wait_line(r' info: alert \d+ delivered ', 3)
+
+    headline('butler_webhook is stopped')
+    code = program.stop()
+    program.wait_line(r' info: stopped: 6 received, 3 accepted, 7 delivered, 0 given up, 0 lost')
+    if code:
+        raise Failure('butler_webhook ended with exit code %d' % code)
+    expect_silence(receivers)
+    return arrived
+
+
+def main():
+    sys.stdout.reconfigure(errors='backslashreplace')
+    receivers = program = None
+    try:
+        if not os.access(BINARY, os.X_OK):
+            raise Failure('%s is not there: run make' % BINARY)
+        make_certificates()
+        receivers = Receivers()
+        program = Program()
+        arrived = play(receivers, program)
+    except Failure as failure:
+        if program is not None and program.process.poll() is not None and program.process.returncode:
+            say('\n'.join(program.lines[-20:]))
+        print('\ndemo FAILED: %s' % failure, flush=True)
+        return 1
+    finally:
+        if program is not None:
+            program.kill()
+        if receivers is not None:
+            receivers.stop()
+    print('\ndemo passed: %d calls arrived as they should, and no other.' % arrived, flush=True)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

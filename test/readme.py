@@ -1,0 +1,480 @@
+#!/usr/bin/env python3
+"""
+Runs what README.md and samples/ show: every command, every YAML block, every sample. The words after a block's language
+say what is done with it:
+
+    ```yaml [NAME]           --check must find it valid, without a warning; it is kept as NAME for the blocks that follow
+    ```yaml NAME invalid     --check must end with exit code 2
+    ```sh                    is run by bash in a folder with NAMEs, build/, samples/ and test/; must end with exit code 0
+    ```sh exit=N             must end with exit code N
+    ```sh background         is started, must listen, and goes on until the next one
+    ```sh receiver           is started later, when the block of json received has come: must print the same body
+    ```sh syntax             is checked for its syntax only (what needs root, a network, or runs this script itself);
+                             the make targets in it must exist
+    ```text output           what the command before printed (milliseconds and dates may differ)
+    ```json received         the body that the receiver got from the command before
+    ```text get              the request line that the same alert makes by GET
+    ```text log=STATUS       lines that are logged, in this order, when the same alert is answered with STATUS (times and the
+                             size of the receive buffer may differ)
+
+The ports of README.md are replaced by free ones. --write puts the real output into the `text output` blocks.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import xml.etree.ElementTree
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import demo
+import harness
+
+README = os.path.join(harness.ROOT, 'README.md')
+SAMPLES = os.path.join(harness.ROOT, 'samples')
+CONFIG_DATA = os.path.join(harness.ROOT, 'test/data/config')
+BLOCK = re.compile(r'^```(\w+)[ \t]*([^\n]*)\n(.*?)^```$', re.M | re.S)
+HTTP_PORT, HTTPS_PORT, UDP_PORT, PROXY_PORT = '8080', '8443', '9998', '3128'
+
+
+class Block:
+    """A fenced block: language, words after it, text, number of its first line, and where its text stands in the file."""
+
+    def __init__(self, match, text):
+        self.language = match[1]
+        self.words = match[2].split()
+        self.text = match[3]
+        self.line = text.count('\n', 0, match.start()) + 1
+        self.span = match.span(3)
+        self.name = 'README.md:%d' % self.line
+
+
+def normal(text):
+    """The text without what differs from run to run: milliseconds, dates and the width of columns."""
+    text = re.sub(r'\b(ok|FAILED)(\s+(?:\d+|-)\s+)\d+', r'\1\2N', text)
+    text = re.sub(r'\d{4}-\d\d-\d\d', 'DATE', text)
+    return '\n'.join(re.sub(r' {2,}', ' ', line).strip() for line in text.strip().split('\n'))
+
+
+def normal_log(line):
+    """A line of the log without what differs from run to run and from machine to machine."""
+    line = re.sub(r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ', 'TIME ', line)
+    line = re.sub(r'\bbutler_webhook \d+\.\d+\.\d+', 'butler_webhook VERSION', line)
+    return re.sub(r'\b\d+ (ms|bytes)\b', r'N \1', line)
+
+
+def listens(port):
+    """Waits until something listens on a port of 127.0.0.1; false: nothing does."""
+    deadline = time.monotonic() + 10 * harness.SLOW
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(('127.0.0.1', port)).close()
+            return True
+        except OSError:
+            time.sleep(0.02)
+    return False
+
+
+# ---- The README -----------------------------------------------------------------------------------------------------
+
+
+class Sandbox:
+    """The folder in which the blocks run, the receivers that they call, and what the last command did."""
+
+    def __init__(self, t):
+        self.t = t
+        self.http = t.receiver()
+        context = demo.ssl.SSLContext(demo.ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(os.path.join(demo.CERTIFICATES, 'server.pem'), os.path.join(demo.CERTIFICATES, 'server.key'))
+        self.https = t.receiver(ssl_context=context)
+        self.udp = t.port()
+        self.ports = {HTTP_PORT: str(self.http.port), HTTPS_PORT: str(self.https.port), UDP_PORT: str(self.udp),
+                      PROXY_PORT: str(t.port())}
+        self.output = None
+        self.background = None
+        self.receiver = None
+        self.datagram = None
+        os.makedirs(os.path.join(t.tmp, 'build'))
+        os.symlink(harness.BINARY, os.path.join(t.tmp, 'build/butler_webhook'))
+        for name in ('samples', 'test'):
+            os.symlink(os.path.join(harness.ROOT, name), os.path.join(t.tmp, name))
+
+    def real(self, text):
+        """README's text with the ports that are used here."""
+        return re.sub(r'\b(%s)\b' % '|'.join(self.ports), lambda match: self.ports[match[1]], text)
+
+    def shown(self, text):
+        """The reverse: real output as README shows it."""
+        for name, port in self.ports.items():
+            text = re.sub(r'\b%s\b' % port, name, text)
+        return text
+
+    def targets(self):
+        """The names that make knows. Asked of its own list: even make -n would run the lines of a target that begin with +."""
+        done = subprocess.run(['make', '-pn', '-C', harness.ROOT, 'help'], capture_output=True, text=True,
+                              env=self.t.environment())
+        names = re.search(r'^\.PHONY: (.*)$', done.stdout, re.M)
+        return names[1].split() if names else []
+
+    def environment(self):
+        path = os.path.join(self.t.tmp, 'build') + os.pathsep + os.environ.get('PATH', '')
+        return dict(self.t.environment(), PATH=path)
+
+    def yaml(self, block):
+        names = [word for word in block.words if word.endswith('.yaml')]
+        name = names[0] if names else 'block%d.yaml' % block.line
+        with open(os.path.join(self.t.tmp, name), 'w', encoding='utf-8') as file:
+            file.write(self.real(block.text))
+        done = self.t.run('--check', name, cwd=self.t.tmp)
+        if 'invalid' in block.words:
+            self.t.equal('%s: exit code of --check' % block.name, done.returncode, 2)
+        else:
+            self.t.check('%s: --check finds it valid' % block.name, done.returncode == 0 and not done.stderr,
+                         done.stderr or done.stdout)
+
+    def sh(self, block):
+        script = self.real(block.text)
+        check = self.t.check
+        if 'syntax' in block.words:
+            done = subprocess.run(['bash', '-n', '-c', script], capture_output=True, text=True)
+            check('%s: syntax' % block.name, done.returncode == 0, done.stderr)
+            for target in re.findall(r'^(?:sudo )?make(?: [A-Z_]+=\S+)*(?: ([a-z-]+))?', script, re.M):
+                check('%s: make %s exists' % (block.name, target), (target or 'all') in self.targets(), self.targets())
+        elif 'receiver' in block.words:
+            self.receiver = block
+        elif 'background' in block.words:
+            self.end_background()
+            process = harness.Process(['bash', '-c', 'exec env ' + script.strip()], self.environment(), self.udp, self.t.tmp)
+            self.t.processes.append(process)
+            self.background = process
+            check('%s: starts' % block.name, process.wait_log(' listening on '), process.stderr)
+        else:
+            exits = [int(word[5:]) for word in block.words if word.startswith('exit=')]
+            done = subprocess.run(['bash', '-euo', 'pipefail', '-c', script], cwd=self.t.tmp, env=self.environment(),
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  timeout=60 * harness.SLOW)
+            self.output = self.shown(done.stdout)
+            check('%s: exit code' % block.name, done.returncode == (exits[0] if exits else 0),
+                  'got %d: %s' % (done.returncode, done.stdout))
+            datagram = re.search(r"printf %s '([^']*)' >/dev/udp/", script)
+            if datagram:
+                self.datagram = datagram[1].encode()
+
+    def json(self, block):
+        requests = self.http.wait(1)
+        self.t.equal('%s: calls' % block.name, [request.method for request in requests], ['POST'])
+        if requests:
+            self.t.equal('%s: body' % block.name, requests[0].body.decode('utf-8', 'replace'), block.text.strip())
+        if self.t.check('%s: there is a receiver' % block.name, self.receiver is not None):
+            self.play_receiver(block.text.strip())
+
+    def play_receiver(self, body):
+        """README's own receiver must print the body of the alert, and its answer must be a good one."""
+        name = self.receiver.name
+        port = self.t.port()
+        self.t.check('%s: has the port of the configuration' % name, HTTP_PORT in self.receiver.text)
+        receiver = harness.Process(['bash', '-c', 'exec ' + self.receiver.text.strip().replace(HTTP_PORT, str(port))],
+                                   dict(self.environment(), PYTHONUNBUFFERED='1'), None, self.t.tmp)
+        receiver.expect_stderr = True       # where it tells of each request
+        receiver.expect_exit = -signal.SIGTERM
+        self.t.processes.append(receiver)
+        if not self.t.check('%s: listens' % name, listens(port), receiver.stderr):
+            return
+        program = self.play(port)
+        self.t.check('%s: prints the body' % name, receiver.wait_log('^%s$' % re.escape(body)), receiver.log)
+        self.t.check('%s: its answer counts as delivered' % name, program.wait_log('alert 1 delivered .*attempt 1$'), program.log)
+        self.t.equal('%s: the program ends' % name, program.stop(), 0)
+        self.t.equal('%s: ends' % name, receiver.stop(), -signal.SIGTERM)
+
+    def play(self, http_port, method='POST'):
+        """Starts the program with README's alerts.yaml, but another port and method, and sends it README's datagram."""
+        with open(os.path.join(self.t.tmp, 'alerts.yaml'), encoding='utf-8') as file:
+            text = file.read()
+        port = self.t.port()
+        for old, new in (('portTaskFailure: %d' % self.udp, 'portTaskFailure: %d' % port),
+                         ('127.0.0.1:%d/' % self.http.port, '127.0.0.1:%d/' % http_port),
+                         ('httpMethod: POST', 'httpMethod: ' + method)):
+            self.t.check('alerts.yaml: has %s' % old, text.count(old) == 1, text)
+            text = text.replace(old, new)
+        folder = os.path.join(self.t.tmp, 'play%d' % port)
+        os.makedirs(folder)
+        with open(os.path.join(folder, 'alerts.yaml'), 'w', encoding='utf-8') as file:
+            file.write(text)
+        program = self.t.start('alerts.yaml', cwd=folder)
+        program.port = port
+        program.send(self.datagram)
+        return program
+
+    def get(self, block):
+        """The same alert by GET."""
+        receiver = self.t.receiver()
+        program = self.play(receiver.port, 'GET')
+        self.t.equal('%s: request line' % block.name,
+                     ['%s %s' % (request.method, request.target) for request in receiver.wait(1)], [block.text.strip()])
+        self.t.equal('%s: the program ends' % block.name, program.stop(), 0)
+
+    def log(self, block, status):
+        """What is logged when the receiver answers the same alert with that status."""
+        receiver = self.t.receiver(harness.response(status))
+        program = self.play(receiver.port)
+        self.t.check('%s: the alert is done with' % block.name, program.wait_log('alert 1 (delivered|given up)'), program.log)
+        self.t.equal('%s: the program ends' % block.name, program.stop(), 0)
+        ports = {str(receiver.port): HTTP_PORT, str(program.port): UDP_PORT}
+        left = [normal_log(re.sub(r'\b(%s)\b' % '|'.join(ports), lambda match: ports[match[1]], line)) for line in program.log]
+        for number, line in enumerate(block.text.splitlines()):
+            found = normal_log(line) in left
+            self.t.check('%s: line %d is logged' % (block.name, number + 1), found, '%r; the log: %r' % (line, program.log))
+            if found:
+                left = left[left.index(normal_log(line)) + 1:]
+
+    def end_background(self):
+        if self.background is not None:
+            self.t.equal('the background command ends', self.background.stop(), 0)
+            self.background = None
+
+
+def run_readme(t, write):
+    with open(README, encoding='utf-8') as file:
+        text = file.read()
+    blocks = [Block(match, text) for match in BLOCK.finditer(text)]
+    t.check('README.md: every fence is a block', text.count('\n```') == 2 * len(blocks), '%d blocks' % len(blocks))
+    t.check('README.md: has blocks of each kind', {block.language for block in blocks} >= {'sh', 'yaml', 'json', 'text'})
+    sandbox = Sandbox(t)
+    changes = []
+    for block in blocks:
+        if block.language == 'yaml':
+            sandbox.yaml(block)
+        elif block.language == 'sh':
+            sandbox.sh(block)
+        elif block.language == 'json':
+            sandbox.json(block)
+        elif block.language == 'text' and block.words == ['output']:
+            if write:
+                changes.append((block.span, sandbox.output))
+            else:
+                t.check('%s: is the output' % block.name, normal(sandbox.output or '') == normal(block.text),
+                        'got %r' % sandbox.output)
+        elif block.language == 'text' and block.words == ['get']:
+            sandbox.get(block)
+        elif block.language == 'text' and re.fullmatch(r'log=\d{3}', ' '.join(block.words)):
+            sandbox.log(block, int(block.words[0][4:]))
+        else:
+            t.check('%s: has a known mark' % block.name, False, '%s %s' % (block.language, block.words))
+    sandbox.end_background()
+    if write:
+        for (begin, end), output in reversed(changes):
+            text = text[:begin] + ''.join(line.rstrip() + '\n' for line in output.splitlines()) + text[end:]
+        with open(README, 'w', encoding='utf-8') as file:
+            file.write(text)
+    check_links(t, text)
+    check_keys(t, text)
+
+
+def check_links(t, text):
+    """Links lead to files and headings that are there."""
+    prose = BLOCK.sub('', text)
+    headings = {re.sub(r'[^a-z0-9 _-]', '', heading.lower()).replace(' ', '-')
+                for heading in re.findall(r'^#+ (.*)$', prose, re.M)}
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose):
+        if target.startswith('#'):
+            t.check('README.md: heading %s' % target, target[1:] in headings, repr(sorted(headings)))
+        elif '://' not in target:
+            t.check('README.md: file %s' % target, os.path.exists(os.path.join(harness.ROOT, target)))
+
+
+# ---- Keys -----------------------------------------------------------------------------------------------------------
+
+
+def yaml_keys(text):
+    """The paths of all keys in block YAML."""
+    paths = set()
+    stack = []
+    for line in text.splitlines():
+        match = re.match(r'^( *(?:- )?)([A-Za-z]+):(?: |$)', line)
+        if match:
+            while stack and stack[-1][0] >= len(match[1]):
+                stack.pop()
+            stack.append((len(match[1]), match[2]))
+            paths.add('.'.join(name for _, name in stack))
+    return paths
+
+
+def table_keys(text):
+    """The paths of the keys in README's table of the configuration."""
+    table = text[text.index('\n## Configuration\n'):]
+    table = table[table.index('| key |'):]
+    table = table[:table.index('\n\n')]
+    paths = set()
+    section = ''
+    for row in table.splitlines()[2:]:
+        cell = row.split('|')[1].strip()
+        if cell.startswith('**'):
+            name = cell.strip('*`')
+            section = name + '.' if re.fullmatch(r'\w+', name) else 'webhooks.'
+            continue
+        for key in re.findall(r'`([^`]+)`', cell):
+            paths.add(section + key.lstrip('.') if key.startswith('.') or section == 'webhooks.' else key)
+    return paths
+
+
+def check_keys(t, readme):
+    """README's table, samples/full.yaml and the program know the same keys."""
+    with open(os.path.join(SAMPLES, 'full.yaml'), encoding='utf-8') as file:
+        full = yaml_keys(file.read())
+    leaves = {path for path in full if not any(other.startswith(path + '.') for other in full)}
+    ours = set()
+    for path in leaves:
+        path = path.replace('Butler.', '', 1)
+        path = re.sub(r'^webhookNotification\.reloadTask(Failure|Aborted)\.webhooks\.', 'webhooks.', path)
+        ours.add(path)
+    ours |= {'webhookNotification.reloadTask%s.webhooks' % kind for kind in ('Failure', 'Aborted')}
+    table = table_keys(readme)
+    t.check('README.md and samples/full.yaml have the same keys', table == ours,
+            'only README.md: %s; only full.yaml: %s' % (sorted(table - ours), sorted(ours - table)))
+    # The program must know each of them: a key with one letter too many is a warning that names the right one.
+    for path in sorted(ours):
+        text = misspelt(path)
+        if text is None:
+            continue
+        name = os.path.join(t.tmp, 'key.yaml')
+        with open(name, 'w', encoding='utf-8') as file:
+            file.write(text)
+        key = path.split('.')[-1]
+        stderr = t.run('--check', name).stderr
+        t.check('the program knows %s' % path, re.search(r"warning: .*%sx.*did you mean.*%s(?!\w)" % (key, key), stderr),
+                repr(stderr))
+
+
+def misspelt(path):
+    """A configuration in which the last key of path has an x at its end; None where other keys are none of our business."""
+    if '.' not in path:
+        return None
+    parts = path.split('.')
+    if parts[0] == 'webhooks':
+        parts = ['webhookNotification', 'reloadTaskFailure'] + parts
+    lines = ['Butler:']
+    for depth, part in enumerate(parts[:-1]):
+        lines.append('  ' * (depth + 1) + part + ':')
+    pad = '  ' * len(parts)
+    if parts[-2] == 'webhooks':
+        lines.append(pad + '- %sx: 1' % parts[-1])
+    elif 'webhooks' in parts[:-1]:
+        lines[-1] = '  ' * (len(parts) - 1) + '- ' + parts[-2] + ':'
+        lines.append(pad + '    %sx: 1' % parts[-1])
+    else:
+        lines.append(pad + '%sx: 1' % parts[-1])
+    return '\n'.join(lines) + '\n'
+
+
+# ---- The samples ----------------------------------------------------------------------------------------------------
+
+
+def run_samples(t):
+    names = sorted(name for name in os.listdir(SAMPLES) if name.endswith('.yaml'))
+    t.check('samples', {'minimal.yaml', 'full.yaml', 'demo.yaml'} <= set(names), repr(names))
+    for folder, name in [(SAMPLES, name) for name in names] + [(CONFIG_DATA, 'butler-production.yaml')]:
+        done = t.run('--check', os.path.join(folder, name))
+        t.check('%s: --check finds it valid' % name, done.returncode == 0 and not done.stderr, done.stderr or done.stdout)
+    with open(os.path.join(SAMPLES, 'minimal.yaml'), encoding='utf-8') as file:
+        t.check('minimal.yaml: under 15 lines', len(file.readlines()) < 15)
+    run_unit(t)
+    run_appender(t)
+
+
+def run_unit(t):
+    """systemd accepts the unit; the path of the program in it need not exist here."""
+    with open(os.path.join(SAMPLES, 'butler_webhook.service'), encoding='utf-8') as file:
+        unit = file.read()
+    for setting in ('DynamicUser=yes', 'NoNewPrivileges=yes', 'ProtectSystem=strict', 'MemoryDenyWriteExecute=yes',
+                    'RestrictAddressFamilies=AF_INET AF_INET6', 'SystemCallFilter=@system-service', 'Restart=on-failure'):
+        t.check('butler_webhook.service: %s' % setting, ('\n%s\n' % setting) in unit)
+    if not shutil.which('systemd-analyze'):
+        t.results.skip('butler_webhook.service', 'no systemd-analyze to verify it')
+        return
+    path = os.path.join(t.tmp, 'butler_webhook.service')
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write(unit.replace('/usr/local/bin/butler_webhook', harness.BINARY))
+    done = subprocess.run(['systemd-analyze', 'verify', path], capture_output=True, text=True)
+    t.check('butler_webhook.service: systemd-analyze verify', done.returncode == 0 and 'butler_webhook' not in done.stderr,
+            done.stderr)
+
+
+def run_appender(t):
+    """Each appender of LocalLogConfig.xml prints every field of an alert, in the order that the program reads."""
+    root = xml.etree.ElementTree.parse(os.path.join(SAMPLES, 'LocalLogConfig.xml')).getroot()
+    t.equal('LocalLogConfig.xml: root', root.tag, 'configuration')
+    values = {'%hostname': 'QS-NODE1', '%property{TaskName}': 'Reload of Sales; daily', '%property{AppName}': 'Sales åäö',
+              '%property{User}': 'LAB\\goran', '%property{TaskId}': harness.guid(), '%property{AppId}': harness.guid(),
+              '%date': '2026-11-22 09:30:00,123', '%level': 'INFO', '%property{ExecutionId}': harness.guid()}
+    fields = {'hostName': '%hostname', 'taskName': '%property{TaskName}', 'appName': '%property{AppName}',
+              'user': '%property{User}', 'taskId': '%property{TaskId}', 'appId': '%property{AppId}', 'logTimeStamp': '%date',
+              'logLevel': '%level', 'executionId': '%property{ExecutionId}'}
+    events = {'Max retries reached': 'Qlik Sense reload failed',
+              'Execution State Change to Aborting': 'Qlik Sense reload aborted'}
+    receiver = t.receiver()
+    path, port = t.config([{'url': receiver.url('/failure')}, {'url': receiver.url('/aborted'), 'kind': 'aborted'}])
+    program = t.start(path)
+    appenders = {appender.get('name'): appender for appender in root.iter('appender')}
+    t.equal('LocalLogConfig.xml: appenders', len(appenders), len(events))
+    references = [reference.get('ref') for logger in root.iter('logger') for reference in logger.iter('appender-ref')]
+    t.equal('LocalLogConfig.xml: each appender is used', sorted(references), sorted(appenders))
+    t.equal('LocalLogConfig.xml: logger', [logger.get('name') for logger in root.iter('logger')],
+            ['System.Scheduler.Scheduler.Master.Task.TaskSession'])
+    seen = set()
+    for name, appender in appenders.items():
+        t.equal('%s: type' % name, appender.get('type'), 'log4net.Appender.UdpAppender')
+        settings = {param.get('name'): param.get('value') for param in appender.findall('param')}
+        t.equal('%s: settings' % name, settings, {'remoteAddress': '127.0.0.1', 'remotePort': '9998', 'encoding': 'utf-8'})
+        filters = [item.get('type').split('.')[-1] for item in appender.findall('filter')]
+        t.equal('%s: filters' % name, filters, ['StringMatchFilter', 'DenyAllFilter'])
+        message = appender.find('filter/param').get('value')
+        datagram = next(param.get('value') for param in appender.iter('param') if param.get('name') == 'conversionpattern')
+        for variable, value in values.items():
+            t.equal('%s: %s' % (name, variable), datagram.count(variable), 1)
+            datagram = datagram.replace(variable, value)
+        datagram = datagram.replace('%message', message)
+        t.check('%s: nothing unknown in the pattern' % name, '%' not in datagram, datagram)
+        seen.add(message)
+        program.send(datagram.encode('utf-8'))
+        requests = receiver.wait(len(seen))
+        t.require('%s: is understood' % name, len(requests) == len(seen), repr(program.log[-3:]))
+        alert = requests[-1].json()
+        t.equal('%s: event' % name, alert.get('event'), events.get(message))
+        t.equal('%s: logMessage' % name, alert.get('logMessage'), message)
+        for field, variable in fields.items():
+            t.equal('%s: %s' % (name, field), alert.get(field), values[variable])
+    t.equal('LocalLogConfig.xml: messages', seen, set(events))
+
+
+def main():
+    if sys.argv[1:] not in ([], ['--write']):
+        print('usage: test/readme.py [--write]', file=sys.stderr)
+        return 2
+    results = harness.Results()
+    if not os.access(harness.BINARY, os.X_OK):
+        results.check('program', False, '%s is not there: build it first' % harness.BINARY)
+        return results.finish()
+    demo.make_certificates()
+    for name, function in (('readme', lambda t: run_readme(t, bool(sys.argv[1:]))), ('samples', run_samples)):
+        t = harness.Test(name, results)
+        try:
+            function(t)
+        except harness.Abort:
+            pass
+        except Exception as error:      # so that the rest is run, and the sum printed
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            t.check('runs to its end', False, '%s: %s (line %d)' % (type(error).__name__, error, place.lineno))
+        finally:
+            t.finish()
+    return results.finish()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
