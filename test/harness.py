@@ -1,0 +1,876 @@
+"""What the system tests share: results, running processes, receivers, datagrams.
+
+A test is a plain function `def test_xxx(t)` in a module; `run_modules([...])` runs them, several at a time, as most of a
+test's time is waiting. `t` (class Test) makes what a test needs and ends all of it when the test ends:
+
+    def test_post_arrives(t):
+        receiver = t.receiver()                             # answers 200 to everything
+        path, port = t.config([{'url': receiver.url('/hook'), 'method': 'POST'}])
+        program = t.start(path)                             # returns once it listens
+        program.send(harness.datagram(task='Sales'))
+        request = receiver.wait(1)[0]
+        t.equal('task name', request.json()['taskName'], 'Sales')
+
+Unless told otherwise the program must end with exit code 0 on SIGTERM and leave stderr empty; both are checked after each
+test. BUTLER_SLOW=3 makes every limit of time three times as long (sanitizers, busy machines).
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import urllib.parse
+import uuid
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SLOW = float(os.environ.get('BUTLER_SLOW', '1'))
+BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
+BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', os.path.join(ROOT, 'build/test/butler_webhook')))
+STOP_S = 7      # the program promises 5 s
+
+
+# ---- Results --------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """Counts checks; prints one line for each that failed, and the sum at the end. Safe to use from threads."""
+
+    def __init__(self):
+        self.passed = 0
+        self.failed = 0
+        self.skipped = 0
+        self._lock = threading.Lock()
+
+    def check(self, name, ok, detail=''):
+        with self._lock:
+            if ok:
+                self.passed += 1
+            else:
+                self.failed += 1
+                print(one_line('FAILED %s%s' % (name, ': %s' % detail if detail else '')), flush=True)
+        return bool(ok)
+
+    def skip(self, name, why):
+        with self._lock:
+            self.skipped += 1
+            print(one_line('skipped %s: %s' % (name, why)), flush=True)
+
+    def finish(self):
+        print('%d passed, %d failed%s' % (self.passed, self.failed,
+                                          ', %d skipped' % self.skipped if self.skipped else ''), flush=True)
+        return 1 if self.failed or not self.passed else 0
+
+
+def one_line(text, limit=2000):
+    text = ''.join(c if c.isprintable() else c.encode('unicode_escape', 'backslashreplace').decode() for c in text)
+    return text if len(text) <= limit else text[:limit] + '...'
+
+
+# ---- Ports ----------------------------------------------------------------------------------------------------------
+
+_port_lock = threading.Lock()
+_port_next = 20000 + random.randrange(10000)
+_port_marks = []
+_ports_ready = collections.deque()
+
+
+def free_port():
+    """
+    A port that is free for TCP and UDP on 127.0.0.1 and ::1, below the range from which the kernel takes ports by
+    itself. It was looked at some time ago: a child that is started at that moment holds it until its exec.
+    """
+    with _port_lock:
+        while len(_ports_ready) < 50:
+            _ports_ready.append(_find_port())
+        return _ports_ready.popleft()
+
+
+def _find_port():
+    """The next free port. An abstract Unix socket marks it as ours, so that test runs beside this one do not take it too."""
+    global _port_next
+    for _ in range(10000):
+        port = _port_next
+        _port_next = 20000 + (_port_next - 20000 + 1) % 10000
+        mark = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            mark.bind('\0butler_webhook-test-port-%d' % port)
+        except OSError:
+            mark.close()
+            continue
+        if _port_is_free(port):
+            _port_marks.append(mark)
+            return port
+        mark.close()
+    raise RuntimeError('no free port')
+
+
+def _port_is_free(port):
+    for family, address in ((socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::1')):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            try:
+                with socket.socket(family, kind) as probe:
+                    probe.bind((address, port))
+            except OSError as error:
+                if family == socket.AF_INET or 'in use' in str(error):
+                    return False
+    return True
+
+
+# ---- YAML and datagrams ---------------------------------------------------------------------------------------------
+
+
+class Raw(str):
+    """Text that stands in the YAML file as it is."""
+
+
+def yaml(value, indent=0):
+    """The value as block YAML; strings in single quotes, so that no text means something else."""
+    pad = ' ' * indent
+    if isinstance(value, dict) and value:
+        lines = []
+        for key, item in value.items():
+            if isinstance(item, (dict, list)) and item:
+                lines.append('%s%s:\n%s' % (pad, key, yaml(item, indent + 2)))
+            else:
+                lines.append('%s%s: %s\n' % (pad, key, yaml(item)))
+        return ''.join(lines)
+    if isinstance(value, list) and value:
+        lines = []
+        for item in value:
+            text = yaml(item, indent + 2)
+            if isinstance(item, (dict, list)) and item:
+                lines.append('%s- %s' % (pad, text[indent + 2:]))
+            else:
+                lines.append('%s- %s\n' % (pad, text))
+        return ''.join(lines)
+    if isinstance(value, Raw):
+        return str(value)
+    if value is None:
+        return 'null'
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return '{}'
+    if isinstance(value, list):
+        return '[]'
+    if value.isprintable():
+        return "'%s'" % value.replace("'", "''")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def guid():
+    return str(uuid.uuid4())
+
+
+def datagram(id='/scheduler-task-failed/', host='qliksrv1', task='Reload of Sales', app='Sales', user='LAB\\goran',
+             task_id=None, app_id='e7af59a0-c243-480d-9571-08727551a66f', date='2026-11-22 09:30:00,123', level='INFO',
+             execution_id=None, message='Max retries reached', encoding='utf-8'):
+    """One log event as the scheduler's appender prints it. Give bytes for a field and encoding='raw' to be exact."""
+    fields = [id, host, task, app, user, guid() if task_id is None else task_id, app_id, date, level,
+              guid() if execution_id is None else execution_id, message]
+    if encoding == 'raw':
+        return b';'.join(field if isinstance(field, bytes) else field.encode() for field in fields)
+    return ';'.join(fields).encode(encoding, 'surrogatepass' if encoding.startswith('utf') else 'strict')
+
+
+# ---- The program under test -----------------------------------------------------------------------------------------
+
+
+class Process:
+    """
+    A started program. `log` holds the lines of stdout so far, `stderr` the text of stderr so far. A test that expects
+    something on stderr sets `expect_stderr`, one that expects another exit code sets `expect_exit` (None: any).
+    """
+
+    def __init__(self, command, env=None, port=None, cwd=None, stdout=None):
+        self.command = command
+        self.port = port
+        self.expect_stderr = False
+        self.expect_exit = 0
+        self.log = []
+        self._out = bytearray()
+        self._err = bytearray()
+        self._changed = threading.Condition()
+        self._udp = None
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, cwd=cwd,
+                                         stdout=subprocess.PIPE if stdout is None else stdout, stderr=subprocess.PIPE,
+                                         start_new_session=True)
+        self.pid = self._process.pid
+        self._readers = [threading.Thread(target=self._read_err, daemon=True)]
+        if stdout is None:
+            self._readers.append(threading.Thread(target=self._read_out, daemon=True))
+        for reader in self._readers:
+            reader.start()
+
+    def _read_out(self):
+        rest = b''
+        while True:
+            data = os.read(self._process.stdout.fileno(), 65536)
+            lines = (rest + data).split(b'\n')
+            rest = lines.pop()
+            if not data and rest:
+                lines.append(rest)
+            with self._changed:
+                self._out += data
+                self.log.extend(line.decode('utf-8', 'surrogateescape') for line in lines)
+                self._changed.notify_all()
+            if not data:
+                return
+
+    def _read_err(self):
+        while True:
+            data = os.read(self._process.stderr.fileno(), 65536)
+            with self._changed:
+                self._err += data
+                self._changed.notify_all()
+            if not data:
+                return
+
+    @property
+    def stderr(self):
+        with self._changed:
+            return self._err.decode('utf-8', 'surrogateescape')
+
+    @property
+    def stdout(self):
+        with self._changed:
+            return self._out.decode('utf-8', 'surrogateescape')
+
+    def lines(self, regex):
+        """The lines of the log so far that match."""
+        with self._changed:
+            return [line for line in self.log if re.search(regex, line)]
+
+    def wait_log(self, regex, timeout=10, count=1):
+        """Waits for the count-th line that matches; returns its match, or None when the time is over."""
+        deadline = time.monotonic() + timeout * SLOW
+        pattern = re.compile(regex)
+        seen = 0
+        found = 0
+        with self._changed:
+            while True:
+                while seen < len(self.log):
+                    match = pattern.search(self.log[seen])
+                    seen += 1
+                    if match:
+                        found += 1
+                        if found == count:
+                            return match
+                left = deadline - time.monotonic()
+                if left <= 0 or (not any(reader.is_alive() for reader in self._readers) and seen == len(self.log)):
+                    return None
+                self._changed.wait(min(left, 0.5))
+
+    def send(self, data, source=None):
+        """Sends one datagram to the program; source (an address, or address and port) is where it comes from."""
+        if self.port is None:
+            match = self.wait_log(r'listening on \S+:(\d+) ')
+            self.port = int(match.group(1))
+        if source is not None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                udp.bind((source, 0) if isinstance(source, str) else source)
+                udp.sendto(data, ('127.0.0.1', self.port))
+            return
+        if self._udp is None:
+            self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.sendto(data, ('127.0.0.1', self.port))
+
+    def running(self):
+        return self._process.poll() is None
+
+    def send_signal(self, number=signal.SIGTERM):
+        if self.running():
+            self._process.send_signal(number)
+
+    def wait(self, timeout=10):
+        """The exit code once the program ended and its output is read; None if it still runs."""
+        try:
+            code = self._process.wait(timeout * SLOW)
+        except subprocess.TimeoutExpired:
+            return None
+        for reader in self._readers:
+            reader.join(5)
+        return code
+
+    def stop(self, timeout=STOP_S, number=signal.SIGTERM):
+        """Ends the program by a signal; its exit code, or None if it had to be killed."""
+        self.send_signal(number)
+        code = self.wait(timeout)
+        if code is None:
+            self._process.kill()
+            self._process.wait()
+        return code
+
+    def kill(self):
+        """Ends it at once; no exit code is expected then."""
+        self.expect_exit = None
+        if self.running():
+            self._process.kill()
+        self._process.wait()
+
+    def close(self):
+        if self._udp is not None:
+            self._udp.close()
+        for reader in self._readers:
+            reader.join(5)
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None and not any(reader.is_alive() for reader in self._readers):
+                stream.close()
+
+
+# ---- A scripted HTTP server -----------------------------------------------------------------------------------------
+
+
+class Request:
+    """One request as it arrived. Header names keep their case and order; `get` ignores the case."""
+
+    def __init__(self, raw, line, headers, body, connection):
+        self.raw = raw
+        self.line = line
+        self.method, self.target, self.version = (line.split(' ', 2) + ['', ''])[:3]
+        self.headers = headers
+        self.body = body
+        self.connection = connection
+        self.time = time.monotonic()
+
+    def get(self, name, default=None):
+        for key, value in self.headers:
+            if key.lower() == name.lower():
+                return value
+        return default
+
+    @property
+    def path(self):
+        return self.target.partition('?')[0]
+
+    def json(self):
+        """The body as JSON: a dict, or an empty one if it is none."""
+        try:
+            return json.loads(self.body.decode('utf-8'))
+        except ValueError:
+            return {}
+
+    def params(self):
+        """The names and values of the query, in order, decoded."""
+        return urllib.parse.parse_qsl(self.target.partition('?')[2], keep_blank_values=True)
+
+    def event(self):
+        """The fields of the alert, wherever they stand."""
+        return dict(self.params()) if self.method == 'GET' else self.json()
+
+
+class Connection:
+    """One accepted connection; `number` counts from 1, `served` its answered requests, `closed` is set when the peer closed it."""
+
+    def __init__(self, sock, number, peer):
+        self.sock = sock
+        self.number = number
+        self.peer = peer
+        self.served = 0
+        self.closed = threading.Event()
+        self.time = time.monotonic()
+        self._buffer = b''
+
+    def _more(self):
+        data = self.sock.recv(65536)
+        self._buffer += data
+        return bool(data)
+
+    def read_head(self):
+        """The bytes up to and with the blank line; None at the end of the connection, what there is then stays."""
+        while b'\r\n\r\n' not in self._buffer:
+            if not self._more():
+                return None
+        end = self._buffer.index(b'\r\n\r\n') + 4
+        head, self._buffer = self._buffer[:end], self._buffer[end:]
+        return head
+
+    def read_bytes(self, length):
+        while len(self._buffer) < length:
+            if not self._more():
+                return None
+        data, self._buffer = self._buffer[:length], self._buffer[length:]
+        return data
+
+    def wait_closed(self, timeout=10):
+        """True once the peer has closed this connection."""
+        return self.closed.wait(timeout * SLOW)
+
+
+def response(status=200, body=b'', headers=(), reason='OK', close=False, length=True):
+    """A whole answer as bytes. With close the receiver closes the connection after it."""
+    lines = ['HTTP/1.1 %d %s' % (status, reason)]
+    if length:
+        lines.append('Content-Length: %d' % len(body))
+    lines.extend('%s: %s' % pair for pair in headers)
+    if close:
+        lines.append('Connection: close')
+    return ('\r\n'.join(lines) + '\r\n\r\n').encode('latin-1') + body
+
+
+def reset(sock):
+    """Ends a connection with RST instead of FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    sock.close()
+
+
+class Receiver:
+    """
+    A scripted server. Each request is recorded, then `answer(request, connection)` decides: bytes are sent (the
+    connection is closed after them if they say `Connection: close`), None closes without an answer, a function is called
+    with the raw socket (with the TLS socket, if there is TLS), and the connection closed when it returns. `answer` may be
+    such a value itself.
+
+    on_connect(connection) runs before the first request is read; unless it returns None its return value is taken like an
+    answer, and the connection is closed after it. on_head(request, connection) runs when a request's head has arrived and
+    its body has not been read; unless it returns None that value is the answer, and the connection is closed after it.
+    """
+
+    def __init__(self, answer=None, host='127.0.0.1', port=0, ssl_context=None, on_connect=None, on_head=None, backlog=128):
+        self.answer = response() if answer is None else answer
+        self.on_connect = on_connect
+        self.on_head = on_head
+        self.host = host
+        self.ssl_context = ssl_context
+        self.requests = []
+        self.connections = []
+        self.errors = []
+        self._changed = threading.Condition()
+        self._closing = False
+        family = socket.AF_INET6 if ':' in host else socket.AF_INET
+        self.listener = socket.socket(family, socket.SOCK_STREAM)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind((host, port or free_port()))
+        self.listener.listen(backlog)
+        self.port = self.listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    @property
+    def authority(self):
+        return ('[%s]:%d' if ':' in self.host else '%s:%d') % (self.host, self.port)
+
+    def url(self, path='/', userinfo='', host=None):
+        authority = self.authority if host is None else '%s:%d' % (host, self.port)
+        return '%s://%s%s%s' % ('https' if self.ssl_context else 'http', userinfo + '@' if userinfo else '', authority,
+                                path)
+
+    def wait(self, count=1, timeout=10):
+        """The requests so far, once there are count of them or the time is over (then fewer)."""
+        deadline = time.monotonic() + timeout * SLOW
+        with self._changed:
+            while len(self.requests) < count:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return list(self.requests)
+
+    def wait_connections(self, count=1, timeout=10):
+        """The accepted connections so far, in the same way."""
+        deadline = time.monotonic() + timeout * SLOW
+        with self._changed:
+            while len(self.connections) < count:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return list(self.connections)
+
+    def _accept(self):
+        while True:
+            try:
+                sock, peer = self.listener.accept()
+            except OSError:
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._changed:
+                connection = Connection(sock, len(self.connections) + 1, peer)
+                self.connections.append(connection)
+                self._changed.notify_all()
+                if self._closing:
+                    sock.close()
+                    return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        plain = connection.sock
+        try:
+            if self.ssl_context:
+                connection.sock = self.ssl_context.wrap_socket(plain, server_side=True)
+            if self.on_connect:
+                result = self.on_connect(connection)
+                if result is not None:
+                    self._send(connection, result)
+                    return
+            while self._serve_one(connection):
+                pass
+        except (OSError, ValueError) as error:
+            self.errors.append(error)
+            connection.closed.set()
+        finally:
+            for sock in (connection.sock, plain):
+                try:
+                    sock.close()
+                except OSError:
+                    pass
+
+    def _serve_one(self, connection):
+        head = connection.read_head()
+        if head is None:
+            connection.closed.set()
+            return False
+        lines = head.decode('latin-1').split('\r\n')
+        headers = [(name, value.strip(' \t')) for name, _, value in (line.partition(':') for line in lines[1:] if line)]
+        request = Request(head, lines[0], headers, b'', connection.number)
+        if self.on_head:
+            result = self.on_head(request, connection)
+            if result is not None:
+                self._record(request)
+                self._send(connection, result)
+                return False
+        length = request.get('Content-Length')
+        if length is not None:
+            request.body = connection.read_bytes(int(length))
+            if request.body is None:
+                raise ValueError('the connection ended inside a request body')
+            request.raw += request.body
+        request.time = time.monotonic()
+        self._record(request)
+        result = self.answer(request, connection) if callable(self.answer) else self.answer
+        connection.served += 1
+        return self._send(connection, result)
+
+    def _record(self, request):
+        with self._changed:
+            self.requests.append(request)
+            self._changed.notify_all()
+
+    def _send(self, connection, result):
+        """Plays an answer; True if the connection goes on."""
+        if result is None:
+            return False
+        if callable(result):
+            result(connection.sock)
+            return False
+        connection.sock.sendall(result)
+        return not re.search(rb'(?im)^connection:[ \t]*close\r?$', result.partition(b'\r\n\r\n')[0])
+
+    def drop_connections(self):
+        """Closes all open connections, as a server does that has lost its patience; it still listens."""
+        with self._changed:
+            connections = list(self.connections)
+        for connection in connections:
+            try:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self):
+        with self._changed:
+            self._closing = True
+        try:
+            self.listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.listener.close()
+        self._thread.join(5)
+        self.drop_connections()
+
+
+# ---- One test -------------------------------------------------------------------------------------------------------
+
+
+class Skip(Exception):
+    pass
+
+
+class Abort(Exception):
+    pass
+
+
+class Test:
+    """What a test function gets."""
+
+    def __init__(self, name, results):
+        self.name = name
+        self.results = results
+        self.binary = BINARY
+        self.binary_test = BINARY_TEST
+        self.processes = []
+        self.checks = 0
+        self.failures = 0
+        self.over = False
+        self._closeables = []
+        self._ports = {}
+        self._tmp = None
+        self._lock = threading.Lock()
+
+    @property
+    def tmp(self):
+        """A fresh directory, removed when the test ends."""
+        with self._lock:
+            if self._tmp is None:
+                self._tmp = tempfile.mkdtemp(prefix='butler_webhook-test-')
+            return self._tmp
+
+    def check(self, what, ok, detail=''):
+        if self.over:
+            return bool(ok)
+        self.checks += 1
+        self.failures += not ok
+        return self.results.check('%s: %s' % (self.name, what), ok, detail)
+
+    def equal(self, what, got, want):
+        return self.check(what, got == want, 'got %r, wanted %r' % (got, want))
+
+    def require(self, what, ok, detail=''):
+        """A check without which the rest of the test makes no sense."""
+        if not self.check(what, ok, detail):
+            raise Abort()
+
+    def skip(self, why):
+        raise Skip(why)
+
+    def port(self):
+        return free_port()
+
+    def add(self, thing):
+        """Ends thing (its close method) with the test; returns it."""
+        with self._lock:
+            if not self.over:
+                self._closeables.append(thing)
+                return thing
+        thing.close()
+        raise Abort()
+
+    def receiver(self, answer=None, **options):
+        return self.add(Receiver(answer, **options))
+
+    def config(self, webhooks, name='butler.yaml', port=None, rateLimit=0, rateLimitAborted=None, udp=None,
+               deduplication=None, notification=None, butler=None, **settings):
+        """
+        Writes a configuration file; returns its path and the UDP port. A webhook is a dict of url, method (POST), kind
+        ('failure' or 'aborted'), description, cert; other keys are taken as they are. udp: more keys of udpServerConfig;
+        notification: of webhookNotification; butler and other named arguments: of Butler itself. Unless told otherwise
+        there is no rate limit and no de-duplication.
+        """
+        port = port or self.port()
+        lists = {'failure': [], 'aborted': []}
+        for given in webhooks:
+            webhook = dict(given)
+            entry = {'description': webhook.pop('description')} if 'description' in webhook else {}
+            kind = webhook.pop('kind', 'failure')
+            entry['webhookURL'] = webhook.pop('url')
+            entry['httpMethod'] = webhook.pop('method', 'POST')
+            entry.update(webhook)
+            lists[kind].append(entry)
+        server = {'enable': True, 'serverHost': '127.0.0.1', 'portTaskFailure': port,
+                  'deduplication': {'enable': False} if deduplication is None else deduplication}
+        server.update(udp or {})
+        notify = {'enable': True}
+        notify['reloadTaskFailure'] = {'rateLimit': rateLimit, 'webhooks': lists['failure']}
+        notify['reloadTaskAborted'] = {'rateLimit': rateLimit if rateLimitAborted is None else rateLimitAborted,
+                                       'webhooks': lists['aborted']}
+        notify.update(notification or {})
+        top = {'logLevel': 'info', 'fileLogging': False, 'udpServerConfig': server, 'webhookNotification': notify}
+        top.update(butler or {})
+        top.update(settings)
+        path = os.path.join(self.tmp, name)
+        with open(path, 'w', encoding='utf-8', newline='') as file:
+            file.write('---\n' + yaml({'Butler': top}))
+        self._ports[path] = port
+        return path, port
+
+    def environment(self, env=None):
+        """What a program under test sees: nothing of the caller's but the path and what the sanitizers read."""
+        keep = {key: value for key, value in os.environ.items()
+                if key in ('PATH', 'HOME', 'LANG') or key.endswith(('SAN_OPTIONS', 'SAN_SYMBOLIZER_PATH'))}
+        keep.update(env or {})
+        return keep
+
+    def run(self, *args, binary=None, env=None, cwd=None, timeout=30):
+        """Runs the program to its end with these arguments; gives the subprocess.CompletedProcess, its output as text."""
+        return subprocess.run([binary or self.binary] + list(args), stdin=subprocess.DEVNULL, capture_output=True,
+                              env=self.environment(env), cwd=cwd, timeout=timeout * SLOW, encoding='utf-8',
+                              errors='surrogateescape')
+
+    def start(self, config_path=None, binary=None, env=None, args=None, cwd=None, wait=True, wrap=(), stdout=None):
+        """
+        Starts the program on a configuration and waits until it listens (unless wait is false). args replaces the
+        arguments, wrap stands before the program (such as ['unshare', '-m']), stdout is a descriptor to write to.
+        """
+        command = list(wrap) + [binary or self.binary] + (list(args) if args is not None else [config_path])
+        with self._lock:
+            if self.over:
+                raise Abort()
+            process = Process(command, self.environment(env), self._ports.get(config_path), cwd, stdout)
+            self.processes.append(process)
+        if wait and stdout is None:
+            self.require('the program starts', process.wait_log(r' listening on '),
+                         'stdout %r, stderr %r' % (process.log[-3:], process.stderr[-500:]))
+        return process
+
+    def finish(self):
+        """Ends everything that the test started, and checks how the programs ended."""
+        with self._lock:
+            over, self.over = self.over, True
+            closeables, self._closeables = self._closeables, []
+            processes = list(self.processes)
+        for thing in reversed(closeables):
+            thing.close()
+        still = [process for process in processes if process.running()]
+        for process in still:
+            process.send_signal()
+        for process in processes:
+            code = process.wait(STOP_S)
+            if code is None:
+                process.kill()
+                code = 'killed, as SIGTERM did not end it within %d s' % STOP_S
+                process.expect_exit = 0
+            process.close()
+            if over:
+                continue
+            self.over = False
+            if process.expect_exit is not None and (process in still or code != 0 or process.expect_exit != 0):
+                self.equal('exit code of the program', code, process.expect_exit)
+            if not process.expect_stderr and process.stderr:
+                self.check('stderr is empty', False, repr(process.stderr[:1500]))
+            elif re.search(r'Sanitizer|runtime error:', process.stderr):
+                self.check('no report of a sanitizer', False, repr(process.stderr[:1500]))
+            self.over = True
+        if self._tmp is not None:
+            shutil.rmtree(self._tmp, ignore_errors=True)
+
+
+def limit(seconds):
+    """Decorator: the test may take this long (60 s otherwise)."""
+    def mark(function):
+        function.limit = seconds
+        return function
+    return mark
+
+
+def alone(function):
+    """Decorator: the test runs when no other does."""
+    function.alone = True
+    return function
+
+
+# ---- Running --------------------------------------------------------------------------------------------------------
+
+
+def _run_test(name, function, results, show_logs):
+    """Runs one test within its time limit; returns how long it took."""
+    test = Test(name, results)
+    begin = time.monotonic()
+
+    def body():
+        try:
+            function(test)
+            test.check('has checked something', test.checks > 0)
+        except Skip as why:
+            test.results.skip(name, why)
+        except Abort:
+            pass
+        except Exception as error:      # a test must not end the others
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            test.check('runs to its end', False, '%s: %s (%s:%d)' % (type(error).__name__, error,
+                                                                    os.path.basename(place.filename), place.lineno))
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    seconds = getattr(function, 'limit', 60)
+    thread.join(seconds * SLOW)
+    if thread.is_alive():
+        test.check('ends within %d s' % seconds, False, 'the program last said %r' %
+                   [process.log[-1:] for process in test.processes])
+    test.finish()
+    if test.failures and show_logs:
+        with results._lock:
+            for process in test.processes:
+                print('---- %s: %s\n%s%s----' % (name, ' '.join(process.command),
+                                                 ''.join(one_line(line) + '\n' for line in process.log[-60:]),
+                                                 process.stderr), flush=True)
+    return time.monotonic() - begin
+
+
+def collect(modules):
+    """(name, function) of every test of the modules, in the order in which they stand there."""
+    tests = []
+    for module in modules:
+        for name, value in vars(module).items():
+            if name.startswith('test_') and isinstance(value, types.FunctionType) and \
+                    value.__module__ == module.__name__:
+                tests.append((name[5:], value))
+    return tests
+
+
+def run_modules(modules, argv=None):
+    """Runs the tests of the modules as the command line says; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--jobs', type=int, default=8, help='tests at a time')
+    parser.add_argument('--only', metavar='REGEX', help='only tests whose name matches')
+    parser.add_argument('--list', action='store_true', help='print the names of the tests')
+    parser.add_argument('--times', action='store_true', help='print the slowest tests')
+    parser.add_argument('--logs', action='store_true', help='print what the program said in each failed test')
+    options = parser.parse_args(argv)
+    tests = [(name, function) for name, function in collect(modules)
+             if not options.only or re.search(options.only, name)]
+    if options.list:
+        for name, _ in tests:
+            print(name)
+        return 0
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536), hard))
+    results = Results()
+    for binary in (BINARY, BINARY_TEST):
+        if not os.access(binary, os.X_OK):
+            results.check('program', False, '%s is not there: build it first' % binary)
+            return results.finish()
+    times = []
+    lock = threading.Lock()
+    todo = [test for test in tests if not hasattr(test[1], 'alone')]
+    todo.sort(key=lambda test: -getattr(test[1], 'limit', 60))
+    last = [test for test in tests if hasattr(test[1], 'alone')]
+
+    def work():
+        while True:
+            with lock:
+                if not todo:
+                    return
+                name, function = todo.pop(0)
+            seconds = _run_test(name, function, results, options.logs)
+            with lock:
+                times.append((seconds, name))
+
+    workers = [threading.Thread(target=work) for _ in range(max(1, options.jobs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for name, function in last:
+        times.append((_run_test(name, function, results, options.logs), name))
+    if options.times:
+        for seconds, name in sorted(times, reverse=True)[:25]:
+            print('%7.1f s  %s' % (seconds, name))
+        print('%7.1f s  sum of %d tests' % (sum(seconds for seconds, _ in times), len(times)))
+    code = results.finish()
+    sys.stdout.flush()
+    return code

@@ -1,0 +1,3270 @@
+"""
+What webhooks and proxies answer, and what the program makes of it: verdicts, redirects, waiting, independence,
+connections, and stopping at any moment. All servers are our own, on loopback; the hostile ones stand in tables.
+"""
+
+import atexit
+import base64
+import calendar
+import email.utils
+import functools
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unicodedata
+
+import harness
+from harness import datagram, limit, response
+
+OK = response(200, b'ok')
+CRLF = b'\r\n'
+LARGE = '\x01' * 60000      # as a message it makes a body of 360 KB: six bytes of JSON for each
+FIELDS = ['event', 'hostName', 'user', 'taskName', 'taskId', 'appName', 'appId', 'logTimeStamp', 'logLevel',
+          'executionId', 'logMessage']
+STOPS_S = 8                 # the program promises 5 s
+SANITIZED = 'san' in harness.BINARY
+
+
+# ---- Answers --------------------------------------------------------------------------------------------------------
+
+
+def head(*lines, status=b'HTTP/1.1 200 OK'):
+    """A status line, header lines and the blank line."""
+    return CRLF.join((status,) + lines) + CRLF + CRLF
+
+
+def quiet(play):
+    """Decorator: the peer may close while the answer is played."""
+    @functools.wraps(play)
+    def wrapper(sock):
+        try:
+            play(sock)
+        except OSError:
+            pass
+    wrapper.is_play = True
+    return wrapper
+
+
+def wait_peer(sock, seconds=60):
+    """Reads and forgets until the peer has closed."""
+    sock.settimeout(seconds)
+    while sock.recv(65536):
+        pass
+
+
+def close(data=b''):
+    """Sends data and closes."""
+    return quiet(lambda sock: sock.sendall(data))
+
+
+def cut(data=b''):
+    """Sends data and resets the connection."""
+    def play(sock):
+        if data:
+            sock.sendall(data)
+        harness.reset(sock)
+    return quiet(play)
+
+
+def hold(data=b''):
+    """Sends data, then nothing more, until the peer closes."""
+    def play(sock):
+        if data:
+            sock.sendall(data)
+        wait_peer(sock)
+    return quiet(play)
+
+
+def half_close(data=b''):
+    """Sends data and the end of the stream, but goes on reading until the peer closes."""
+    def play(sock):
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        wait_peer(sock)
+    return quiet(play)
+
+
+def endless(data, piece, pause=0.0):
+    """Sends data, then piece over and over, until the peer closes."""
+    def play(sock):
+        sock.settimeout(30)
+        sock.sendall(data)
+        while True:
+            sock.sendall(piece)
+            if pause:
+                time.sleep(pause)
+    return quiet(play)
+
+
+def drip(data, fast=b'', pause=0.25):
+    """Sends fast at once, then data by the byte, then waits for the peer to close."""
+    def play(sock):
+        sock.settimeout(30)
+        if fast:
+            sock.sendall(fast)
+        for i in range(len(data)):
+            sock.sendall(data[i:i + 1])
+            time.sleep(pause)
+        wait_peer(sock)
+    return quiet(play)
+
+
+def pieces(*parts, pause=0.1):
+    """Sends each part by itself; the connection goes on."""
+    def answer(request, connection):
+        for part in parts[:-1]:
+            connection.sock.sendall(part)
+            time.sleep(pause)
+        return parts[-1]
+    answer.wants_request = True
+    return answer
+
+
+def resolve(result, request, connection):
+    """What a Receiver can play: an answer that wants to see the request gets it."""
+    return result(request, connection) if getattr(result, 'wants_request', False) else result
+
+
+def always(result):
+    """An answer function: the same for every request; None closes the connection."""
+    return lambda request, connection: resolve(result, request, connection)
+
+
+def in_turn(*answers, then=OK):
+    """An answer function: the first request gets the first of answers, and so on; later ones get the last argument."""
+    lock = threading.Lock()
+    left = list(answers)
+
+    def answer(request, connection):
+        with lock:
+            result = left.pop(0) if left else then
+        return resolve(result, request, connection)
+    return answer
+
+
+def by_path(table, then=OK):
+    """An answer function: path -> answer, or a list of answers for one request after another."""
+    lock = threading.Lock()
+    lists = {path: list(value) if isinstance(value, (list, tuple)) else None for path, value in table.items()}
+
+    def answer(request, connection):
+        if request.path not in table:
+            return then
+        if lists[request.path] is None:
+            return table[request.path]
+        with lock:
+            return lists[request.path].pop(0) if lists[request.path] else then
+    return answer
+
+
+def location(status, *targets, close_after=False):
+    """A redirect; targets are text or bytes, sent as they are."""
+    lines = [b'Location: ' + (target if isinstance(target, bytes) else target.encode()) for target in targets]
+    lines.append(b'Content-Length: 0')
+    if close_after:
+        lines.append(b'Connection: close')
+    return head(*lines, status=b'HTTP/1.1 %d Moved' % status)
+
+
+# ---- What the program says ------------------------------------------------------------------------------------------
+
+
+def name_pattern(webhook):
+    return re.escape(webhook) + r'(?!\d)(?: \("[^"]*"\))?'
+
+
+def delivered_pattern(number, webhook='failure 1', status=200, attempt=r'\d+'):
+    return r' alert %s delivered to %s: %s in \d+ ms, attempt %s\b' % (number, name_pattern(webhook), status, attempt)
+
+
+def expect_line(t, program, what, pattern, timeout):
+    """Checks that a line of the log comes; gives its match or None. Ends the test if the program has ended."""
+    match = program.wait_log(pattern, timeout)
+    t.check(what, match, [line[:300] for line in program.log[-5:]])
+    if not match:
+        t.require('the program runs', program.running(), program.stderr[-500:])
+    return match
+
+
+def wait_delivered(t, program, number, webhook='failure 1', status=200, attempt=r'\d+', timeout=10):
+    return expect_line(t, program, 'alert %s is delivered to %s' % (number, webhook),
+                       delivered_pattern(number, webhook, status, attempt), timeout)
+
+
+def wait_given_up(t, program, number, webhook='failure 1', timeout=10):
+    """The line of a dead letter; what stands between the attempts and the alert, and the alert."""
+    match = expect_line(t, program, 'alert %s is given up for %s' % (number, webhook),
+                        r' error: alert %s given up for %s after (\d+) attempts?(?:\(s\))?: (.*); alert: (\{.*\})$' %
+                        (number, name_pattern(webhook)), timeout)
+    if not match:
+        return 0, '', {}
+    return int(match.group(1)), match.group(2), parse(match.group(3))
+
+
+def wait_attempt(t, program, number, webhook='failure 1', attempt=1, timeout=10):
+    """The reason of a failed attempt that will be followed by another."""
+    match = expect_line(t, program, 'attempt %d of alert %s for %s is retried' % (attempt, number, webhook),
+                        r' warn: alert %s to %s: (.*); attempt %d, next in ([0-9.]+) s$' %
+                        (number, name_pattern(webhook), attempt), timeout)
+    return match.group(1) if match else ''
+
+
+def wait_down(t, program, webhook='failure 1', timeout=10):
+    match = expect_line(t, program, '%s is down' % webhook, r' warn: webhook %s is down: (.*)$' % name_pattern(webhook),
+                        timeout)
+    return match.group(1) if match else ''
+
+
+def wait_up(t, program, webhook='failure 1', timeout=30):
+    expect_line(t, program, '%s is up again' % webhook, r' info: webhook %s is up again$' % name_pattern(webhook),
+                timeout)
+
+
+def wait_accepted(t, program, count, timeout=10):
+    t.check('%d alerts are accepted' % count, program.wait_log(r' info: alert \d+ accepted: ', timeout, count),
+            '%d were' % len(program.lines(r' accepted: ')))
+
+
+def parse(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
+
+
+def alerts_in(program, pattern):
+    """The alerts that stand whole in the lines that match."""
+    return [parse(line.partition('; alert: ')[2]) for line in program.lines(pattern) if '; alert: ' in line]
+
+
+def totals(t, program, **wanted):
+    """Checks the last line: received, accepted, delivered, given_up, lost."""
+    match = program.wait_log(r' info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, '
+                             r'(\d+) lost', 1)
+    if not t.check('the last line counts', match, program.log[-2:]):
+        return
+    got = dict(zip(('received', 'accepted', 'delivered', 'given_up', 'lost'), map(int, match.groups())))
+    for key, value in wanted.items():
+        t.equal('the count of %s' % key, got[key], value)
+
+
+def clean_log(t, program):
+    """Every line has its form, and nothing from outside is in it raw."""
+    for line in program.log:
+        if not re.match(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warn|info|verbose|debug|silly): ', line) \
+                or any(unicodedata.category(c) in ('Cc', 'Cs') for c in line):
+            t.check('the lines of the log are clean', False, repr(line[:500]))
+            return
+    t.check('the lines of the log are clean', True)
+
+
+def stop(t, program, number=signal.SIGTERM):
+    """Stops the program and checks how."""
+    begin = time.monotonic()
+    code = program.stop(STOPS_S, number)
+    t.equal('exit code after %s' % signal.Signals(number).name, code, 0)
+    t.check('it stops in time', time.monotonic() - begin < STOPS_S * harness.SLOW)
+    clean_log(t, program)
+
+
+def end(t, program, **wanted):
+    stop(t, program)
+    totals(t, program, **wanted)
+
+
+def names(requests):
+    return [request.event().get('taskName') for request in requests]
+
+
+def ids(requests):
+    return [request.get('webhook-id') for request in requests]
+
+
+def send_many(program, count, prefix='task', pause=0.0, **fields):
+    """Sends count alerts, named one after another; returns their names."""
+    sent = ['%s %d' % (prefix, i + 1) for i in range(count)]
+    for name in sent:
+        program.send(datagram(task=name, app=name, **fields))
+        if pause:
+            time.sleep(pause)
+    return sent
+
+
+def once_each(t, what, requests, sent):
+    """Each of the alerts arrived, and none twice."""
+    got = sorted(names(requests))
+    t.check(what, got == sorted(sent), '%d of %d arrived, %d twice, missing %r' %
+            (len(set(got)), len(sent), len(got) - len(set(got)), sorted(set(sent) - set(got))[:5]))
+
+
+def all_told(t, program, sent, webhook='failure 1'):
+    """After the end: each alert was delivered, given up, dropped or lost, and said so; whole, unless delivered."""
+    numbers = {}
+    for line in program.lines(r' accepted: '):
+        match = re.search(r' alert (\d+) accepted: reload \w+, task "([^"]*)"', line)
+        if match:
+            numbers[match.group(1)] = match.group(2)
+    told = {}
+    for line in program.lines(r' alert \d+ delivered to ' + name_pattern(webhook) + ':'):
+        name = numbers.get(re.search(r' alert (\d+) ', line).group(1))
+        told.setdefault(name, []).append('delivered')
+    for word in ('given up', 'dropped', 'lost'):
+        for event in alerts_in(program, r' error: alert \d+ %s for %s' % (word, name_pattern(webhook))):
+            t.equal('fields of an alert that was %s' % word, list(event), FIELDS)
+            told.setdefault(event.get('taskName'), []).append(word)
+    missing = [name for name in sent if name not in told]
+    t.check('no alert is missing in the log', not missing, '%d: %r' % (len(missing), missing[:5]))
+    twice = {name: words for name, words in told.items() if len([w for w in words if w != 'delivered']) > 1}
+    t.check('no alert is lost twice', not twice, repr(twice)[:500])
+    return told
+
+
+def memory_kb(program):
+    with open('/proc/%d/status' % program.pid) as file:
+        return int(re.search(r'VmHWM:\s+(\d+)', file.read()).group(1))
+
+
+def wait_until(condition, timeout=10, pause=0.02):
+    deadline = time.monotonic() + timeout * harness.SLOW
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+# ---- Servers that are not quite servers -----------------------------------------------------------------------------
+
+
+class FullListener:
+    """A listening socket whose queue is full: a connect to it hangs."""
+
+    def __init__(self, t, host='127.0.0.1', port=None):
+        self.port = port or harness.free_port()
+        family = socket.AF_INET6 if ':' in host else socket.AF_INET
+        self.listener = socket.socket(family, socket.SOCK_STREAM)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind((host, self.port))
+        self.listener.listen(0)
+        self.clients = []
+        t.add(self)
+        for _ in range(4):
+            client = socket.socket(family, socket.SOCK_STREAM)
+            client.settimeout(0.5)
+            self.clients.append(client)
+            try:
+                client.connect((host, self.port))
+            except OSError:
+                return
+        t.skip('this system does not let a connect hang')
+
+    def close(self):
+        for sock in self.clients + [self.listener]:
+            sock.close()
+
+
+class Names:
+    """A name server on an address of its own, for programs started through `wrap`. None as table: it never answers."""
+
+    def __init__(self, t, table=None):
+        if os.geteuid() != 0:
+            t.skip('a name server of our own needs root')
+        self.table = table
+        self.asked = []
+        self.sock = t.add(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self.address = '127.%d.%d.%d' % (1 + os.urandom(1)[0] % 250, os.urandom(1)[0], 2 + os.urandom(1)[0] % 250)
+        try:
+            self.sock.bind((self.address, 53))
+        except OSError as error:
+            t.skip('no port 53: %s' % error)
+        path = os.path.join(t.tmp, 'resolv.conf')
+        with open(path, 'w') as file:
+            file.write('nameserver %s\noptions timeout:%d attempts:2\n' % (self.address, 30 if table is None else 5))
+        mount = 'mount --bind "%s" /etc/resolv.conf' % path
+        try:
+            tried = subprocess.run(['unshare', '-m', 'sh', '-c', mount], capture_output=True, text=True)
+        except FileNotFoundError:
+            t.skip('there is no unshare')
+        if tried.returncode != 0:
+            t.skip('/etc/resolv.conf cannot be replaced: %s' % tried.stderr.strip())
+        self.wrap = ['unshare', '-m', 'sh', '-c', mount + ' && exec "$@"', 'sh']
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                query, peer = self.sock.recvfrom(4096)
+            except OSError:
+                return
+            labels, at = [], 12
+            while query[at]:
+                labels.append(query[at + 1:at + 1 + query[at]].decode('latin-1').lower())
+                at += 1 + query[at]
+            kind = struct.unpack('>H', query[at + 1:at + 3])[0]
+            name = '.'.join(labels)
+            self.asked.append((name, kind))
+            if self.table is None:
+                continue
+            known = self.table.get(name)
+            records = [address for address in known or () if (':' in address) == (kind == 28)]
+            answer = query[:2] + struct.pack('>HHHHH', 0x8180 | (0 if known else 3), 1, len(records), 0, 0) + \
+                query[12:at + 5]
+            for address in records:
+                data = socket.inet_pton(socket.AF_INET6 if ':' in address else socket.AF_INET, address)
+                answer += b'\xc0\x0c' + struct.pack('>HHIH', kind, 1, 1, len(data)) + data
+            try:
+                self.sock.sendto(answer, peer)
+            except OSError:
+                return
+
+
+_tls_lock = threading.Lock()
+_tls_files = []
+
+
+def tls_files():
+    """A self-signed certificate for 127.0.0.1, ::1 and localhost, and its key."""
+    with _tls_lock:
+        if not _tls_files:
+            path = tempfile.mkdtemp(prefix='butler_webhook-certificate-')
+            atexit.register(shutil.rmtree, path, ignore_errors=True)
+            files = os.path.join(path, 'certificate.pem'), os.path.join(path, 'key.pem')
+            subprocess.run(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes',
+                            '-days', '2', '-subj', '/CN=localhost', '-out', files[0], '-keyout', files[1],
+                            '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1'],
+                           check=True, capture_output=True)
+            _tls_files.extend(files)
+        return _tls_files
+
+
+def tls_receiver(t, answer=None, **options):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*tls_files())
+    return t.receiver(answer, ssl_context=context, **options)
+
+
+def trusting():
+    return {'enable': True, 'rejectUnauthorized': True, 'certCA': tls_files()[0]}
+
+
+def tunnel(first=b'HTTP/1.1 200 Connection established\r\n\r\n'):
+    """An answer to CONNECT: opens the tunnel and says first."""
+    def answer(request, connection):
+        host, _, port = request.target.rpartition(':')
+
+        def play(sock):
+            with socket.create_connection(('127.0.0.1' if host == 'localhost' else host.strip('[]'), int(port)), 10) as far:
+                far.settimeout(None)
+                sock.sendall(first)
+                back = threading.Thread(target=pump, args=(far, sock), daemon=True)
+                back.start()
+                pump(sock, far)
+                back.join(10)
+        return quiet(play)
+    answer.wants_request = True
+    return answer
+
+
+def pump(source, target):
+    try:
+        while True:
+            data = source.recv(65536)
+            if not data:
+                break
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+# ---- Answers and their verdicts -------------------------------------------------------------------------------------
+
+
+class Row:
+    """
+    One answer and its verdict. `play` is what the first request gets, as an answer of a Receiver; all later requests
+    get a good answer. Verdicts:
+
+        delivered   by the first attempt, without a word about the answer
+        broken      delivered, and a warning says that the answer was broken; the connection is not used again
+        ended       one of these two
+        retry       a failed attempt, then the same webhook-id again, on a new connection
+        dead        a dead letter at once
+        kept        not lost and not given up: delivered by this attempt or a later one
+
+    `reuse` says whether the next alert comes on the same connection (None: either), `short` asks for the program with
+    short limits, `greet` is sent before the first request is read, `reason` must stand in the line of the log.
+    """
+
+    def __init__(self, name, verdict, play, reuse=None, short=False, status=200, reason='', greet=None, early=False,
+                 method='POST', message='Max retries reached', first=OK):
+        self.name = name
+        self.verdict = verdict
+        self.play = play
+        self.reuse = False if verdict == 'broken' else reuse
+        self.short = short
+        self.status = status
+        self.reason = reason
+        self.greet = greet
+        self.early = early
+        self.method = method
+        self.message = message
+
+
+NOT_HTTP = r'not HTTP'
+CHUNKED = b'Transfer-Encoding: chunked'
+
+ANSWERS = [
+    # Interim answers.
+    Row('continue_then_end', 'retry', close(b'HTTP/1.1 100 Continue\r\n\r\n')),
+    Row('continue_then_junk', 'retry', close(b'HTTP/1.1 100 Continue\r\n\r\njunk and nothing else\r\n\r\n')),
+    Row('processing_then_200', 'delivered', head(status=b'HTTP/1.1 102 Processing') + OK, reuse=True),
+    Row('continue_then_200', 'delivered', head(status=b'HTTP/1.1 100 Continue') + OK, reuse=True),
+    Row('early_hints_then_200', 'delivered', head(b'Link: </a>; rel=preload', status=b'HTTP/1.1 103 Early Hints') + OK),
+    Row('five_interim_then_200', 'delivered', head(status=b'HTTP/1.1 102 Processing') * 5 + OK),
+    Row('interim_with_length_then_200', 'delivered', head(b'Content-Length: 5', status=b'HTTP/1.1 103 Hints') + OK),
+    Row('interim_in_pieces', 'delivered', pieces(b'HTTP/1.1 1', b'03 Hints\r\n\r', b'\nHTTP/1.1 20',
+                                                 b'0 OK\r\nContent-Le',
+                                                 b'ngth: 2\r\n\r\nok')),
+    Row('switching_protocols', 'retry', close(head(b'Upgrade: websocket', b'Connection: Upgrade',
+                                                   status=b'HTTP/1.1 101 Switching Protocols'))),
+    Row('endless_interim', 'retry', endless(b'', head(status=b'HTTP/1.1 102 Processing')), short=True),
+    Row('endless_interim_slowly', 'retry', endless(b'', head(status=b'HTTP/1.1 102 Processing'), 0.2), short=True),
+
+    Row('head_by_the_byte_but_quickly', 'delivered', pieces(*[bytes([c]) for c in OK], pause=0.002), reuse=True),
+
+    # Header lines.
+    Row('nul_in_header', 'retry', hold(head(b'Content-Length: 0', b'X-A: a\0b')), reason=NOT_HTTP),
+    Row('nul_in_header_name', 'retry', hold(head(b'Content-Length: 0', b'X-\0A: ab')), reason=NOT_HTTP),
+    Row('cr_in_header', 'retry', hold(head(b'Content-Length: 0', b'X-A: a\rb')), reason=NOT_HTTP),
+    Row('header_without_colon', 'retry', hold(head(b'Content-Length: 0', b'no colon here')), reason=NOT_HTTP),
+    Row('folded_header', 'delivered', head(b'X-A: one', b' two', b'\tthree', b'Content-Length: 0'), reuse=True),
+    Row('folded_length', 'delivered', head(b'Content-Length:', b' 2') + b'ok'),
+    Row('first_header_begins_with_space', 'delivered', head(b' X-A: one', b'Content-Length: 0'), reuse=True),
+    Row('header_of_18_kb', 'delivered', head(b'X-A: ' + b'a' * 18432, b'Content-Length: 2') + b'ok', reuse=True),
+    Row('cookie_of_18_kb', 'delivered', head(b'Content-Length: 0', b'Set-Cookie: a=' + b'b' * 18432), reuse=True),
+    Row('header_of_100_kb', 'retry', hold(head(b'X-A: ' + b'a' * 102400, b'Content-Length: 0')), reason='answer'),
+    Row('too_many_headers', 'retry', hold(head(*[b'H: v'] * 20000)), reason='answer'),
+    Row('all_headers_too_large', 'retry', hold(head(*[b'X-A: ' + b'a' * 1000] * 300)), reason='answer'),
+    Row('fifty_headers', 'delivered', head(b'Content-Length: 0', *[b'X-%d: value' % i for i in range(50)]), reuse=True),
+    Row('endless_header', 'retry', endless(b'HTTP/1.1 200 OK\r\nX-A: ', b'a' * 8192), short=True),
+    Row('endless_headers', 'retry', endless(b'HTTP/1.1 200 OK\r\n', b'X-A: a\r\n' * 500), short=True),
+    Row('header_by_the_byte', 'retry', drip(head(b'X-A: a long value, a byte at a time', b'Content-Length: 0')),
+        short=True),
+    Row('end_before_blank_line', 'retry', close(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n')),
+    Row('end_in_a_header', 'retry', close(b'HTTP/1.1 200 OK\r\nContent-Len')),
+    Row('reset_in_a_header', 'retry', cut(b'HTTP/1.1 200 OK\r\nContent-Len')),
+    Row('silence_in_a_header', 'retry', hold(b'HTTP/1.1 200 OK\r\nContent-Len'), short=True,
+        reason=r'no answer within'),
+    Row('empty_header_value', 'delivered', head(b'X-A:', b'X-B: ', b'Content-Length: 0'), reuse=True),
+    Row('no_space_after_colon', 'delivered', head(b'Content-Length:2', b'X-A:b') + b'ok', reuse=True),
+    Row('tab_after_colon', 'delivered', head(b'Content-Length:\t2\t') + b'ok', reuse=True),
+    Row('header_in_upper_case', 'delivered', head(b'CONTENT-LENGTH: 2') + b'ok', reuse=True),
+    Row('header_with_latin_1', 'delivered', head(b'X-A: gr\xfc\xdfe \xff', b'Content-Length: 0')),
+    Row('header_with_escape_character', 'kept', hold(head(b'X-A: \x1b[2J\x07', b'Content-Length: 0')), short=True),
+    Row('header_name_empty', 'kept', hold(head(b': value', b'Content-Length: 0')), short=True),
+    Row('header_name_with_spaces', 'kept', hold(head(b'X A : value', b'Content-Length: 0')), short=True),
+    Row('lines_end_in_lf', 'delivered', b'HTTP/1.1 200 OK\nContent-Length: 2\n\nok'),
+    Row('lines_end_in_either', 'delivered', b'HTTP/1.1 200 OK\nContent-Length: 2\r\nX-A: b\n\r\nok'),
+    Row('location_in_a_200', 'delivered', head(b'Location: /elsewhere', b'Content-Length: 0'), reuse=True),
+    Row('connection_close_upper_case', 'delivered', hold(head(b'Content-Length: 0', b'CONNECTION: CLOSE')),
+        reuse=False),
+    Row('connection_close_in_a_list', 'delivered', hold(head(b'Content-Length: 0', b'Connection: te, close')),
+        reuse=False),
+    Row('connection_upgrade', 'delivered', head(b'Content-Length: 0', b'Connection: Upgrade', b'Upgrade: h2c')),
+    Row('keep_alive_header', 'delivered', head(b'Content-Length: 0', b'Connection: keep-alive',
+                                               b'Keep-Alive: timeout=5, max=99'),
+        reuse=True),
+
+    # The status line.
+    Row('status_line_alone', 'delivered', close(head()), reuse=False),
+    Row('status_line_alone_1_0', 'delivered', close(head(status=b'HTTP/1.0 200 OK')), reuse=False),
+    Row('no_reason', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200'), reuse=True),
+    Row('empty_reason', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200 '), reuse=True),
+    Row('reason_in_latin_1', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200 Gr\xfc\xdfe')),
+    Row('reason_of_70_kb', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200 ' + b'O' * 71680)),
+        reason='answer'),
+    Row('reason_with_nul', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200 O\0K')), reason=NOT_HTTP),
+    Row('http_0_9', 'retry', close(b'done\n')),
+    Row('http_0_9_html', 'retry', close(b'<html><body>It works!</body></html>\r\n')),
+    Row('single_byte', 'retry', close(b'H')),
+    Row('beginning_of_a_word', 'retry', close(b'HTTPr')),
+    Row('version_alone', 'retry', close(b'HTTP/1.1\r\n\r\n')),
+    Row('version_alone_kept_open', 'retry', hold(b'HTTP/1.1\r\n\r\n'), reason=NOT_HTTP),
+    Row('blank_lines_alone', 'retry', close(b'\r\n\r\n\r\n')),
+    Row('end_at_once', 'retry', None),
+    Row('end_after_reading', 'retry', half_close(b'')),
+    Row('reset_at_once', 'retry', cut()),
+    Row('silence', 'retry', hold(), short=True, reason=r'no answer within'),
+    Row('status_999', 'dead', head(b'Content-Length: 0', status=b'HTTP/1.1 999 Denied'), status=999),
+    Row('status_negative', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 -200 OK')), reason=NOT_HTTP),
+    Row('status_with_plus', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 +200 OK')), reason=NOT_HTTP),
+    Row('status_of_2_digits', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 20 OK')), reason=NOT_HTTP),
+    Row('status_of_4_digits', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 2000 OK')), reason=NOT_HTTP),
+    Row('status_of_100_digits', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 ' + b'2' * 100 + b' OK')),
+        reason=NOT_HTTP),
+    Row('status_with_letters', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 2OO OK')), reason=NOT_HTTP),
+    Row('status_overflowing_to_200', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 4294967496 OK')),
+        reason=NOT_HTTP),
+    Row('status_in_hexadecimal', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 0xc8 OK')),
+        reason=NOT_HTTP),
+    Row('version_of_100_digits', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/' + b'1' * 100 + b'.1 200 OK')),
+        reason=NOT_HTTP),
+    Row('version_with_letters', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/one.one 200 OK')),
+        reason=NOT_HTTP),
+    Row('other_protocol_rtsp', 'retry', hold(head(b'Content-Length: 0', status=b'RTSP/1.0 200 OK')), reason=NOT_HTTP),
+    Row('other_protocol_icy', 'retry', hold(head(b'Content-Length: 0', status=b'ICY 200 OK')), reason=NOT_HTTP),
+    Row('byte_order_mark', 'retry', hold(b'\xef\xbb\xbf' + OK), reason=NOT_HTTP),
+    Row('utf_16', 'retry', hold(OK.decode().encode('utf-16-le')), reason=NOT_HTTP),
+    Row('nul_bytes', 'retry', hold(b'\0' * 65536), reason=NOT_HTTP),
+    Row('noise', 'retry', hold(bytes(range(256)) * 64), reason=NOT_HTTP),
+    Row('endless_line', 'retry', endless(b'', b'a' * 8192), short=True),
+    Row('endless_status_line', 'retry', endless(b'HTTP/1.1 200 ', b'a' * 8192), short=True),
+    Row('status_line_by_the_byte', 'retry', drip(b'HTTP/1.1 200 Very well, thank you\r\n\r\n'), short=True),
+
+    # Content-Length.
+    Row('length_negative', 'broken', hold(head(b'Content-Length: -5') + b'hello')),
+    Row('length_with_letters', 'broken', hold(head(b'Content-Length: 5a') + b'hello')),
+    Row('length_with_plus', 'broken', hold(head(b'Content-Length: +5') + b'hello')),
+    Row('length_in_hexadecimal', 'broken', hold(head(b'Content-Length: 0x5') + b'hello')),
+    Row('length_with_point', 'broken', hold(head(b'Content-Length: 5.0') + b'hello')),
+    Row('length_of_two_words', 'broken', hold(head(b'Content-Length: 5 5') + b'hello')),
+    Row('length_empty', 'broken', hold(head(b'Content-Length: ') + b'hello')),
+    Row('length_then_space', 'delivered', head(b'Content-Length: 2 ') + b'ok', reuse=True),
+    Row('length_with_zeros', 'delivered', head(b'Content-Length: 0000000002') + b'ok', reuse=True),
+    Row('length_overflows', 'broken', close(head(b'Content-Length: ' + b'1' * 30) + b'hello')),
+    Row('length_2_to_64_plus_2', 'broken', hold(head(b'Content-Length: 18446744073709551618') + b'ok')),
+    Row('length_2_to_63', 'broken', close(head(b'Content-Length: 9223372036854775808') + b'hello')),
+    Row('length_twice', 'delivered', head(b'Content-Length: 2', b'Content-Length: 2') + b'ok'),
+    Row('length_twice_different', 'broken', hold(head(b'Content-Length: 2', b'Content-Length: 5') + b'hello')),
+    Row('length_list_different', 'broken', hold(head(b'Content-Length: 2, 5') + b'hello')),
+    Row('length_list_same', 'ended', hold(head(b'Content-Length: 2, 2') + b'ok')),
+    Row('body_too_short', 'broken', close(head(b'Content-Length: 100') + b'too short')),
+    Row('body_too_short_reset', 'broken', cut(head(b'Content-Length: 100') + b'too short')),
+    Row('body_never_comes', 'broken', hold(head(b'Content-Length: 100'))),
+    Row('body_by_the_byte', 'broken', drip(b'a' * 100, head(b'Content-Length: 100')), short=True),
+    Row('body_in_pieces', 'delivered', pieces(head(b'Content-Length: 9'), b'one', b'two', b'six'), reuse=True),
+    Row('body_of_60_kb', 'delivered', head(b'Content-Length: 61440') + b'a' * 61440, reuse=True),
+    Row('body_of_64_kib', 'ended', head(b'Content-Length: 65536') + b'a' * 65536),
+    Row('body_of_64_kib_and_1', 'ended', head(b'Content-Length: 65537') + b'a' * 65537),
+    Row('body_of_5_mb', 'ended', head(b'Content-Length: 5000000') + b'a' * 5000000, reuse=False),
+    Row('body_longer_than_length', 'ended', hold(head(b'Content-Length: 2') + b'ok and more'), reuse=False),
+    Row('two_answers', 'ended', hold(OK + OK), reuse=False),
+    Row('second_answer_is_a_500', 'ended', hold(OK + response(500)), reuse=False),
+
+    # Until the end of the connection.
+    Row('until_close', 'delivered', close(head(b'Content-Type: text/plain') + b'all of it'), reuse=False),
+    Row('until_close_1_0', 'delivered', close(head(status=b'HTTP/1.0 200 OK') + b'all of it'), reuse=False),
+    Row('until_close_10_mb', 'ended', close(head() + b'a' * 10000000), reuse=False),
+    Row('until_close_never', 'broken', hold(head() + b'and then')),
+    Row('until_close_endless', 'broken', endless(head(), b'a' * 8192), reuse=False),
+    Row('until_reset', 'ended', cut(head() + b'all of it'), reuse=False),
+    Row('whole_then_reset', 'ended', cut(OK), reuse=False),
+    Row('length_1_0', 'delivered', hold(head(b'Content-Length: 2', status=b'HTTP/1.0 200 OK') + b'ok'), reuse=False),
+    Row('keep_alive_1_0', 'delivered', head(b'Content-Length: 2', b'Connection: keep-alive',
+                                            status=b'HTTP/1.0 200 OK') + b'ok'),
+
+    # Chunks.
+    Row('chunked', 'delivered', head(CHUNKED) + b'2\r\nok\r\n0\r\n\r\n', reuse=True),
+    Row('chunked_empty', 'delivered', head(CHUNKED) + b'0\r\n\r\n', reuse=True),
+    Row('chunked_upper_case', 'delivered', head(b'TRANSFER-ENCODING: CHUNKED') + b'A\r\n0123456789\r\n0\r\n\r\n',
+        reuse=True),
+    Row('chunked_in_pieces', 'delivered', pieces(head(CHUNKED), b'4', b'\r', b'\nab', b'cd\r\n', b'0\r\n\r', b'\n',
+                                                 pause=0.05),
+        reuse=True),
+    Row('chunked_zeros', 'delivered', head(CHUNKED) + b'00000002\r\nok\r\n000\r\n\r\n', reuse=True),
+    Row('chunked_many', 'delivered', head(CHUNKED) + b'1\r\na\r\n' * 3000 + b'0\r\n\r\n', reuse=True),
+    Row('chunk_extensions', 'delivered', head(CHUNKED) + b'2;name=value;other="a b"\r\nok\r\n0;last\r\n\r\n',
+        reuse=True),
+    Row('chunked_and_length', 'delivered', head(b'Content-Length: 500', CHUNKED) + b'2\r\nok\r\n0\r\n\r\n'),
+    Row('length_and_chunked', 'delivered', head(CHUNKED, b'Content-Length: 1') + b'2\r\nok\r\n0\r\n\r\n'),
+    Row('gzip_and_chunked', 'delivered', head(b'Transfer-Encoding: gzip, chunked') + b'2\r\nok\r\n0\r\n\r\n'),
+    Row('transfer_encoding_unknown', 'ended', close(head(b'Transfer-Encoding: gzip') + b'until the end'), reuse=False),
+    Row('transfer_encoding_identity', 'ended', head(b'Transfer-Encoding: identity', b'Content-Length: 2') + b'ok'),
+    Row('transfer_encoding_chunked_twice', 'ended',
+        head(b'Transfer-Encoding: chunked, chunked') + b'2\r\nok\r\n0\r\n\r\n'),
+    Row('transfer_encoding_not_quite', 'ended', head(b'Transfer-Encoding: xchunked') + b'2\r\nok\r\n0\r\n\r\n',
+        reuse=False),
+    Row('transfer_encoding_chunked_first', 'ended', hold(head(b'Transfer-Encoding: chunked, gzip') + b'noise'),
+        reuse=False),
+    Row('chunk_ends_in_lf', 'delivered', head(CHUNKED) + b'2\nok\n0\n\n'),
+    Row('trailers_announced', 'delivered', head(CHUNKED, b'Trailer: X-Sum') + b'2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n',
+        reuse=True),
+    Row('trailers', 'delivered', head(CHUNKED) + b'2\r\nok\r\n0\r\nX-A: 1\r\nX-B: 2\r\n\r\n', reuse=True),
+    Row('chunk_size_broken', 'broken', hold(head(CHUNKED) + b'zz\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_empty', 'broken', hold(head(CHUNKED) + b'\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_negative', 'broken', hold(head(CHUNKED) + b'-2\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_overflows', 'broken', hold(head(CHUNKED) + b'FFFFFFFFFFFFFFFFF\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_2_to_64_plus_2', 'broken', hold(head(CHUNKED) + b'10000000000000002\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_all_ones', 'broken', close(head(CHUNKED) + b'ffffffffffffffff\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_longer_than_its_size', 'broken', hold(head(CHUNKED) + b'2\r\nokay\r\n0\r\n\r\n')),
+    Row('end_in_mid_chunk', 'broken', close(head(CHUNKED) + b'20\r\nnot all')),
+    Row('end_between_chunks', 'broken', close(head(CHUNKED) + b'2\r\nok\r\n')),
+    Row('end_before_chunks', 'broken', close(head(CHUNKED))),
+    Row('end_in_last_chunk', 'ended', close(head(CHUNKED) + b'2\r\nok\r\n0\r\n'), reuse=False),
+    Row('reset_in_mid_chunk', 'broken', cut(head(CHUNKED) + b'20\r\nnot all')),
+    Row('silence_in_mid_chunk', 'broken', hold(head(CHUNKED) + b'20\r\nnot all')),
+    Row('chunked_1_mb', 'broken', hold(head(CHUNKED) + (b'2000\r\n' + b'a' * 8192 + b'\r\n') * 128 + b'0\r\n\r\n')),
+    Row('chunked_endless', 'broken', endless(head(CHUNKED), b'2000\r\n' + b'a' * 8192 + b'\r\n')),
+    Row('chunk_extension_endless', 'broken', endless(head(CHUNKED) + b'2;a=', b'a' * 8192)),
+    Row('chunk_size_line_endless', 'broken', endless(head(CHUNKED), b'0' * 8192)),
+    Row('trailers_endless', 'broken', endless(head(CHUNKED) + b'2\r\nok\r\n0\r\n', b'X-A: a\r\n' * 1000)),
+    Row('chunked_by_the_byte', 'broken', drip(b'40\r\n' + b'a' * 64, head(CHUNKED)), short=True),
+    Row('answer_after_chunks', 'ended', hold(head(CHUNKED) + b'2\r\nok\r\n0\r\n\r\n' + response(500)), reuse=False),
+
+    # Content codings are nobody's business but the reader's.
+    Row('gzip', 'delivered', response(200, gzip.compress(b'hello'), [('Content-Encoding', 'gzip')]), reuse=True),
+    Row('gzip_broken', 'delivered', response(200, b'not gzip', [('Content-Encoding', 'gzip')]), reuse=True),
+    Row('coding_unknown', 'delivered', response(200, b'?', [('Content-Encoding', 'none-such')]), reuse=True),
+    Row('codings_endless', 'delivered', response(200, b'?', [('Content-Encoding', 'gzip, ' * 500 + 'gzip')]),
+        reuse=True),
+
+    # Answers without a body.
+    Row('status_204', 'delivered', head(status=b'HTTP/1.1 204 No Content'), status=204, reuse=True),
+    Row('status_204_with_chunked', 'delivered', head(CHUNKED, status=b'HTTP/1.1 204 No Content'), status=204),
+    Row('status_204_with_length', 'delivered', head(b'Content-Length: 50', status=b'HTTP/1.1 204 No Content'),
+        status=204),
+    Row('status_205', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 205 Reset'), status=205),
+    Row('status_200_to_get', 'delivered', OK, method='GET', reuse=True),
+    Row('status_202_to_put', 'delivered', response(202, b'queued'), method='PUT', status=202, reuse=True),
+    Row('status_299', 'delivered', response(299, b''), status=299, reuse=True),
+    Row('status_304_with_length', 'dead', head(b'Content-Length: 500', status=b'HTTP/1.1 304 Not Modified'),
+        status=304),
+    Row('status_304_to_get', 'dead', head(b'ETag: "a"', status=b'HTTP/1.1 304 Not Modified'), status=304, method='GET'),
+    Row('status_404_endless', 'dead', endless(head(status=b'HTTP/1.1 404 Not Found'), b'a' * 8192), status=404),
+    Row('status_404_reason_with_escapes', 'dead', head(b'Content-Length: 0', status=b'HTTP/1.1 404 \x1b[2J\xff\x85'),
+        status=404),
+    Row('status_404_body_broken', 'dead', close(head(b'Content-Length: 50', status=b'HTTP/1.1 404 Not Found')),
+        status=404),
+    Row('status_500_reset', 'retry', cut(head(b'Content-Length: 50', status=b'HTTP/1.1 500 Error') + b'sorry'),
+        reason='500'),
+    Row('status_500_chunks_broken', 'retry', hold(head(CHUNKED, status=b'HTTP/1.1 500 Error') + b'zz\r\n'),
+        reason='500'),
+    Row('status_500_with_retry_after', 'retry', response(500, b'', [('Retry-After', '3600')], close=True),
+        reason='500'),
+    Row('status_404_with_retry_after', 'dead', response(404, b'', [('Retry-After', '3600')]), status=404),
+    Row('status_200_with_retry_after', 'delivered', response(200, b'', [('Retry-After', '3600')]), reuse=True),
+    Row('status_500_endless', 'retry', endless(head(status=b'HTTP/1.1 500 Error'), b'a' * 8192), reason='500'),
+
+    # Before the whole request was read.
+    Row('early_200', 'delivered', response(200, b'ok', close=True), early=True, message=LARGE, reuse=False),
+    Row('early_200_reset', 'ended', cut(OK), early=True, message=LARGE, reuse=False),
+    Row('early_500', 'retry', response(500, b'sorry', close=True), early=True, message=LARGE, reason='500'),
+    Row('early_500_kept_open', 'retry', hold(response(500, b'sorry', close=True)), early=True, message=LARGE,
+        reason='500'),
+    Row('early_403', 'dead', response(403, b'no', close=True), early=True, message=LARGE, status=403),
+    Row('early_403_kept_open', 'dead', half_close(response(403, b'no', close=True)), early=True, message=LARGE,
+        status=403),
+    Row('early_413', 'dead', cut(response(413, b'', close=True)), early=True, message=LARGE, status=413),
+    Row('early_close', 'retry', close(), early=True, message=LARGE),
+    Row('early_reset', 'retry', cut(), early=True, message=LARGE),
+    Row('never_read', 'retry', lambda sock: time.sleep(4), early=True, message=LARGE, short=True),
+
+    # Servers that speak first, and other protocols.
+    Row('answer_before_request', 'ended', OK, greet=OK, reuse=False),
+    Row('http_2_settings', 'retry', hold(b'\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x64\0\x04\0\x10\0\0'), reason=NOT_HTTP),
+    Row('http_2_preface', 'retry', hold(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), reason=NOT_HTTP),
+    Row('tls_alert', 'retry', hold(b'\x15\x03\x03\x00\x02\x02\x46'), reason=NOT_HTTP),
+    Row('tls_handshake', 'retry', close(b'\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03' + b'r' * 40)),
+    Row('smtp', 'retry', hold(b'500 5.5.1 unknown command\r\n'), greet=b'220 mail.example.com ESMTP ready\r\n'),
+    Row('smtp_silent', 'retry', hold(), greet=b'220 mail.example.com ESMTP ready\r\n'),
+    Row('ftp', 'retry', hold(b'500 Unknown command.\r\n' * 12), greet=b'220 (vsFTPd 3.0.5)\r\n'),
+    Row('ssh', 'retry', close(b'Protocol mismatch.\n'), greet=b'SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n'),
+    Row('mysql', 'retry', hold(), greet=b'\x4a\0\0\0\x0a8.0.36\0\x08\0\0\0' + bytes(range(60)), reason=NOT_HTTP),
+    Row('redis', 'retry', hold(b"-ERR unknown command 'POST'\r\n"), reason=NOT_HTTP),
+    Row('echo', 'retry', hold(b'POST /hook HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n\r\nhello'),
+        reason=NOT_HTTP),
+]
+
+
+def answer_test(row):
+    def test(t):
+        first_connection = threading.Event()
+        first_request = threading.Event()
+
+        def greet(connection):
+            if row.greet and not first_connection.is_set():
+                first_connection.set()
+                connection.sock.sendall(row.greet)
+
+        def play_once():
+            if first_request.is_set():
+                return False
+            first_request.set()
+            return True
+
+        def early(request, connection):
+            return (row.play or close()) if row.early and play_once() else None
+
+        def answer(request, connection):
+            return resolve(row.play, request, connection) if play_once() else OK
+
+        receiver = t.receiver(answer, on_connect=greet, on_head=early)
+        path, _ = t.config([{'url': receiver.url('/hook'), 'method': row.method}])
+        program = t.start(path, binary=t.binary_test if row.short else t.binary)
+        program.send(datagram(task='first', message=row.message))
+
+        if row.verdict in ('delivered', 'broken', 'ended'):
+            wait_delivered(t, program, 1, status=row.status, attempt=1)
+            if row.verdict == 'broken':
+                match = program.wait_log(r' warn: alert 1 .*failure 1\b.*its answer was broken: .')
+                t.check('a warning says that the answer was broken', match, program.log[-3:])
+            attempts = 1
+            if row.reuse is not None:
+                time.sleep(0.5)         # the connection comes to rest: until then a second one would be right anyway
+        elif row.verdict == 'retry':
+            reason = wait_attempt(t, program, 1)
+            t.require('the first attempt failed', reason)
+            t.check('the reason is %r' % row.reason, re.search(row.reason, reason), reason)
+            wait_delivered(t, program, 1, attempt=2)
+            attempts = 2
+        elif row.verdict == 'dead':
+            count, text, event = wait_given_up(t, program, 1)
+            t.equal('attempts of the dead letter', count, 1)
+            t.check('the dead letter names the status', str(row.status) in text, text)
+            t.check('the dead letter holds the alert', event.get('logMessage') == row.message
+                    and event['taskName'] == 'first',
+                    repr(event)[:300])
+            attempts = 1
+        else:
+            wait_delivered(t, program, 1)
+            attempts = len(receiver.wait(1))
+        requests = receiver.wait(attempts)
+        t.require('the attempts arrived', len(requests) == attempts, '%d instead of %d' % (len(requests), attempts))
+        t.equal('the same webhook-id each time', len(set(ids(requests))), 1)
+        if row.verdict == 'retry':
+            t.check('the retry has a connection of its own', requests[0].connection != requests[1].connection)
+            if row.method == 'POST' and not row.early:
+                t.check('the retry has the same body', requests[0].body == requests[1].body)
+
+        program.send(datagram(task='second'))
+        wait_delivered(t, program, 2)
+        requests = receiver.wait(attempts + 1)
+        t.equal('the alerts that arrived, attempt by attempt', len(requests), attempts + 1)
+        if row.reuse is not None and len(requests) == 2:
+            t.equal('the second alert comes on the same connection', requests[0].connection == requests[1].connection,
+                    row.reuse)
+        if row.verdict in ('delivered', 'retry', 'dead'):
+            t.check('no word of a broken answer', not program.lines('answer was broken'), program.lines('broken'))
+        t.check('the webhook is not down', not program.lines(' is down: '), program.lines(' is down: '))
+        dead = row.verdict == 'dead'
+        end(t, program, received=2, accepted=2, delivered=1 if dead else 2, given_up=1 if dead else 0, lost=0)
+    return test
+
+
+for _row in ANSWERS:
+    globals()['test_answer_' + _row.name] = answer_test(_row)
+
+
+def test_answer_memory(t):
+    """Answers without end do not fill the memory."""
+    if SANITIZED:
+        t.skip('the sanitizers need memory of their own')
+    plays = [endless(b'HTTP/1.1 200 OK\r\n', b'X-A: a\r\n' * 1000),
+             endless(head(CHUNKED), b'2000\r\n' + b'a' * 8192 + b'\r\n'),
+             endless(head(), b'a' * 65536), endless(b'', b'a' * 65536),
+             endless(head(CHUNKED) + b'0\r\n', b'X: y\r\n' * 1000),
+             endless(b'', head(status=b'HTTP/1.1 102 Processing')),
+             endless(head(status=b'HTTP/1.1 500 No'), b'a' * 65536),
+             endless(head(b'Content-Length: 100000000000'), b'a' * 65536)]
+    receiver = t.receiver(by_path({'/%d' % i: play for i, play in enumerate(plays)}))
+    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(len(plays))])
+    program = t.start(path)
+    send_many(program, 4)
+    wait_accepted(t, program, 4)
+    receiver.wait(len(plays) * 4)
+    time.sleep(3)
+    t.check('memory stays small', memory_kb(program) < 40000, '%d kB' % memory_kb(program))
+    stop(t, program)
+
+
+# ---- Statuses -------------------------------------------------------------------------------------------------------
+
+HINTS = {401: 'credentials', 403: 'credentials', 404: 'webhookURL', 410: 'webhookURL', 407: 'proxy'}
+DEAD = [300, 304, 305, 306, 399, 400, 401, 402, 403, 404, 405, 406, 407, 409, 410, 411, 412, 413, 414, 415, 418, 421,
+        422, 426, 428, 431, 451, 499]
+RETRIED = [408, 425, 500, 501, 502, 503, 504, 505, 507, 508, 511, 520, 599]
+
+
+def test_status_dead_letters(t):
+    receiver = t.receiver(by_path({'/%d' % status: [response(status, b'')] for status in DEAD}))
+    path, _ = t.config([{'url': receiver.url('/%d?token=secret' % status), 'description': 'says %d' % status}
+                        for status in DEAD])
+    program = t.start(path)
+    program.send(datagram(task='one "quoted"', message='line one\nline two'))
+    for i, status in enumerate(DEAD):
+        count, text, event = wait_given_up(t, program, 1, 'failure %d' % (i + 1))
+        t.equal('%d: attempts' % status, count, 1)
+        t.check('%d: the text names the status' % status, str(status) in text, text)
+        t.check('%d: the hint' % status, HINTS.get(status, '') in text.partition(';')[2], text)
+        t.equal('%d: fields' % status, list(event), FIELDS)
+        t.equal('%d: message' % status, event.get('logMessage'), 'line one\nline two')
+    t.equal('requests', len(receiver.wait(len(DEAD))), len(DEAD))
+    t.check('the log does not hold the value of a query', 'secret' not in program.stdout)
+    program.send(datagram(task='two'))
+    for i in range(len(DEAD)):
+        wait_delivered(t, program, 2, 'failure %d' % (i + 1))
+    end(t, program, accepted=2, delivered=len(DEAD), given_up=len(DEAD), lost=0)
+
+
+def test_status_retried(t):
+    receiver = t.receiver(by_path({'/%d' % status: [response(status, b'later')] for status in RETRIED}))
+    path, _ = t.config([{'url': receiver.url('/%d' % status)} for status in RETRIED])
+    program = t.start(path)
+    program.send(datagram())
+    for i, status in enumerate(RETRIED):
+        webhook = 'failure %d' % (i + 1)
+        t.check('%d: the reason names it' % status, str(status) in wait_attempt(t, program, 1, webhook))
+        wait_delivered(t, program, 1, webhook, attempt=2)
+        requests = [request for request in receiver.requests if request.path == '/%d' % status]
+        t.equal('%d: requests' % status, len(requests), 2)
+        t.equal('%d: one webhook-id' % status, len(set(ids(requests))), 1)
+        times = [int(request.get('webhook-timestamp')) for request in requests]
+        t.check('%d: the time of each attempt' % status, times[0] <= times[1] <= time.time()
+                and times[0] > time.time() - 60, times)
+    t.check('nothing is down', not program.lines(' is down'), program.lines(' is down'))
+    end(t, program, delivered=len(RETRIED), given_up=0, lost=0)
+
+
+def test_status_retry_backoff(t):
+    """The wait grows, and the alerts behind do not wait."""
+    bad = response(500)
+
+    def answer(request, connection):
+        return bad if request.event()['taskName'] == 'stuck' and len(stuck()) <= 3 else OK
+
+    def stuck():
+        return [request for request in receiver.requests if request.event()['taskName'] == 'stuck']
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram(task='stuck'))
+    wait_attempt(t, program, 1)
+    begin = time.monotonic()
+    sent = send_many(program, 20)
+    program.wait_log(delivered_pattern(21))
+    wait_until(lambda: len(set(names(receiver.requests))) == 21)
+    t.check('the others do not wait', time.monotonic() - begin < 3 * harness.SLOW)
+    wait_delivered(t, program, 1, attempt=4, timeout=20)
+    waits = [float(re.search(r'next in ([0-9.]+) s', line).group(1)) for line in program.lines(r'alert 1 to failure 1')]
+    t.equal('number of waits', len(waits), 3)
+    t.check('the waits are at most 1, 2 and 4 s', all(wait <= most for wait, most in zip(waits, (1.05, 2.05, 4.05))),
+            waits)
+    t.equal('one webhook-id', len(set(ids(stuck()))), 1)
+    once_each(t, 'the others arrived once', [r for r in receiver.requests if r.event()['taskName'] != 'stuck'], sent)
+    t.check('answers with 500 do not make it down', not program.lines(' is down'))
+    end(t, program, delivered=21, given_up=0, lost=0)
+
+
+def test_status_500_for_ever_is_not_down(t):
+    receiver = t.receiver(lambda request, connection: OK if request.event()['taskName'] == 'good' else response(500))
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    send_many(program, 6, 'bad')
+    receiver.wait(12)
+    begin = time.monotonic()
+    program.send(datagram(task='good'))
+    wait_delivered(t, program, 7)
+    t.check('the good one is not held up', time.monotonic() - begin < 3 * harness.SLOW)
+    t.check('not down', not program.lines(' is down'))
+    stop(t, program)
+    t.equal('lost alerts, whole', sorted(event['taskName'] for event in alerts_in(program, ' lost for ')),
+            ['bad %d' % (i + 1) for i in range(6)])
+    totals(t, program, delivered=1, given_up=0, lost=6)
+
+
+# ---- Redirects ------------------------------------------------------------------------------------------------------
+
+
+def followed(status, method):
+    return status in (307, 308) or (status in (301, 302) and method != 'POST') or (status == 303 and method == 'GET')
+
+
+def redirect_test(status, method):
+    def test(t):
+        receiver = t.receiver(by_path({'/start': location(status, '/landed')}))
+        path, _ = t.config([{'url': receiver.url('/start'), 'method': method}])
+        program = t.start(path)
+        program.send(datagram(message='a message'))
+        if followed(status, method):
+            wait_delivered(t, program, 1, attempt=1)
+            requests = receiver.wait(2)
+            t.require('two requests', len(requests) == 2, len(requests))
+            first, second = requests
+            t.equal('path', (first.path, second.path), ('/start', '/landed'))
+            t.equal('method', (first.method, second.method), (method, method))
+            t.equal('body', second.body, first.body)
+            t.equal('query', second.target.partition('?')[2], first.target.partition('?')[2])
+            t.equal('fields', list(second.event()), FIELDS)
+            for name in ('webhook-id', 'Content-Type', 'Content-Length', 'User-Agent', 'Accept', 'Host'):
+                t.equal(name, second.get(name), first.get(name))
+            end(t, program, delivered=1, given_up=0)
+        else:
+            count, text, event = wait_given_up(t, program, 1)
+            t.equal('attempts', count, 1)
+            t.check('the new URL and what to do', 'moved to ' + receiver.url('/landed') in text
+                    and 'change webhookURL' in text,
+                    text)
+            t.equal('the alert', event, receiver.requests[0].json())
+            end(t, program, delivered=0, given_up=1)
+            t.equal('requests', len(receiver.requests), 1)
+    return test
+
+
+for _status in (301, 302, 303, 307, 308):
+    for _method in ('GET', 'POST', 'PUT'):
+        globals()['test_redirect_%d_%s' % (_status, _method.lower())] = redirect_test(_status, _method)
+
+
+def test_redirect_chain(t):
+    """Five are followed, six are not."""
+    table = {'/five/%d' % i: location(307, '/five/%d' % (i + 1)) for i in range(5)}
+    table.update({'/six/%d' % i: location(307, '/six/%d' % (i + 1)) for i in range(6)})
+    receiver = t.receiver(by_path(table))
+    path, _ = t.config([{'url': receiver.url('/five/0')}, {'url': receiver.url('/six/0')}])
+    program = t.start(path)
+    program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1', attempt=1)
+    count, text, _ = wait_given_up(t, program, 1, 'failure 2')
+    t.equal('attempts', count, 1)
+    t.check('the text speaks of redirects', re.search(r'redirect', text), text)
+    requests = receiver.wait(12)
+    t.equal('five', [r.path for r in requests if r.path.startswith('/five')], ['/five/%d' % i for i in range(6)])
+    t.equal('six', [r.path for r in requests if r.path.startswith('/six')], ['/six/%d' % i for i in range(6)])
+    end(t, program, delivered=1, given_up=1)
+
+
+def test_redirect_loops(t):
+    receiver = t.receiver()
+    other = t.receiver(lambda request, connection: location(307, receiver.url('/across')))
+    receiver.answer = by_path({'/self': location(308, '/self'), '/ping': location(302, '/pong'),
+                               '/pong': location(302, '/ping'), '/hash': location(307, '#here'),
+                               '/across': location(307, other.url('/back'))})
+    path, _ = t.config([{'url': receiver.url('/self')}, {'url': receiver.url('/ping'), 'method': 'GET'},
+                        {'url': receiver.url('/hash')}, {'url': receiver.url('/across'), 'method': 'PUT'}])
+    program = t.start(path)
+    program.send(datagram())
+    for i in range(4):
+        count, _, event = wait_given_up(t, program, 1, 'failure %d' % (i + 1))
+        t.equal('attempts', count, 1)
+        t.equal('fields', list(event), FIELDS)
+    requests = receiver.wait(21) + other.wait(3)
+    for paths in (('/self',), ('/ping', '/pong'), ('/hash',), ('/across', '/back')):
+        t.equal('requests for %s' % paths[0], len([r for r in requests if r.path in paths]), 6)
+    t.check('the query of a loop does not grow', all(len(r.params()) == len(FIELDS) for r in requests
+                                                     if r.method == 'GET'))
+    end(t, program, given_up=4)
+
+
+def test_redirect_relative(t):
+    """Every form of a Location, from /N/dir/start?own=1, N being the row."""
+    receiver = t.receiver()
+    forms = [
+        ('/abs', '/abs'), ('name', '/%d/dir/name'), ('./name', '/%d/dir/name'), ('../name', '/%d/name'),
+        ('../../name', '/name'), ('../../../../name', '/name'), ('sub/../name', '/%d/dir/name'), ('.', '/%d/dir/'),
+        ('..', '/%d/'), ('name/', '/%d/dir/name/'), ('?a=1', '/%d/dir/start?a=1'), ('?', '/%d/dir/start?'),
+        ('//%s/rel' % receiver.authority, '/rel'), (receiver.url('/whole'), '/whole'),
+        (receiver.url('/whole?x=1#part'), '/whole?x=1'), ('/path#part', '/path'), (receiver.url(''), '/'),
+        (receiver.url('?x=1'), '/?x=1'), (receiver.url('/upper').replace('http', 'HTTP'), '/upper'),
+        ('/a b', '/a%20b'), ('/\xe5'.encode(), '/%C3%A5'), ('/%c3%a5', '/%c3%a5'), ('/100%', '/100%'),
+        ('/a/./b/../c', '/a/c'),
+        ('/a/%2e%2e/b', '/b'), ('\\back\\slash', '/back/slash'), ('/a"b<c>d', '/a%22b%3Cc%3Ed'),
+        ('/q?a b"<>', '/q?a%20b%22%3C%3E'),
+        ('/trailing   ', '/trailing'), ("/it's;v=1,2(3)!$&*+=:@~", "/it's;v=1,2(3)!$&*+=:@~"),
+        ('http:name', '/%d/dir/name'),
+        ('///%s/many' % receiver.authority, '/many'), ('?next=http://a/b', '/%d/dir/start?next=http://a/b'),
+        ('/a//b', '/a//b'),
+        ('/' + 'x' * 4000, '/' + 'x' * 4000),
+    ]
+    starts = {}
+
+    def answer(request, connection):
+        form = starts.get(request.target)
+        return OK if form is None else location(307, form)
+
+    for i, (form, _) in enumerate(forms):
+        starts['/%d/dir/start?own=1' % i] = form
+    receiver.answer = answer
+    path, _ = t.config([{'url': receiver.url('/%d/dir/start?own=1' % i)} for i in range(len(forms))])
+    program = t.start(path)
+    program.send(datagram())
+    webhook_ids = {}
+    for i, (form, wanted) in enumerate(forms):
+        wait_delivered(t, program, 1, 'failure %d' % (i + 1))
+    for request in receiver.wait(2 * len(forms)):
+        webhook_ids.setdefault(request.get('webhook-id'), []).append(request.target)
+    landed = {targets[0]: targets[1:] for targets in webhook_ids.values()}
+    for i, (form, wanted) in enumerate(forms):
+        t.equal('Location %r leads to' % form[:60], landed.get('/%d/dir/start?own=1' % i),
+                [wanted % i if wanted.startswith('/%d') else wanted])
+    stop(t, program)
+
+
+def test_redirect_get_fields(t):
+    """Fields that a GET's new query lacks are added, those that it has are not doubled."""
+    def echo(request, connection):
+        return location(302, '/landed' + request.target[len('/echo'):])
+
+    echo.wants_request = True
+    rows = [
+        ('/none', '/landed', {}, []),
+        ('/own', '/landed?x=1&y=', {}, [('x', '1'), ('y', '')]),
+        ('/event', '/landed?event=mine', {'event': 'mine'}, []),
+        ('/empty', '/landed?event=&taskName', {'event': '', 'taskName': ''}, []),
+        ('/encoded', '/landed?%65vent=mine&task%4eame=a+b', {'event': 'mine', 'taskName': 'a b'}, []),
+        ('/case', '/landed?EVENT=mine', {}, [('EVENT', 'mine')]),
+        ('/value', '/landed?x=event', {}, [('x', 'event')]),
+        ('/part', '/landed?myevent=1&events=2', {}, [('myevent', '1'), ('events', '2')]),
+        ('/mark', '/landed?', {}, []),
+        ('/hash', '/landed?x=1#event=2', {}, [('x', '1')]),
+    ]
+    receiver = t.receiver()
+    answers = by_path({start: location(302, target) for start, target, _, _ in rows})
+    receiver.answer = lambda request, connection: \
+        echo(request, connection) if request.path == '/echo' else answers(request, connection)
+    path, _ = t.config([{'url': receiver.url(start + '?old=1'), 'method': 'GET'} for start, _, _, _ in rows] +
+                       [{'url': receiver.url('/echo'), 'method': 'GET'}])
+    program = t.start(path)
+    program.send(datagram(task='a & b', message='50 % = half'))
+    for i in range(len(rows) + 1):
+        wait_delivered(t, program, 1, 'failure %d' % (i + 1))
+    by_id = {}
+    for request in receiver.wait(2 * len(rows) + 2):
+        by_id.setdefault(request.get('webhook-id'), []).append(request)
+    pairs = {requests[0].path: requests for requests in by_id.values()}
+    for start, target, given, more in rows + [('/echo', '', {}, [])]:
+        requests = pairs.get(start, [])
+        if not t.check('%s is followed' % start, len(requests) == 2, len(requests)):
+            continue
+        want = [(name, value) for name, value in requests[0].params() if name != 'old']
+        got = requests[1].params()
+        t.equal('%s: every field once' % start, sorted(got), sorted([(n, given.get(n, v)) for n, v in want] + more))
+        t.check('%s: what was there comes first' % start, requests[1].target.startswith(target.partition('#')[0]),
+                requests[1].target)
+    t.equal('a query that is already whole stays as it is', pairs['/echo'][1].target,
+            pairs['/echo'][0].target.replace('/echo', '/landed'))
+    stop(t, program)
+
+
+def test_redirect_post_adds_no_fields(t):
+    receiver = t.receiver(by_path({'/start': location(307, '/landed?x=1')}))
+    path, _ = t.config([{'url': receiver.url('/start?own=1'), 'method': method} for method in ('POST', 'PUT')])
+    program = t.start(path)
+    program.send(datagram())
+    requests = receiver.wait(4)
+    t.equal('targets', sorted(r.target for r in requests), ['/landed?x=1', '/landed?x=1', '/start?own=1',
+                                                            '/start?own=1'])
+    t.equal('bodies', len(set(r.body for r in requests)), 1)
+
+
+def test_redirect_authorization(t):
+    """The password goes along within the origin, and never to another."""
+    other = t.receiver()
+    receiver = t.receiver(by_path({'/same': location(307, '/landed'), '/other': location(307, other.url('/landed')),
+                                   '/get': location(302, other.url('/landed')),
+                                   '/far': location(308, '/other')}))
+    path, _ = t.config([{'url': receiver.url('/same', 'bob:secret')}, {'url': receiver.url('/other', 'bob:secret')},
+                        {'url': receiver.url('/get', 'bob:secret'), 'method': 'GET'},
+                        {'url': receiver.url('/far', 'bob:secret'), 'method': 'PUT'}])
+    program = t.start(path)
+    program.send(datagram())
+    basic = 'Basic ' + base64.b64encode(b'bob:secret').decode()
+    requests = receiver.wait(6)
+    t.equal('within the origin', [r.get('Authorization') for r in requests], [basic] * 6)
+    strangers = other.wait(3)
+    t.equal('requests to the other', sorted(r.method for r in strangers), ['GET', 'POST', 'PUT'])
+    for request in strangers:
+        t.equal('Authorization for another origin', request.get('Authorization'), None)
+        t.equal('Host for another origin', request.get('Host'), other.authority)
+        t.equal('the alert arrives', list(request.event()), FIELDS)
+        t.check('no secret goes along', b'secret' not in request.raw and b'c2VjcmV0' not in request.raw)
+    stop(t, program)
+    t.check('the password is not in the log', 'secret' not in program.stdout)
+
+
+def test_redirect_bad_location(t):
+    rows = [('none',), ('empty', ''), ('spaces', '   '), ('two', '/a', '/b'), ('two the same', '/a', '/a'),
+            ('file', 'file:///etc/passwd'),
+            ('file short', 'file:/etc/passwd'), ('data', 'data:text/plain,hello'),
+            ('javascript', 'javascript:alert(1)'),
+            ('ftp', 'ftp://127.0.0.1/x'), ('gopher', 'gopher://127.0.0.1:25/x'), ('mailto', 'mailto:a@example.com'),
+            ('open bracket', 'http://[::1'), ('no host', 'http://'), ('no host but port', 'http://:80/'),
+            ('port too large', 'http://127.0.0.1:99999/'), ('port of letters', 'http://127.0.0.1:http/'),
+            ('space in host', 'http://a b/'), ('number too large', 'http://127.0.0.256/'),
+            ('not IPv6', 'http://[1::2::3]/'),
+            ('percent in host', 'http://a%00b/'), ('websocket', 'ws://127.0.0.1/'),
+            ('host of 300 letters', 'http://%s/' % ('a' * 300)),
+            ('angle brackets', 'http://<host>/')]
+    kinds = [(307, 'POST'), (302, 'GET'), (301, 'POST')]
+    receiver = t.receiver(by_path({'/%d/%d' % (status, i): location(status, *row[1:])
+                                   for status, _ in kinds for i, row in enumerate(rows)}))
+    path, _ = t.config([{'url': receiver.url('/%d/%d' % (status, i)), 'method': method}
+                        for status, method in kinds for i in range(len(rows))])
+    program = t.start(path)
+    program.send(datagram())
+    for i, (status, row) in enumerate((status, row) for status, _ in kinds for row in rows):
+        what = '%d, %s' % (status, row[0])
+        count, text, event = wait_given_up(t, program, 1, 'failure %d' % (i + 1))
+        t.equal('%s: attempts' % what, count, 1)
+        t.check('%s: the text names the status' % what, str(status) in text, text)
+        t.equal('%s: fields' % what, list(event), FIELDS)
+    t.equal('no request but the first of each', len(receiver.requests), len(kinds) * len(rows))
+    t.check('nothing is down', not program.lines(' is down'), program.lines(' is down'))
+    end(t, program, given_up=len(kinds) * len(rows), delivered=0)
+
+
+def test_redirect_location_with_control_characters(t):
+    """What would split a request never reaches the next server, and never the log."""
+    receiver = t.receiver(by_path({'/tab': location(307, b'/a\tb'), '/escape': location(307, b'/a\x1b[2Jb'),
+                                   '/high': location(307, b'/a\xff\xfeb'),
+                                   '/moved': location(302, b'/a\x1b[2J\xff\x85b')}))
+    path, _ = t.config([{'url': receiver.url('/' + name)} for name in ('tab', 'escape', 'high', 'moved')])
+    program = t.start(path)
+    program.send(datagram())
+    for i in range(4):
+        t.check('webhook %d comes to an end' % (i + 1),
+                program.wait_log(r'alert 1 (delivered to|given up for) failure %d\b' % (i + 1)), program.log[-4:])
+    for request in receiver.requests:
+        t.check('request lines are plain ASCII', re.fullmatch(r'POST /[!-~]* HTTP/1\.1', request.line),
+                repr(request.line))
+    stop(t, program)
+
+
+def test_redirect_moved_hides_secrets(t):
+    target = 'http://bob:hidden@hooks.example.com/new?token=hidden#frag'
+    receiver = t.receiver(by_path({'/start': location(301, target)}))
+    path, _ = t.config([{'url': receiver.url('/start')}])
+    program = t.start(path)
+    program.send(datagram())
+    _, text, _ = wait_given_up(t, program, 1)
+    t.check('the new URL is named', re.search(r'moved to http://hooks\.example\.com/new\b', text), text)
+    t.check('without its secrets', 'hidden' not in program.stdout, text)
+
+
+def test_redirect_then_failure(t):
+    """What the second server says counts; the retry begins at the first."""
+    receiver = t.receiver(by_path({'/start': location(307, '/busy'), '/busy': [response(500), response(503)],
+                                   '/gate': location(308, '/denied'), '/denied': response(401),
+                                   '/door': location(307, '/cut', close_after=True), '/cut': [None]}))
+    path, _ = t.config([{'url': receiver.url('/start')}, {'url': receiver.url('/gate')},
+                        {'url': receiver.url('/door')}])
+    program = t.start(path)
+    program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1', attempt=3)
+    _, text, _ = wait_given_up(t, program, 1, 'failure 2')
+    t.check('status and hint', '401' in text and 'credentials' in text, text)
+    wait_delivered(t, program, 1, 'failure 3', attempt=2)
+    requests = receiver.wait(12)
+    t.equal('requests to /start and /busy', [r.path for r in requests if r.path in ('/start', '/busy')],
+            ['/start', '/busy'] * 3)
+    t.equal('one webhook-id', len(set(ids(r for r in requests if r.path in ('/start', '/busy')))), 1)
+    t.equal('requests to /door and /cut', [r.path for r in requests if r.path in ('/door', '/cut')],
+            ['/door', '/cut'] * 2)
+
+
+def test_redirect_with_a_body(t):
+    """The body of a redirect does not matter, however odd it is."""
+    moved = b'HTTP/1.1 307 Moved'
+    rows = {'/length': head(b'Location: /landed', b'Content-Length: 5', status=moved) + b'hello',
+            '/chunked': head(b'Location: /landed', CHUNKED, status=moved) + b'5\r\nhello\r\n0\r\n\r\n',
+            '/close': close(head(b'Location: /landed', status=moved) + b'hello'),
+            '/endless': endless(head(b'Location: /landed', status=moved), b'a' * 8192),
+            '/broken': hold(head(b'Location: /landed', CHUNKED, status=moved) + b'zz\r\n'),
+            '/short': close(head(b'Location: /landed', b'Content-Length: 50', status=moved)),
+            '/hold': hold(head(b'Location: /landed', b'Content-Length: 50', status=moved))}
+    receiver = t.receiver(by_path(rows))
+    path, _ = t.config([{'url': receiver.url(start)} for start in rows])
+    program = t.start(path)
+    program.send(datagram())
+    for i in range(len(rows)):
+        wait_delivered(t, program, 1, 'failure %d' % (i + 1), attempt=1)
+    t.equal('requests', len(receiver.wait(2 * len(rows))), 2 * len(rows))
+    t.equal('one body', len(set(r.body for r in receiver.requests)), 1)
+    end(t, program, delivered=len(rows), given_up=0, lost=0)
+
+
+def test_redirect_to_nobody(t):
+    """The new place refuses: the alert is kept, and arrives when somebody is there."""
+    port = t.port()
+    receiver = t.receiver(by_path({'/start': location(307, 'http://127.0.0.1:%d/landed' % port)}))
+    path, _ = t.config([{'url': receiver.url('/start')}])
+    program = t.start(path)
+    program.send(datagram())
+    t.check('the log says so', program.wait_log(r'(?i)warn: .*failure 1\b(?=.*refused).*127\.0\.0\.1:%d' % port),
+            program.log[-3:])
+    late = t.receiver(port=port)
+    wait_delivered(t, program, 1, timeout=30)
+    t.equal('arrived', len(late.wait(1)), 1)
+    t.equal('one webhook-id', len(set(ids(receiver.requests + late.requests))), 1)
+    end(t, program, delivered=1, given_up=0, lost=0)
+
+
+def test_redirect_https_to_http(t):
+    plain = t.receiver()
+    receiver = tls_receiver(t, lambda request, connection: location(302, plain.url('/plain')))
+    path, _ = t.config([{'url': receiver.url('/start'), 'method': method, 'cert': trusting()}
+                        for method in ('GET', 'PUT')])
+    program = t.start(path)
+    program.send(datagram())
+    for i in (1, 2):
+        count, text, _ = wait_given_up(t, program, 1, 'failure %d' % i)
+        t.equal('attempts', count, 1)
+        t.check('the text says why', re.search(r'https', text), text)
+    end(t, program, given_up=2, delivered=0)
+    t.equal('requests without TLS', len(plain.requests), 0)
+
+
+def own_address(t):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(('192.0.2.1', 9))
+        except OSError:
+            t.skip('this machine has no address beside loopback')
+        address = probe.getsockname()[0]
+    if address.startswith(('127.', '169.254.')):
+        t.skip('this machine has no address beside loopback')
+    return address
+
+
+def test_redirect_to_loopback_refused(t):
+    """From a webhook elsewhere nothing leads to this machine's own services."""
+    address = own_address(t)
+    inner = t.receiver()
+    targets = ['http://127.0.0.1:%d/' % inner.port, 'http://localhost:%d/' % inner.port,
+               'http://[::1]:%d/' % inner.port,
+               'http://127.0.0.2:%d/' % inner.port, 'http://[::ffff:127.0.0.1]:%d/' % inner.port,
+               'http://169.254.169.254/latest/meta-data', 'http://[fe80::1]/', 'http://2130706433:%d/' % inner.port,
+               'http://0.0.0.0:%d/' % inner.port, 'http://[::]:%d/' % inner.port, 'http://127.1:%d/' % inner.port]
+    receiver = t.receiver(by_path({'/%d' % i: location(307, target) for i, target in enumerate(targets)}), host=address)
+    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(len(targets))] +
+                       [{'url': receiver.url('/good')}])
+    program = t.start(path)
+    program.send(datagram())
+    for i, target in enumerate(targets):
+        t.check('%s is refused' % target, program.wait_log(r'alert 1 given up for failure %d\b' % (i + 1)),
+                program.lines(r'failure %d\b' % (i + 1))[-2:])
+    wait_delivered(t, program, 1, 'failure %d' % (len(targets) + 1))
+    stop(t, program)
+    t.equal('requests that came in', len(inner.requests), 0)
+
+
+def test_redirect_name_to_loopback_refused(t):
+    """Nor by a name that leads to this machine."""
+    address = own_address(t)
+    inner = t.receiver()
+    server = Names(t, {'inner.example.com': ['127.0.0.1'], 'six.example.com': ['::1', 'fe80::1'],
+                       'both.example.com': ['169.254.169.254', '127.0.0.1']})
+    words = ['inner', 'six', 'both']
+    receiver = t.receiver(by_path({'/' + name: location(307, 'http://%s.example.com:%d/' % (name, inner.port))
+                                   for name in words}),
+                          host=address)
+    path, _ = t.config([{'url': receiver.url('/' + name)} for name in words])
+    program = t.start(path, wrap=server.wrap)
+    program.send(datagram())
+    for i, name in enumerate(words):
+        t.check('%s.example.com is refused' % name, program.wait_log(r'alert 1 given up for failure %d\b' % (i + 1)),
+                program.lines(r'failure %d\b' % (i + 1))[-2:])
+    t.equal('the names were asked for', sorted(set(name for name, _ in server.asked)),
+            sorted('%s.example.com' % name for name in words))
+    stop(t, program)
+    t.equal('requests that came in', len(inner.requests), 0)
+
+
+def test_redirect_trust(t):
+    """The certificate of the configuration, and the leave not to check any, count for webhookURL's origin only."""
+    other = tls_receiver(t)
+    receiver = tls_receiver(t, by_path({'/same': location(307, '/landed'),
+                                        '/other': location(307, other.url('/landed'))}))
+    unchecked = {'enable': False, 'rejectUnauthorized': False, 'certCA': ''}
+    path, _ = t.config([{'url': receiver.url('/same', 'bob:secret'), 'cert': trusting()},
+                        {'url': receiver.url('/same'), 'cert': unchecked},
+                        {'url': receiver.url('/other'), 'cert': trusting()},
+                        {'url': receiver.url('/other'), 'cert': unchecked}])
+    program = t.start(path)
+    program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1', attempt=1)
+    wait_delivered(t, program, 1, 'failure 2', attempt=1)
+    for i in (3, 4):
+        t.check('webhook %d: not trusted' % i, program.wait_log(r'failure %d\b.*not trusted' % i), program.log[-4:])
+    stop(t, program)
+    t.equal('requests to the other', len(other.requests), 0)
+    t.equal('Authorization within the origin', len([r for r in receiver.requests if r.get('Authorization')]), 2)
+
+
+def test_redirect_within_one_deadline(t):
+    """The time of a call is for all its redirects together."""
+    slow = [True]
+
+    def answer(request, connection):
+        if slow[0]:
+            time.sleep(1.2)
+        return location(307, '/two') if request.path == '/one' else OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url('/one')}])
+    program = t.start(path, binary=t.binary_test)
+    program.send(datagram())
+    t.check('the reason', re.search('no answer within', wait_attempt(t, program, 1)))
+    slow[0] = False
+    wait_delivered(t, program, 1)
+
+
+# ---- Waiting --------------------------------------------------------------------------------------------------------
+
+
+def asctime(when):
+    return time.asctime(time.gmtime(when))
+
+
+def test_wait_retry_after_forms(t):
+    """How long the log says that it waits, for each form of Retry-After."""
+    now = time.time()
+    rows = [
+        ('429 seconds', 429, '30', 30, 30),
+        ('503 seconds', 503, '120', 120, 120),
+        ('seconds with zeros', 429, '0060', 60, 60),
+        ('an hour', 429, '3600', 3600, 3600),
+        ('a day', 429, '86400', 3600, 3600),
+        ('too many digits', 503, '9' * 40, 3600, 3600),
+        ('2 to 32 and 1', 429, '4294967297', 3600, 3600),
+        ('IMF date', 429, email.utils.formatdate(now + 300, usegmt=True), 200, 301),
+        ('IMF date, 503', 503, email.utils.formatdate(now + 300, usegmt=True), 200, 301),
+        ('RFC 850 date', 429, time.strftime('%A, %d-%b-%y %H:%M:%S GMT', time.gmtime(now + 300)), 200, 301),
+        ('asctime date', 429, asctime(now + 300), 200, 301),
+        ('year 2138', 429, email.utils.formatdate(calendar.timegm((2138, 2, 16, 9, 24, 59)), usegmt=True), 3600, 3600),
+        ('year 9999', 503, 'Fri, 31 Dec 9999 23:59:59 GMT', 3600, 3600),
+    ]
+    receiver = t.receiver(by_path({'/%d' % i: response(row[1], b'', [('Retry-After', row[2])])
+                                   for i, row in enumerate(rows)}))
+    path, _ = t.config([{'url': receiver.url('/%d' % i), 'description': row[0]} for i, row in enumerate(rows)])
+    program = t.start(path)
+    program.send(datagram())
+    for i, (what, status, value, least, most) in enumerate(rows):
+        match = program.wait_log(r' warn: webhook failure %d \("%s"\) asked to wait: %d, for ([0-9.]+) s' %
+                                 (i + 1, re.escape(what), status))
+        t.check('%s: %s' % (what, value), match and least <= float(match.group(1)) <= most,
+                match.group(0) if match else program.lines(r'failure %d\b' % (i + 1)))
+    time.sleep(1)
+    t.equal('requests while all wait', len(receiver.requests), len(rows))
+    stop(t, program)
+    totals(t, program, delivered=0, given_up=0, lost=len(rows))
+    t.equal('lost alerts, whole', [list(event) for event in alerts_in(program, ' lost for ')], [FIELDS] * len(rows))
+
+
+def test_wait_retry_after_ignored(t):
+    """What is not a time to come does not hold an alert for long, and loses none."""
+    past = email.utils.formatdate(time.time() - 3600, usegmt=True)
+    values = ['-30', '0', 'soon', '', past, '30 s', '1e9', '0x7fffffff', 'Fri, 99 Foo 2138 99:99:99 GMT',
+              'Thu, 01 Jan 1970 00:00:00 GMT', '12:00', '\xe5', '3 3', '--', '+',
+              '1,000,000']
+    rows = [(status, value) for value in values for status in (429, 503)]
+    answers = {'/%d' % i: [response(status, b'', [('Retry-After', value)])] for i, (status, value) in enumerate(rows)}
+    answers['/no'] = [response(429)]
+    receiver = t.receiver(by_path(answers))
+    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(len(rows))] + [{'url': receiver.url('/no')}])
+    program = t.start(path)
+    program.send(datagram())
+    for i, (status, value) in enumerate(rows + [(429, None)]):
+        match = program.wait_log(delivered_pattern(1, 'failure %d' % (i + 1), attempt=2), 15)
+        t.check('%d with Retry-After %r does not hold up' % (status, value), match,
+                program.lines(r'failure %d\b' % (i + 1)))
+    end(t, program, delivered=len(rows) + 1, given_up=0, lost=0)
+
+
+def waiting_test(status):
+    def test(t):
+        """The webhook waits as a whole, then one probe goes, and the rest only when it was answered."""
+        gate = threading.Event()
+        first = response(status, b'', [('Retry-After', '3')])
+        again = response(status, b'', [('Retry-After', '2')])
+
+        def slow_good(sock):
+            gate.wait(30)
+            sock.sendall(response(200, b'ok', close=True))
+
+        receiver = t.receiver(in_turn(first, again, quiet(slow_good)))
+        other = t.receiver()
+        path, _ = t.config([{'url': receiver.url()}, {'url': other.url()}])
+        program = t.start(path)
+        program.send(datagram(task='task 0'))
+        t.check('it is asked to wait', program.wait_log(r'webhook failure 1 asked to wait: %d, for 3(\.0)? s' % status),
+                program.log[-3:])
+        sent = ['task 0'] + send_many(program, 6)
+        t.equal('the other webhook does not wait', len(other.wait(7, timeout=3)), 7)
+        requests = receiver.wait(3, timeout=20)
+        t.require('three requests', len(requests) == 3, len(requests))
+        t.check('nothing within the first 3 s', requests[1].time - requests[0].time > 2.9,
+                requests[1].time - requests[0].time)
+        t.check('nothing within the next 2 s', requests[2].time - requests[1].time > 1.9,
+                requests[2].time - requests[1].time)
+        time.sleep(1.5)
+        t.equal('one probe at a time', len(receiver.requests), 3)
+        gate.set()
+        requests = receiver.wait(2 + len(sent), timeout=15)
+        once_each(t, 'all arrive once', requests[2:], sent)
+        for number in range(1, 8):
+            wait_delivered(t, program, number)
+        end(t, program, delivered=14, given_up=0, lost=0)
+    return test
+
+
+test_wait_whole_webhook_429 = limit(90)(waiting_test(429))
+test_wait_whole_webhook_503 = limit(90)(waiting_test(503))
+
+
+@limit(150)
+def test_wait_one_a_second(t):
+    """A receiver that allows one alert a second gets all twenty, and has to refuse few."""
+    lock = threading.Lock()
+    last = [0.0]
+
+    def answer(request, connection):
+        with lock:
+            if time.monotonic() - last[0] < 1:
+                return response(429, b'slow down', [('Retry-After', '1')])
+            last[0] = time.monotonic()
+            return OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    send_many(program, 20)
+    begin = time.monotonic()
+    arrived = wait_until(lambda: len(program.lines(r' delivered to ')) == 20, 100, 0.2)
+    t.check('all twenty arrive', arrived, '%d did' % len(program.lines(' delivered to ')))
+    t.check('in about twenty times a second', time.monotonic() - begin < 60 * harness.SLOW, time.monotonic() - begin)
+    refused = len(receiver.requests) - 20
+    t.check('at most three refusals for each', refused <= 60, '%d' % refused)
+    t.equal('webhook-ids', len(set(ids(receiver.requests))), 20)
+    end(t, program, delivered=20, given_up=0, lost=0)
+
+
+def test_wait_during_calls_in_flight(t):
+    """A 429 for one call does not spoil those that are under way beside it."""
+    barrier = threading.Barrier(4, timeout=20)
+
+    def answer(request, connection):
+        try:
+            turn = barrier.wait()
+        except threading.BrokenBarrierError:
+            return OK
+        barrier.reset()
+        return response(429, b'', [('Retry-After', '2')]) if turn == 0 else OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 4)
+    receiver.wait(4)
+    barrier_broken = threading.Timer(1, barrier.abort)
+    barrier_broken.start()
+    t.check('all are delivered', wait_until(lambda: len(program.lines(' delivered to ')) == 4, 20), program.log[-6:])
+    t.equal('names', sorted(set(names(receiver.requests))), sent)
+    t.equal('requests', len(receiver.requests), 5)
+    end(t, program, delivered=4, given_up=0, lost=0)
+
+
+def test_wait_retry_after_zero_is_no_flood(t):
+    """A webhook that asks for no wait at all, again and again, gets a handful of calls, not thousands."""
+    past = email.utils.formatdate(time.time() - 3600, usegmt=True)
+    receiver = t.receiver(by_path({'/429': response(429, b'', [('Retry-After', '0')]),
+                                   '/503': response(503, b'', [('Retry-After', past)])}))
+    path, _ = t.config([{'url': receiver.url('/429')}, {'url': receiver.url('/503')}])
+    program = t.start(path)
+    program.send(datagram())
+    receiver.wait(2)
+    time.sleep(2)
+    for name in ('/429', '/503'):
+        calls = len([r for r in receiver.requests if r.path == name])
+        t.check('%s: calls in 2 s' % name, 1 <= calls <= 10, calls)
+    end(t, program, delivered=0, given_up=0, lost=2)
+
+
+def test_wait_then_broken_is_no_flood(t):
+    """Asked to wait, then connections that end without an answer: few calls, not a loop without a pause."""
+    receiver = t.receiver(in_turn(response(429, b'', [('Retry-After', '1')], close=True), then=None))
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram())
+    requests = receiver.wait(2)
+    t.require('it tries again', len(requests) >= 2, program.log[-3:])
+    time.sleep(2)
+    calls = len(receiver.requests) - 1
+    t.check('calls in 2 s', 1 <= calls <= 12, calls)
+    receiver.answer = OK
+    wait_delivered(t, program, 1, timeout=30)
+    end(t, program, delivered=1, given_up=0, lost=0)
+
+
+def test_wait_outlasts_calls_in_flight(t):
+    """One of four calls in flight is told to wait, the others are delivered a little later: nothing more until then."""
+    all_here = threading.Barrier(4, timeout=20)
+    lock = threading.Lock()
+    told = []
+
+    def answer(request, connection):
+        try:
+            turn = all_here.wait()
+        except threading.BrokenBarrierError:
+            return OK
+        if turn == 0:
+            all_here.abort()    # what comes later does not wait for others
+            with lock:
+                told.append(time.monotonic())
+            return response(429, b'', [('Retry-After', '3')])
+        time.sleep(0.2 * turn)
+        return OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 10)
+    t.require('four calls, then more', len(receiver.wait(5, timeout=20)) >= 5, len(receiver.requests))
+    t.require('one was told to wait', len(told) == 1, told)
+    t.check('nothing goes out before the time is over', receiver.requests[4].time - told[0] > 2.9,
+            receiver.requests[4].time - told[0])
+    t.check('all are delivered', wait_until(lambda: len(program.lines(' delivered to ')) == 10, 20), program.log[-6:])
+    t.equal('all arrive', sorted(set(names(receiver.requests))), sorted(sent))
+    t.equal('requests', len(receiver.requests), 11)
+    t.equal('"asked to wait" is said once', len(program.lines(' asked to wait')), 1)
+    end(t, program, delivered=10, given_up=0, lost=0)
+
+
+# ---- Down and up ----------------------------------------------------------------------------------------------------
+
+
+def test_down_refused(t):
+    port = t.port()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/hook' % port}])
+    program = t.start(path)
+    sent = send_many(program, 30)
+    reason = wait_down(t, program)
+    t.check('the reason', 'refused' in reason and '127.0.0.1:%d' % port in reason, reason)
+    wait_accepted(t, program, 30)
+    time.sleep(2)
+    receiver = t.receiver(port=port)
+    wait_up(t, program)
+    once_each(t, 'all arrive once', receiver.wait(30, timeout=20), sent)
+    wait_until(lambda: len(program.lines(' delivered to ')) == 30)
+    t.equal('"is down" is said once', len(program.lines(' is down')), 1)
+    end(t, program, received=30, accepted=30, delivered=30, given_up=0, lost=0)
+
+
+def test_down_one_probe_at_a_time(t):
+    """A server that takes its time to spoil each TLS handshake shows how many try at once."""
+    lock = threading.Lock()
+    open_now = []
+    seen = []
+
+    def spoil(connection):
+        with lock:
+            open_now.append(connection.number)
+            seen.append((time.monotonic(), len(open_now)))
+        time.sleep(0.7)
+        with lock:
+            open_now.remove(connection.number)
+        return close(b'this is not TLS at all\r\n')
+
+    receiver = t.receiver(on_connect=spoil)
+    path, _ = t.config([{'url': receiver.url().replace('http:', 'https:')}])
+    program = t.start(path)
+    send_many(program, 8)
+    wait_down(t, program)
+    begin = time.monotonic() + 1        # calls that began before the first failure may still be under way
+    wait_until(lambda: len([when for when, _ in seen if when > begin]) >= 3, 30)
+    counts = [count for when, count in seen if when > begin]
+    t.check('probes go on', len(counts) >= 3, seen)
+    t.check('one probe at a time', all(count == 1 for count in counts), seen)
+    stop(t, program)
+    totals(t, program, delivered=0, given_up=0, lost=8)
+
+
+@limit(120)
+def test_down_after_three_without_answer(t):
+    """Three different alerts without an HTTP answer; then probes with the alert tried longest ago."""
+    well = threading.Event()
+    receiver = t.receiver(lambda request, connection: OK if well.is_set() else None)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 3)
+    wait_down(t, program)
+    at = len(receiver.requests)
+    requests = receiver.wait(at + 4, timeout=40)[at:]
+    probes = names(requests)
+    t.check('probes go on', len(probes) >= 4, probes)
+    t.check('each with the alert tried longest ago', all(len(set(probes[i:i + 3])) == 3
+                                                         for i in range(len(probes) - 2)), probes)
+    well.set()
+    wait_up(t, program, timeout=60)
+    for number in (1, 2, 3):
+        wait_delivered(t, program, number)
+    t.equal('webhook-ids', len(set(ids(receiver.requests))), len(sent))
+    end(t, program, delivered=3, given_up=0, lost=0)
+
+
+def no_answer_test(play):
+    def test(t):
+        """Three different alerts in a row, each without an HTTP answer, whatever came instead."""
+        well = threading.Event()
+        receiver = t.receiver(lambda request, connection: OK if well.is_set() else play)
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path, binary=t.binary_test)
+        send_many(program, 3)
+        wait_down(t, program)
+        well.set()
+        wait_up(t, program)
+        for number in (1, 2, 3):
+            wait_delivered(t, program, number)
+        t.equal('webhook-ids', len(set(ids(receiver.requests))), 3)
+        end(t, program, delivered=3, given_up=0, lost=0)
+    return test
+
+
+test_down_after_three_resets = no_answer_test(cut())
+test_down_after_three_timeouts = no_answer_test(hold())
+test_down_after_three_greetings = no_answer_test(hold(b'220 mail.example.com ESMTP\r\n'))
+test_down_after_three_halves = no_answer_test(close(b'HTTP/1.1 200 OK\r\nContent-'))
+
+
+def test_down_not_by_two_alerts(t):
+    """Two alerts that take turns in getting no answer are not three different ones."""
+    seen = {}
+
+    def answer(request, connection):
+        name = request.event()['taskName']
+        seen[name] = seen.get(name, 0) + 1
+        return None if seen[name] <= 3 else OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    send_many(program, 2)
+    for number in (1, 2):
+        wait_delivered(t, program, number, timeout=25)
+    t.check('not down', not program.lines(' is down'), program.lines(' is down'))
+    end(t, program, delivered=2, given_up=0, lost=0)
+
+
+def test_down_not_by_one_alert(t):
+    """However often the same alert gets no answer, the webhook is not down, and others pass."""
+    bad = []
+
+    def answer(request, connection):
+        if request.event()['taskName'] != 'poison' or len(bad) >= 3:
+            return response(200, b'', close=True)       # a kept connection would give the poison one more try at once
+        bad.append(request)
+        return None
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram(task='poison'))
+    wait_attempt(t, program, 1, attempt=2)
+    send_many(program, 3)
+    for number in (2, 3, 4):
+        wait_delivered(t, program, number, attempt=1, timeout=4)
+    wait_delivered(t, program, 1, attempt=4, timeout=20)
+    t.check('not down', not program.lines(' is down'), program.lines(' is down'))
+    end(t, program, delivered=4, given_up=0, lost=0)
+
+
+def test_down_not_by_failures_between_successes(t):
+    """An answer in between begins the count anew."""
+    seen = set()
+
+    def answer(request, connection):
+        name = request.event()['taskName']
+        if name in seen:
+            return OK
+        seen.add(name)
+        return None
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    for number in range(1, 6):
+        program.send(datagram(task='task %d' % number))
+        if not wait_delivered(t, program, number):
+            break
+    t.check('not down', not program.lines(' is down'), program.lines(' is down'))
+    end(t, program, delivered=5, given_up=0, lost=0)
+
+
+def test_down_again(t):
+    """Down and up, and down and up again: each is told, no alert is lost."""
+    port = t.port()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % port}])
+    program = t.start(path)
+    arrived = []
+    sent = []
+    for turn in (1, 2, 3):
+        sent += send_many(program, 3, 'turn %d' % turn)
+        t.check('down %d' % turn, program.wait_log(' is down: ', count=turn), program.log[-3:])
+        receiver = t.receiver(port=port)
+        t.check('up %d' % turn, program.wait_log(' is up again', 30, turn), program.log[-3:])
+        t.check('the alerts of turn %d' % turn, program.wait_log(' delivered to ', count=3 * turn), program.log[-3:])
+        arrived += receiver.requests
+        receiver.close()
+    once_each(t, 'all arrive once', arrived, sent)
+    end(t, program, delivered=9, given_up=0, lost=0)
+
+
+def test_down_then_asked_to_wait_then_up(t):
+    """Down, then 429, then 200: "is up again" is said once."""
+    port = t.port()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % port}])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    wait_down(t, program)
+    receiver = t.receiver(in_turn(response(429, b'', [('Retry-After', '1')])), port=port)
+    wait_up(t, program)
+    wait_delivered(t, program, 1, timeout=20)
+    program.send(datagram(task='second'))
+    wait_delivered(t, program, 2)
+    t.equal('requests', names(receiver.requests), ['first', 'first', 'second'])
+    for word in (' is down: ', ' asked to wait: 429', ' is up again$'):
+        t.equal('lines with %r' % word, len(program.lines(word)), 1)
+    end(t, program, delivered=2, given_up=0, lost=0)
+
+
+def test_down_name_not_found(t):
+    """A name that nobody knows; later somebody does."""
+    table = {}
+    server = Names(t, table)
+    receiver = t.receiver()
+    path, _ = t.config([{'url': 'http://hooks.example.com:%d/hook' % receiver.port}])
+    program = t.start(path, wrap=server.wrap)
+    program.send(datagram())
+    reason = wait_down(t, program, timeout=20)
+    t.check('the reason names the host', re.search(r'host name hooks\.example\.com not found', reason), reason)
+    table['hooks.example.com'] = ['127.0.0.1']
+    wait_up(t, program)
+    wait_delivered(t, program, 1)
+    t.equal('Host', receiver.wait(1)[0].get('Host'), 'hooks.example.com:%d' % receiver.port)
+    end(t, program, delivered=1, given_up=0, lost=0)
+
+
+def test_down_name_with_several_addresses(t):
+    """Each address of a name is tried."""
+    receiver = t.receiver()
+    server = Names(t, {'hooks.example.com': ['127.0.0.77', '::1', '127.0.0.1']})
+    path, _ = t.config([{'url': 'http://hooks.example.com:%d/hook' % receiver.port}])
+    program = t.start(path, wrap=server.wrap)
+    program.send(datagram())
+    wait_delivered(t, program, 1, attempt=1)
+    t.check('never down', not program.lines(' is down'), program.lines(' is down'))
+
+
+def test_down_too_old(t):
+    """After the age of 6 s an alert is given up, whole; refused and answered alike."""
+    receiver = t.receiver(response(500))
+    silent = t.receiver(always(None))
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}, {'url': receiver.url()}, {'url': silent.url()}])
+    program = t.start(path, binary=t.binary_test)
+    program.send(datagram(task='old', message='a\nb'))
+    wait_accepted(t, program, 1)
+    begin = time.monotonic()
+    for webhook in ('failure 1', 'failure 2', 'failure 3'):
+        count, text, event = wait_given_up(t, program, 1, webhook, timeout=20)
+        t.check('%s: not before its time' % webhook, time.monotonic() - begin > 4.5, time.monotonic() - begin)
+        t.check('%s: tried more than once' % webhook, count > 1, count)
+        t.equal('%s: the alert' % webhook, (event.get('taskName'), event.get('logMessage')), ('old', 'a\nb'))
+    time.sleep(1.5)
+    count = len(receiver.requests)
+    time.sleep(1.5)
+    t.equal('no request after that', len(receiver.requests), count)
+    end(t, program, delivered=0, given_up=3, lost=0)
+
+
+def test_queue_full(t):
+    """Room for five: the oldest waiting alert goes, and is logged whole; what remains arrives."""
+    well = threading.Event()
+
+    def answer(request, connection):
+        def play(sock):
+            well.wait(1.5)
+            if well.is_set():
+                sock.sendall(response(200, b'ok', close=True))
+        return quiet(play)
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path, binary=t.binary_test)
+    sent = send_many(program, 4)
+    receiver.wait(4)
+    sent += ['late %d' % (i + 1) for i in range(16)]
+    for name in sent[4:]:
+        program.send(datagram(task=name, app=name))
+    wait_accepted(t, program, 20)
+    program.wait_log(r' error: alert \d+ dropped for failure 1: its queue is full \(5\b[^)]*\); alert: \{', count=11)
+    well.set()
+    wait_until(lambda: len(program.lines(r' delivered to | dropped for ')) == 20, 15)
+    dropped = alerts_in(program, r' error: alert \d+ dropped for failure 1: its queue is full \(5\b[^)]*\); alert: \{')
+    gone = [event.get('taskName') for event in dropped]
+    t.equal('every dropped alert is whole', [list(event) for event in dropped], [FIELDS] * len(dropped))
+    t.check('as many as there is no room for', 11 <= len(gone) <= 16, gone)
+    t.equal('the oldest go first', gone, sorted(gone, key=sent.index))
+    t.check('the newest stay', not set(gone) & set(sent[-4:]), gone)
+    kept = [name for name in sent if name not in gone]
+    t.equal('what remains arrives', sorted(set(names(receiver.requests)) & set(kept)), sorted(kept))
+    stop(t, program)
+    totals(t, program, received=20, accepted=20, delivered=len(kept), given_up=0, lost=len(gone))
+    all_told(t, program, sent)
+
+
+def test_queue_full_for_one_webhook_only(t):
+    """The queue of a webhook that is down does not touch that of another."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}, {'url': receiver.url()}])
+    program = t.start(path, binary=t.binary_test)
+    sent = []
+    for i in range(30):
+        name = 'task %d' % (i + 1)
+        sent.append(name)
+        program.send(datagram(task=name))
+        receiver.wait(i + 1)
+    once_each(t, 'all arrive at the good one', receiver.wait(30), sent)
+    t.check('dropped for the bad one', program.wait_log(' dropped for failure 1: its queue is full', count=24),
+            len(program.lines(' dropped for failure 1: ')))
+    t.equal('dropped for the good one', program.lines(' dropped for failure 2'), [])
+    stop(t, program)
+    all_told(t, program, sent, 'failure 1')
+
+
+def test_queue_full_in_a_burst(t):
+    """A burst that no queue holds: each alert that is dropped stands in the log."""
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+    program = t.start(path, binary=t.binary_test)
+    sent = send_many(program, 2000, message='m' * 900, pause=0.0002)
+    wait_accepted(t, program, 2000, timeout=20)
+    stop(t, program)
+    all_told(t, program, sent)
+
+
+# ---- Independence ---------------------------------------------------------------------------------------------------
+
+
+def independence_test(make):
+    def test(t):
+        """Fifty alerts reach a good webhook at once, however bad the webhook before it is."""
+        good = t.receiver()
+        bad = make(t)
+        path, _ = t.config([{'url': bad}, {'url': good.url()}, {'url': bad, 'method': 'GET'}])
+        program = t.start(path)
+        send_many(program, 5, 'before')
+        good.wait(5)
+        time.sleep(0.5)                     # the bad one has its calls now
+        sent = []
+        slowest = 0
+        begin = time.monotonic()
+        for i in range(50):
+            sent.append('task %d' % i)
+            program.send(datagram(task=sent[-1]))
+            time.sleep(0.02)
+        requests = good.wait(55, timeout=10)
+        took = time.monotonic() - begin
+        once_each(t, 'all arrive at the good one', requests[5:], sent)
+        t.check('at once', took < 4 * harness.SLOW, '%.1f s' % took)
+        wait_accepted(t, program, 55)
+        stop(t, program)
+        all_told(t, program, sent, 'failure 2')
+        all_told(t, program, sent, 'failure 1')
+        all_told(t, program, sent, 'failure 3')
+    return test
+
+
+INDEPENDENT = {
+    'hangs': lambda t: t.receiver(always(hold())).url(),
+    'refuses': lambda t: 'http://127.0.0.1:%d/' % t.port(),
+    'resets': lambda t: t.receiver(always(cut())).url(),
+    'says_500': lambda t: t.receiver(response(500)).url(),
+    'says_429': lambda t: t.receiver(response(429, b'', [('Retry-After', '60')])).url(),
+    'drips': lambda t: t.receiver(always(drip(head(*[b'X-A: b'] * 50), pause=1))).url(),
+    'drips_its_body': lambda t: t.receiver(always(drip(b'a' * 500, head(b'Content-Length: 500'), pause=1))).url(),
+    'never_ends': lambda t: t.receiver(always(endless(head(), b'a' * 1024, 0.01))).url(),
+    'redirects_for_ever': lambda t: t.receiver(location(307, '/again')).url(),
+    'does_not_connect': lambda t: 'http://127.0.0.1:%d/' % FullListener(t).port,
+    'hangs_in_tls': lambda t: t.receiver(on_connect=lambda connection: hold()).url().replace('http:', 'https:'),
+}
+
+for _name, _make in INDEPENDENT.items():
+    globals()['test_independent_' + _name] = independence_test(_make)
+
+
+def test_independent_all_at_once(t):
+    """All bad webhooks together, and a burst."""
+    good = t.receiver()
+    bad = [make(t) for make in INDEPENDENT.values()]
+    path, _ = t.config([{'url': url} for url in bad] + [{'url': good.url()}])
+    program = t.start(path)
+    send_many(program, 10, 'before')
+    good.wait(10)
+    time.sleep(1)
+    begin = time.monotonic()
+    sent = send_many(program, 50)
+    requests = good.wait(60, timeout=10)
+    took = time.monotonic() - begin
+    once_each(t, 'all arrive at the good one', requests[10:], sent)
+    t.check('at once', took < 4 * harness.SLOW, '%.1f s' % took)
+    stop(t, program)
+    for i in range(len(bad) + 1):
+        all_told(t, program, sent, 'failure %d' % (i + 1))
+
+
+def test_independent_of_name_server(t):
+    server = Names(t)
+    good = t.receiver()
+    path, _ = t.config([{'url': 'http://hooks.example.com/'}, {'url': good.url()}, {'url': 'http://other.example.com/'},
+                        {'url': 'http://localhost:%d/named' % good.port}])
+    program = t.start(path, wrap=server.wrap)
+    begin = time.monotonic()
+    send_many(program, 50)
+    t.equal('all arrive at the good ones', len(good.wait(100, timeout=10)), 100)
+    t.check('at once', time.monotonic() - begin < 4 * harness.SLOW)
+    t.check('the name server was asked', server.asked)
+    t.check('but not for localhost', not [name for name, _ in server.asked if 'localhost' in name], server.asked)
+    stop(t, program)
+
+
+# ---- Connections ----------------------------------------------------------------------------------------------------
+
+
+def test_connection_kept(t):
+    """One alert after another uses one connection, whatever the method."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url('/' + method), 'method': method} for method in ('GET', 'POST', 'PUT')])
+    program = t.start(path)
+    for i in range(6):
+        program.send(datagram(task='task %d' % i))
+        for webhook in (1, 2, 3):
+            program.wait_log(delivered_pattern(i + 1, 'failure %d' % webhook))
+        time.sleep(0.2)
+    requests = receiver.wait(18)
+    t.equal('requests', len(requests), 18)
+    for method in ('GET', 'POST', 'PUT'):
+        t.equal('%s: connections' % method, len(set(r.connection for r in requests if r.method == method)), 1)
+    end(t, program, delivered=18)
+
+
+def stale_test(spoil):
+    """spoil(receiver) makes the kept connections useless; the next alert must arrive all the same, at once."""
+    def test(t):
+        receiver = t.receiver()
+        path, _ = t.config([{'url': receiver.url('/' + method), 'method': method} for method in ('GET', 'POST', 'PUT')])
+        program = t.start(path)
+        program.send(datagram(task='first'))
+        for webhook in (1, 2, 3):
+            wait_delivered(t, program, 1, 'failure %d' % webhook)
+        time.sleep(0.3)
+        spoil(receiver)
+        program.send(datagram(task='second'))
+        for webhook in (1, 2, 3):
+            wait_delivered(t, program, 2, 'failure %d' % webhook)
+        again = [r for r in receiver.requests if r.event()['taskName'] == 'second']
+        for method in ('GET', 'POST', 'PUT'):
+            requests = [r for r in again if r.method == method]
+            t.check('%s: one webhook-id' % method, len(set(ids(requests))) == 1, ids(requests))
+            t.check('%s: a new connection' % method, requests and requests[-1].connection > 3,
+                    [r.connection for r in requests])
+        t.equal('no retry with a wait', program.lines(r'next in'), [])
+        t.equal('not down', program.lines(r' is down'), [])
+        end(t, program, delivered=6, given_up=0, lost=0)
+    return test
+
+
+def spoil_when_idle(what):
+    def spoil(receiver):
+        for connection in list(receiver.connections):
+            what(connection.sock)
+        time.sleep(0.3)
+    return spoil
+
+
+def spoil_next_request(play):
+    """The first three connections get play for their next request, later ones a good answer."""
+    def spoil(receiver):
+        receiver.answer = lambda request, connection: play if connection.number <= 3 else OK
+    return spoil
+
+
+def say_goodbye(sock):
+    sock.sendall(response(408, b'idle for too long', close=True))
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+STALE = {
+    'closed_while_idle': spoil_when_idle(lambda sock: sock.shutdown(socket.SHUT_RDWR)),
+    'half_closed_while_idle': spoil_when_idle(lambda sock: sock.shutdown(socket.SHUT_WR)),
+    'closed_by_the_next_request': spoil_next_request(None),
+    'reset_by_the_next_request': spoil_next_request(cut()),
+    'goodbye_while_idle': spoil_when_idle(say_goodbye),
+    'noise_while_idle': spoil_when_idle(lambda sock: sock.sendall(b'\r\nare you there?\r\n')),
+    'answer_while_idle': spoil_when_idle(lambda sock: sock.sendall(response(404, b''))),
+}
+
+for _name, _spoil in STALE.items():
+    globals()['test_connection_' + _name] = stale_test(_spoil)
+
+
+def test_connection_reset_in_next_request(t):
+    """The kept connection is reset in the middle of a large request: once more, at once, on a new one."""
+    def early(request, connection):
+        return cut() if connection.served else None
+
+    receiver = t.receiver(on_head=early)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    wait_delivered(t, program, 1)
+    time.sleep(0.3)
+    program.send(datagram(task='second', message=LARGE))
+    wait_delivered(t, program, 2)
+    requests = receiver.wait(3)
+    t.equal('connections', [r.connection for r in requests], [1, 1, 2])
+    t.equal('one webhook-id', len(set(ids(requests[1:]))), 1)
+    t.equal('the message', requests[2].json().get('logMessage') == LARGE, True)
+    t.equal('no retry with a wait', program.lines(r'next in'), [])
+
+
+def test_connection_reset_while_idle(t):
+    """The server is killed and started again: all its connections are reset."""
+    listener = socket.socket()
+    port = t.port()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(('127.0.0.1', port))
+    listener.listen(8)
+    t.add(listener)
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/hook' % port}])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    sock, _ = listener.accept()
+    data = b''
+    while not data.endswith(b'}'):
+        data += sock.recv(65536)
+    sock.sendall(OK)
+    wait_delivered(t, program, 1)
+    time.sleep(0.3)
+    harness.reset(sock)
+    listener.close()
+    receiver = t.receiver(port=port)
+    time.sleep(0.3)
+    program.send(datagram(task='second'))
+    wait_delivered(t, program, 2, attempt=1)
+    t.equal('arrived', names(receiver.wait(1)), ['second'])
+    t.equal('no warning', program.lines(' warn: '), [])
+
+
+def test_connection_four_dead_at_once(t):
+    """Four idle connections, all dropped by the server: the next four alerts do not notice."""
+    barrier = threading.Barrier(4, timeout=5)
+
+    def together(request, connection):
+        try:
+            barrier.wait()
+        except threading.BrokenBarrierError:
+            pass
+        return OK
+
+    receiver = t.receiver(together)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    send_many(program, 4, 'first')
+    receiver.wait(4)
+    for number in range(1, 5):
+        wait_delivered(t, program, number)
+    t.equal('four connections', len(receiver.connections), 4)
+    receiver.answer = lambda request, connection: None if connection.number <= 4 else OK
+    sent = send_many(program, 4, 'second')
+    for number in range(5, 9):
+        wait_delivered(t, program, number)
+    t.equal('no retry with a wait', program.lines(r'next in'), [])
+    t.equal('not down', program.lines(r' is down'), [])
+    good = [r for r in receiver.requests if r.connection > 4]
+    once_each(t, 'each arrives on a new connection', good, sent)
+    end(t, program, delivered=8, given_up=0, lost=0)
+
+
+def test_connection_stale_then_bad(t):
+    """Once more at once is once: a fresh connection that fails, too, is an attempt that failed."""
+    seen = []
+
+    def answer(request, connection):
+        if request.event()['taskName'] == 'first':
+            return OK
+        seen.append((connection.number, request))
+        return None if len(seen) <= 3 else OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    wait_delivered(t, program, 1)
+    time.sleep(0.3)
+    program.send(datagram(task='second'))
+    wait_attempt(t, program, 2)
+    wait_delivered(t, program, 2, timeout=20)
+    t.equal('requests', len(seen), 4)
+    t.equal('connections', len(set(number for number, _ in seen)), 4)
+    t.equal('one webhook-id', len(set(ids(request for _, request in seen))), 1)
+    t.equal('retries with a wait', len(program.lines(r'alert 2 to failure 1: .*next in')), 2)
+    end(t, program, delivered=2, given_up=0, lost=0)
+
+
+def test_connection_cut_in_second_answer(t):
+    """On a reused connection an answer that has begun counts as an attempt."""
+    receiver = t.receiver(in_turn(OK, close(b'HTTP/1.1 20')))
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    wait_delivered(t, program, 1)
+    time.sleep(0.3)
+    program.send(datagram(task='second'))
+    wait_attempt(t, program, 2)
+    wait_delivered(t, program, 2, attempt=2)
+    requests = receiver.wait(3)
+    t.equal('connections', [r.connection for r in requests], [1, 1, 2])
+    t.equal('one webhook-id', len(set(ids(requests[1:]))), 1)
+
+
+def test_connection_closed_by_the_program_when_idle(t):
+    """An idle sender closes its connection: after a second in the program with short limits."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path, binary=t.binary_test)
+    program.send(datagram(task='first'))
+    wait_delivered(t, program, 1)
+    t.check('it closes the idle connection', receiver.connections[0].wait_closed(8))
+    program.send(datagram(task='second'))
+    wait_delivered(t, program, 2, attempt=1)
+    t.equal('a new connection', receiver.wait(2)[1].connection, 2)
+
+
+def test_connection_slow_reader(t):
+    """A server that reads a large request slowly gets all of it."""
+    def slowly(request, connection):
+        length = int(request.get('Content-Length'))
+        body = b''
+        while len(body) < length:
+            piece = connection.read_bytes(min(8192, length - len(body)))
+            if piece is None:
+                return None
+            body += piece
+            time.sleep(0.03)
+        bodies.append(body)
+        return response(200, b'', close=True)
+
+    bodies = []
+    receiver = t.receiver(on_head=slowly)
+    receiver.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(datagram(message=LARGE))
+    wait_delivered(t, program, 1, attempt=1, timeout=20)
+    t.equal('the message', parse(bodies[0].decode()).get('logMessage') == LARGE, True)
+    end(t, program, delivered=1)
+
+
+def small_buffers(receiver):
+    """Makes a large request wait on the way: little room here, and small segments, which keep the peer's room small, too."""
+    receiver.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    receiver.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+
+
+def early_answer_test(status):
+    def test(t):
+        """An answer in the middle of a large body, keep-alive: the rest is not sent, so the connection is of no more use."""
+        def early(request, connection):
+            if int(request.get('Content-Length')) < 20000:
+                return None
+
+            def play(sock):
+                sock.sendall(response(status))
+                time.sleep(1)
+                wait_peer(sock, 20)
+            return quiet(play)
+
+        receiver = t.receiver(on_head=early)
+        small_buffers(receiver)
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path)
+        program.send(datagram(task='large', message=LARGE))
+        wait_given_up(t, program, 1)
+        program.send(datagram(task='small'))
+        wait_delivered(t, program, 2, attempt=1)
+        requests = receiver.wait(2)
+        t.equal('connections', [r.connection for r in requests], [1, 2])
+        t.equal('the small one', requests[-1].event().get('taskName'), 'small')
+        t.equal('no retry with a wait', program.lines(r'next in'), [])
+        end(t, program, delivered=1, given_up=1, lost=0)
+    return test
+
+
+test_connection_early_answer_413 = early_answer_test(413)
+test_connection_early_answer_404 = early_answer_test(404)
+
+
+def test_connection_three_at_once_to_an_idle_sender(t):
+    """Alerts that come together do not wait for one another, also when a sender is there that has nothing to do."""
+    receivers = [t.receiver(in_turn(OK, then=pieces(b'', OK, pause=2))) for _ in range(5)]
+    path, _ = t.config([{'url': receiver.url()} for receiver in receivers])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    for number in range(len(receivers)):
+        wait_delivered(t, program, 1, 'failure %d' % (number + 1))
+    time.sleep(0.3)
+    program.send_signal(signal.SIGSTOP)     # so that it finds all three at once
+    sent = send_many(program, 3)
+    program.send_signal(signal.SIGCONT)
+    for number, receiver in enumerate(receivers):
+        requests = receiver.wait(4)[1:]
+        t.require('all three arrive', len(requests) == 3, len(requests))
+        once_each(t, 'each once', requests, sent)
+        times = [request.time for request in requests]
+        t.check('none waits for an answer to another', max(times) - min(times) < 1.5, max(times) - min(times))
+    end(t, program, delivered=4 * len(receivers), given_up=0, lost=0)
+
+
+def test_connection_large_get(t):
+    """A query of 180 KB is written whole, too."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url(), 'method': 'GET'}])
+    program = t.start(path)
+    program.send(datagram(message=LARGE))
+    wait_delivered(t, program, 1, attempt=1)
+    t.equal('the message', dict(receiver.wait(1)[0].params()).get('logMessage') == LARGE, True)
+
+
+def need_ipv6(t):
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(('::1', 0))
+    except OSError:
+        t.skip('there is no IPv6')
+
+
+def localhost_test(host):
+    def test(t):
+        if ':' in host:
+            need_ipv6(t)
+        receiver = t.receiver(host=host)
+        path, _ = t.config([{'url': receiver.url('/named', host='localhost')}, {'url': receiver.url('/number')}])
+        program = t.start(path)
+        program.send(datagram())
+        wait_delivered(t, program, 1, 'failure 1', attempt=1)
+        wait_delivered(t, program, 1, 'failure 2', attempt=1)
+        hosts = {request.path: request.get('Host') for request in receiver.wait(2)}
+        t.equal('Host', hosts, {'/named': 'localhost:%d' % receiver.port, '/number': receiver.authority})
+        t.equal('no warning', program.lines(' warn: '), [])
+    return test
+
+
+test_connection_localhost_ipv4_only = localhost_test('127.0.0.1')
+test_connection_localhost_ipv6_only = localhost_test('::1')
+
+
+def hanging_family_test(hanging, working):
+    def test(t):
+        """One family of localhost hangs, the other answers: the alert does not wait for the end of the call's time."""
+        need_ipv6(t)
+        full = FullListener(t, hanging)
+        receiver = t.receiver(host=working, port=full.port)
+        path, _ = t.config([{'url': receiver.url(host='localhost')}])
+        program = t.start(path)
+        program.send(datagram())
+        wait_delivered(t, program, 1, timeout=25)
+    return test
+
+
+test_connection_ipv6_hangs = hanging_family_test('::1', '127.0.0.1')
+test_connection_ipv4_hangs = hanging_family_test('127.0.0.1', '::1')
+
+
+def test_connection_hangs_in_connect(t):
+    """A connect that hangs ends with the call's time, and makes the webhook down."""
+    full = FullListener(t)
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % full.port}])
+    program = t.start(path, binary=t.binary_test)
+    program.send(datagram())
+    begin = time.monotonic()
+    wait_down(t, program, timeout=8)
+    t.check('not before its time', time.monotonic() - begin > 1, time.monotonic() - begin)
+    stop(t, program)
+
+
+def test_connection_hangs_in_tls(t):
+    receiver = t.receiver(on_connect=lambda connection: hold())
+    path, _ = t.config([{'url': receiver.url().replace('http:', 'https:')}])
+    program = t.start(path, binary=t.binary_test)
+    program.send(datagram())
+    wait_down(t, program, timeout=8)
+    stop(t, program)
+
+
+# ---- Proxies --------------------------------------------------------------------------------------------------------
+
+
+def proxy_environment(receiver, name='HTTPS_PROXY', userinfo=''):
+    return {name: 'http://%s127.0.0.1:%d' % (userinfo + '@' if userinfo else '', receiver.port)}
+
+
+def test_proxy_connect(t):
+    """https through a proxy that wants a password: one tunnel for all alerts, and no secret in the open."""
+    proxy = t.receiver(always(tunnel()))
+    receiver = tls_receiver(t)
+    path, _ = t.config([{'url': receiver.url('/hook?token=hidden', 'bob:secret'), 'cert': trusting()}])
+    program = t.start(path, env=proxy_environment(proxy, userinfo='user:p%40ss%20word'))
+    for number in (1, 2):
+        program.send(datagram(task='task %d' % number))
+        wait_delivered(t, program, number, attempt=1)
+        time.sleep(0.3)
+    connects = proxy.wait(1)
+    t.equal('tunnels', len(connects), 1)
+    request = connects[0]
+    t.equal('request line', request.line, 'CONNECT 127.0.0.1:%d HTTP/1.1' % receiver.port)
+    t.equal('Host', request.get('Host'), receiver.authority)
+    t.equal('Proxy-Authorization', request.get('Proxy-Authorization'),
+            'Basic ' + base64.b64encode(b'user:p@ss word').decode())
+    for name in ('Authorization', 'webhook-id', 'Content-Length', 'Content-Type'):
+        t.equal('%s to the proxy' % name, request.get(name), None)
+    requests = receiver.wait(2)
+    t.equal('targets', [r.target for r in requests], ['/hook?token=hidden'] * 2)
+    t.equal('Proxy-Authorization for the webhook', [r.get('Proxy-Authorization') for r in requests], [None, None])
+    t.equal('Authorization for the webhook', requests[0].get('Authorization'),
+            'Basic ' + base64.b64encode(b'bob:secret').decode())
+    end(t, program, delivered=2)
+    t.check('no password in the log', not re.search(r'p@ss|p%40ss|secret|hidden', program.stdout))
+
+
+def test_proxy_connect_names(t):
+    """The proxy gets the name, and IPv6 in brackets."""
+    need_ipv6(t)
+    proxy = t.receiver(always(tunnel()))
+    four = tls_receiver(t)
+    six = tls_receiver(t, host='::1')
+    path, _ = t.config([{'url': four.url('/a', host='localhost'), 'cert': trusting()},
+                        {'url': six.url('/b'), 'cert': trusting()}])
+    program = t.start(path, env=proxy_environment(proxy, 'https_proxy'))
+    program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1')
+    wait_delivered(t, program, 1, 'failure 2')
+    t.equal('targets', sorted(r.target for r in proxy.wait(2)),
+            sorted(['localhost:%d' % four.port, '[::1]:%d' % six.port]))
+
+
+CONNECT_OPEN = {
+    '204': head(status=b'HTTP/1.1 204 No Content'),
+    '200_with_length': head(b'Content-Length: 500'),
+    '200_with_chunked': head(CHUNKED),
+    '200_without_reason': head(status=b'HTTP/1.1 200'),
+    '200_1_0': head(b'Proxy-Agent: old', status=b'HTTP/1.0 200 Connection established'),
+    '200_after_interim': head(status=b'HTTP/1.1 102 Processing') + head(),
+    '200_with_18_kb': head(b'X-A: ' + b'a' * 18432),
+    '200_with_close': head(b'Connection: close', b'Proxy-Connection: close'),
+    '200_folded': head(b'X-A: a', b' b'),
+    '299': head(status=b'HTTP/1.1 299 Fine'),
+}
+
+CONNECT_REFUSED = {
+    '405': response(405, b''),
+    '400': response(400, b'bad', close=True),
+    '400_with_html': response(400, b'<html><body>Bad request</body></html>', [('Content-Type', 'text/html')],
+                              close=True),
+    'nul_in_header': hold(head(b'X-A: a\0b')),
+    '403': response(403, b'not here'),
+    '407': response(407, b'', [('Proxy-Authenticate', 'Basic realm="p"')]),
+    '502': response(502, b'<h1>Bad gateway</h1>'),
+    '503_with_retry_after': response(503, b'', [('Retry-After', '3000')]),
+    '429_with_retry_after': response(429, b'', [('Retry-After', '3000')]),
+    '302': location(302, 'http://127.0.0.1/login'),
+    '204_in_tls': close(b'\x15\x03\x01\x00\x02\x02\x46'),
+    'end': close(),
+    'reset': cut(),
+    'noise': hold(bytes(range(256)) * 16),
+    'smtp': hold(b'220 mail.example.com ESMTP\r\n' * 5),
+    'endless_headers': endless(b'HTTP/1.1 200 OK\r\n', b'X-A: a\r\n' * 500),
+    'end_in_header': close(b'HTTP/1.1 200 OK\r\nX-A: '),
+    'endless_body': endless(head(status=b'HTTP/1.1 403 No'), b'a' * 8192),
+}
+
+
+def connect_open_test(first):
+    def test(t):
+        proxy = t.receiver(always(tunnel(first)))
+        receiver = tls_receiver(t)
+        path, _ = t.config([{'url': receiver.url('/hook'), 'cert': trusting()}])
+        program = t.start(path, env=proxy_environment(proxy))
+        program.send(datagram())
+        wait_delivered(t, program, 1, attempt=1)
+        t.equal('request', [r.target for r in receiver.wait(1)], ['/hook'])
+        t.equal('no warning', program.lines(' warn: '), [])
+    return test
+
+
+def connect_refused_test(first, binary=None):
+    def test(t):
+        proxy = t.receiver(in_turn(first, then=tunnel()))
+        receiver = tls_receiver(t)
+        path, _ = t.config([{'url': receiver.url('/hook'), 'cert': trusting()}])
+        program = t.start(path, env=proxy_environment(proxy, userinfo='user:hidden'),
+                          binary=getattr(t, binary or 'binary'))
+        program.send(datagram())
+        reason = wait_down(t, program)
+        t.check('the proxy is named', re.search(r'(?i)proxy', reason) and ':%d' % proxy.port in reason, reason)
+        wait_up(t, program)
+        wait_delivered(t, program, 1)
+        t.equal('request', [r.target for r in receiver.wait(1)], ['/hook'])
+        end(t, program, delivered=1, given_up=0, lost=0)
+        t.check('no password in the log', 'hidden' not in program.stdout)
+    return test
+
+
+for _name, _answer in CONNECT_OPEN.items():
+    globals()['test_proxy_connect_open_' + _name] = connect_open_test(_answer)
+for _name, _answer in CONNECT_REFUSED.items():
+    globals()['test_proxy_connect_refused_' + _name] = connect_refused_test(_answer)
+test_proxy_connect_silent = connect_refused_test(hold(), 'binary_test')
+test_proxy_connect_by_the_byte = connect_refused_test(drip(head(b'X-A: a long value by the byte')), 'binary_test')
+
+
+def test_proxy_refuses_connections(t):
+    """A proxy that is not there: the webhook is down, and the proxy is named, for http and https."""
+    port = t.port()
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}, {'url': receiver.url().replace('http:', 'https:')}])
+    program = t.start(path, env={'HTTP_PROXY': 'http://127.0.0.1:%d' % port,
+                                 'HTTPS_PROXY': 'http://127.0.0.1:%d' % port})
+    program.send(datagram())
+    for i in (1, 2):
+        reason = wait_down(t, program, 'failure %d' % i)
+        t.check('the proxy is named', '127.0.0.1:%d' % port in reason and 'proxy' in reason.lower(), reason)
+    stop(t, program)
+    t.equal('requests past the proxy', len(receiver.requests), 0)
+
+
+def test_proxy_http_absolute_form(t):
+    """Plain http goes to the proxy in absolute form, with both passwords where they belong."""
+    proxy = t.receiver()
+    webhooks = [{'url': 'http://127.0.0.1:81/px/get?z=1', 'method': 'GET'},
+                {'url': 'http://bob:secret@127.0.0.1:82/px/put', 'method': 'PUT'},
+                {'url': 'http://hooks.invalid/px/post#part'}, {'url': 'http://[::1]:83/px'},
+                {'url': 'http://HOOKS.invalid:80'}]
+    path, _ = t.config(webhooks)
+    program = t.start(path, env=proxy_environment(proxy, 'HTTP_PROXY', 'pu:pp'))
+    program.send(datagram())
+    for i in range(len(webhooks)):
+        wait_delivered(t, program, 1, 'failure %d' % (i + 1), attempt=1)
+    requests = proxy.wait(len(webhooks))
+    wanted = {'http://127.0.0.1:81/px/get': '127.0.0.1:81', 'http://127.0.0.1:82/px/put': '127.0.0.1:82',
+              'http://hooks.invalid/px/post': 'hooks.invalid', 'http://[::1]:83/px': '[::1]:83',
+              'http://hooks.invalid/': 'hooks.invalid'}
+    t.equal('targets and Host', {r.path: r.get('Host') for r in requests}, wanted)
+    t.equal('Proxy-Authorization', set(r.get('Proxy-Authorization') for r in requests),
+            {'Basic ' + base64.b64encode(b'pu:pp').decode()})
+    t.equal('Authorization', sorted(r.get('Authorization') or '' for r in requests),
+            [''] * 4 + ['Basic ' + base64.b64encode(b'bob:secret').decode()])
+    for request in requests:
+        if request.method == 'GET':
+            t.equal('query', [name for name, _ in request.params()], ['z'] + FIELDS)
+        else:
+            t.equal('body', list(request.json()), FIELDS)
+    program.send(datagram())
+    for i in range(len(webhooks)):
+        wait_delivered(t, program, 2, 'failure %d' % (i + 1), attempt=1)
+    stop(t, program)
+    t.check('no password in the log', not re.search(r'secret|pp@|pu:', program.stdout))
+
+
+def test_proxy_407(t):
+    proxy = t.receiver(response(407, b'', [('Proxy-Authenticate', 'Basic realm="p"')]))
+    path, _ = t.config([{'url': 'http://hooks.invalid/'}])
+    program = t.start(path, env=proxy_environment(proxy, 'HTTP_PROXY', 'pu:wrong'))
+    program.send(datagram())
+    count, text, event = wait_given_up(t, program, 1)
+    t.check('status and hint', count == 1 and '407' in text and re.search(r"proxy's password", text), text)
+    t.equal('fields', list(event), FIELDS)
+    stop(t, program)
+
+
+def test_proxy_http_keeps_its_rules(t):
+    """Verdicts through a proxy are those without: retry, redirect with the password dropped, a stale connection."""
+    proxy = t.receiver()
+    answers = {'http://a.invalid/busy': [response(502)], 'http://a.invalid/moved': location(307,
+                                                                                            'http://b.invalid/landed'),
+               'http://a.invalid/near': location(307, 'next')}
+    proxy.answer = by_path(answers)
+    path, _ = t.config([{'url': 'http://a.invalid/busy'}, {'url': 'http://bob:secret@a.invalid/moved'},
+                        {'url': 'http://bob:secret@a.invalid/near'}])
+    program = t.start(path, env=proxy_environment(proxy, 'http_proxy', 'pu:pp'))
+    program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1', attempt=2)
+    wait_delivered(t, program, 1, 'failure 2', attempt=1)
+    wait_delivered(t, program, 1, 'failure 3', attempt=1)
+    by_target = {r.target: r for r in proxy.wait(6)}
+    t.check('followed to another origin', 'http://b.invalid/landed' in by_target, sorted(by_target))
+    t.check('followed within the origin', 'http://a.invalid/next' in by_target, sorted(by_target))
+    if 'http://b.invalid/landed' in by_target:
+        t.equal('Authorization for another origin', by_target['http://b.invalid/landed'].get('Authorization'), None)
+        t.check('Proxy-Authorization stays', by_target['http://b.invalid/landed'].get('Proxy-Authorization'))
+    time.sleep(0.3)
+    proxy.drop_connections()
+    time.sleep(0.3)
+    program.send(datagram())
+    for i in (1, 2, 3):
+        wait_delivered(t, program, 2, 'failure %d' % i, attempt=1)
+    end(t, program, delivered=6, given_up=0, lost=0)
+
+
+def test_proxy_no_proxy(t):
+    """Who goes past the proxy, and who does not."""
+    rows = [('127.0.0.1', True), ('*', True), ('localhost', False), ('127.0.0.1:PORT', True), ('127.0.0.1:1', False),
+            ('one.example, 127.0.0.1', True), ('one.example,127.0.0.1', True), ('one.example 127.0.0.1', True),
+            ('.0.0.1', True),
+            ('0.0.1', False), ('', False), ('127.0.0.10', False), (' ', False)]
+    for name in ('NO_PROXY', 'no_proxy'):
+        for value, past in rows:
+            proxy = t.receiver()
+            receiver = t.receiver()
+            path, _ = t.config([{'url': receiver.url()}], name='no-proxy.yaml')
+            environment = proxy_environment(proxy, 'HTTP_PROXY')
+            environment[name] = value.replace('PORT', str(receiver.port))
+            program = t.start(path, env=environment)
+            program.send(datagram())
+            wait_delivered(t, program, 1)
+            t.equal('%s=%r: past the proxy' % (name, value), (len(proxy.requests), len(receiver.requests)),
+                    (0, 1) if past else (1, 0))
+            program.stop()
+
+
+def test_proxy_no_proxy_https(t):
+    proxy = t.receiver(response(502))
+    receiver = tls_receiver(t)
+    path, _ = t.config([{'url': receiver.url(), 'cert': trusting()}])
+    program = t.start(path, env=dict(proxy_environment(proxy), NO_PROXY='127.0.0.1,::1'))
+    program.send(datagram())
+    wait_delivered(t, program, 1)
+    t.equal('requests to the proxy', len(proxy.requests), 0)
+
+
+def test_proxy_variables(t):
+    """Which variable counts for which scheme; lower case wins; no scheme means http; empty is none."""
+    proxy = t.receiver()
+    other = t.receiver(response(502))
+    receiver = t.receiver()
+    here, there = 'http://127.0.0.1:%d' % proxy.port, 'http://127.0.0.1:%d' % other.port
+    rows = [({'HTTPS_PROXY': there}, receiver), ({'https_proxy': there}, receiver), ({'HTTP_PROXY': ''}, receiver),
+            ({'HTTP_PROXY': here}, proxy), ({'http_proxy': here}, proxy),
+            ({'http_proxy': here, 'HTTP_PROXY': there}, proxy),
+            ({'HTTP_PROXY': here + '/'}, proxy), ({'HTTP_PROXY': '127.0.0.1:%d' % proxy.port}, proxy), ({}, receiver)]
+    for environment, wanted in rows:
+        before = len(wanted.requests)
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path, env=environment)
+        program.send(datagram())
+        wait_delivered(t, program, 1)
+        t.equal('%r: arrives where it should' % environment, len(wanted.wait(before + 1)), before + 1)
+        program.stop()
+
+
+# ---- Stopping -------------------------------------------------------------------------------------------------------
+
+
+def lost_alerts(t, program, sent, webhook='failure 1'):
+    lost = [event.get('taskName') for event in alerts_in(program,
+                                                         r' error: alert \d+ lost for %s: ' % name_pattern(webhook))]
+    t.equal('each alert is logged as lost, whole', sorted(lost), sorted(sent))
+
+
+def signal_test(number):
+    def test(t):
+        receiver = t.receiver()
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path)
+        program.send(datagram())
+        wait_delivered(t, program, 1)
+        begin = time.monotonic()
+        stop(t, program, number)
+        t.check('an idle program stops at once', time.monotonic() - begin < 3 * harness.SLOW, time.monotonic() - begin)
+        t.check('the log names the signal',
+                program.lines(r' info: stopping: %s received$' % signal.Signals(number).name),
+                program.log[-3:])
+        totals(t, program, received=1, accepted=1, delivered=1, given_up=0, lost=0)
+    return test
+
+
+test_stop_sigterm = signal_test(signal.SIGTERM)
+test_stop_sigint = signal_test(signal.SIGINT)
+test_stop_sighup = signal_test(signal.SIGHUP)
+
+
+def moment_test(make, number=signal.SIGTERM, message='Max retries reached'):
+    """
+    make(t) gives the webhooks, and maybe wrap and env of the start, and ready, which waits for the moment. Every alert
+    must be logged as lost, whole, and the program be gone in time.
+    """
+    def test(t):
+        made = make(t)
+        path, _ = t.config(made['webhooks'])
+        program = t.start(path, wrap=made.get('wrap', ()), env=made.get('env'))
+        sent = send_many(program, 6, message=message)
+        wait_accepted(t, program, 6)
+        made.get('ready', lambda: time.sleep(1))()
+        time.sleep(0.5)
+        stop(t, program, number)
+        for i in range(len(made['webhooks'])):
+            lost_alerts(t, program, sent, 'failure %d' % (i + 1))
+        totals(t, program, delivered=0, given_up=0, lost=6 * len(made['webhooks']))
+    return test
+
+
+def moment_connect(t):
+    return {'webhooks': [{'url': 'http://127.0.0.1:%d/' % FullListener(t).port}]}
+
+
+def moment_receiver(answer=None, https=False, **options):
+    """A moment when all calls are stuck with this receiver."""
+    def make(t):
+        receiver = t.receiver(answer, **options)
+        url = receiver.url()
+        return {'webhooks': [{'url': url.replace('http:', 'https:') if https else url}],
+                'ready': lambda: receiver.wait_connections(1)}
+    return make
+
+
+def moment_names(t):
+    server = Names(t)
+    return {'webhooks': [{'url': 'http://hooks.example.com/'}, {'url': 'https://other.example.com/'}],
+            'wrap': server.wrap,
+            'ready': lambda: wait_until(lambda: server.asked)}
+
+
+def moment_proxy(t):
+    proxy = t.receiver(always(hold()))
+    return {'webhooks': [{'url': 'https://hooks.invalid/'}, {'url': 'http://hooks.invalid/'}],
+            'ready': lambda: proxy.wait(2),
+            'env': {'HTTPS_PROXY': proxy.url(), 'HTTP_PROXY': proxy.url()}}
+
+
+def moment_redirect(t):
+    stuck = t.receiver(always(hold()))
+    receiver = t.receiver(location(307, stuck.url()))
+    return {'webhooks': [{'url': receiver.url()}], 'ready': lambda: stuck.wait(1)}
+
+
+MOMENTS = {
+    'connect_hangs': moment_connect,
+    'answer_hangs': moment_receiver(always(hold())),
+    'headers_drip': moment_receiver(always(drip(head(*[b'X-A: b'] * 40), pause=0.2))),
+    'interim_answers_go_on': moment_receiver(always(endless(b'', head(status=b'HTTP/1.1 102 Processing'), 0.2))),
+    'tls_hangs': moment_receiver(https=True, on_connect=lambda connection: hold()),
+    'tls_drips': moment_receiver(https=True, on_connect=lambda connection: drip(b'\x16\x03\x03\x3f\xff' + b'a' * 400,
+                                                                                pause=0.1)),
+    'names_hang': moment_names,
+    'proxy_hangs': moment_proxy,
+    'redirect_hangs': moment_redirect,
+    'down': lambda t: {'webhooks': [{'url': 'http://127.0.0.1:%d/' % t.port()}]},
+    'asked_to_wait': moment_receiver(response(429, b'', [('Retry-After', '600')])),
+    'request_is_not_read': moment_receiver(OK, on_head=lambda request, connection: lambda sock: time.sleep(12)),
+}
+
+for _name, _make in MOMENTS.items():
+    globals()['test_stop_when_' + _name] = moment_test(_make, message=LARGE if 'not_read' in _name else 'short')
+test_stop_when_names_hang_sigint = moment_test(moment_names, signal.SIGINT)
+test_stop_when_connect_hangs_sighup = moment_test(moment_connect, signal.SIGHUP)
+test_stop_when_answer_hangs_sigint = moment_test(moment_receiver(always(hold())), signal.SIGINT)
+
+
+def test_stop_in_backoff(t):
+    """Sixty alerts wait for their next attempt: each is logged whole."""
+    receiver = t.receiver(response(500))
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 60, pause=0.005)
+    receiver.wait(120, timeout=20)
+    stop(t, program)
+    lost_alerts(t, program, sent)
+    totals(t, program, received=60, accepted=60, delivered=0, given_up=0, lost=60)
+
+
+def test_stop_with_thousands(t):
+    """Thousands wait for a webhook that is down: every single one stands in the log, also if that is read slowly."""
+    reader, writer = os.pipe()
+    chunks = []
+
+    def read():
+        while True:
+            data = os.read(reader, 65536)
+            if not data:
+                return
+            chunks.append(data)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        path, port = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+        program = t.start(path, stdout=writer)
+        os.close(writer)
+        t.require('it listens', wait_until(lambda: udp_listens(port)))
+        sent = send_many(program, 2000, message='m' * 900, pause=0.001)
+        t.require('the alerts are accepted', wait_until(lambda: b' alert 2000 accepted: ' in b''.join(chunks), 20, 0.2))
+        begin = time.monotonic()
+        t.equal('exit code', program.stop(STOPS_S), 0)
+        t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
+        thread.join(20)
+    finally:
+        os.close(reader)
+    program.log = b''.join(chunks).decode().splitlines()
+    lost = [event.get('taskName', 'cut') for event in alerts_in(program, ' error: alert [0-9]+ lost for failure 1: ')]
+    t.check('each alert is logged as lost, whole', sorted(lost) == sorted(sent), '%d of %d; %r' %
+            (len(lost), len(sent), [line[:150] for line in program.log if 'log lines' in line]))
+    totals(t, program, received=2000, accepted=2000, lost=2000)
+
+
+def test_stop_with_many_webhooks(t):
+    """Twenty webhooks hang with all their senders, each in its own way."""
+    full = FullListener(t)
+    silent = t.receiver(always(hold()))
+    mute = t.receiver(on_connect=lambda connection: hold())
+    urls = ['http://127.0.0.1:%d/' % full.port, silent.url(), mute.url().replace('http:', 'https:'),
+            'http://127.0.0.1:%d/' % t.port()]
+    path, _ = t.config([{'url': urls[i % 4]} for i in range(20)])
+    program = t.start(path)
+    sent = send_many(program, 8)
+    wait_accepted(t, program, 8)
+    time.sleep(1)
+    stop(t, program)
+    for i in range(20):
+        lost_alerts(t, program, sent, 'failure %d' % (i + 1))
+    totals(t, program, delivered=0, given_up=0, lost=160)
+
+
+def test_stop_in_body(t):
+    """Bodies that never end do not hold up the end, and take nothing back."""
+    receiver = t.receiver(by_path({'/drip': drip(b'a' * 100, head(b'Content-Length: 100')),
+                                   '/endless': endless(head(CHUNKED), b'5\r\nhello\r\n', 0.05)}))
+    path, _ = t.config([{'url': receiver.url('/drip')}, {'url': receiver.url('/endless')}])
+    program = t.start(path)
+    send_many(program, 4)
+    for number in range(1, 5):
+        wait_delivered(t, program, number, 'failure 1')
+        wait_delivered(t, program, number, 'failure 2')
+    end(t, program, delivered=8, given_up=0, lost=0)
+
+
+def burst_test(pause, count, wait):
+    def test(t):
+        """What has just arrived is delivered or logged as lost."""
+        def answer(request, connection):
+            time.sleep(pause)
+            return OK
+
+        receiver = t.receiver(answer)
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path)
+        sent = send_many(program, count)
+        time.sleep(wait)
+        stop(t, program)
+        told = all_told(t, program, sent)
+        arrived = set(names(receiver.requests))
+        t.equal('what is called delivered has arrived', [n for n, words in told.items() if 'delivered' in words
+                                                         and n not in arrived], [])
+        t.equal('nothing arrived twice', len(receiver.requests), len(set(ids(receiver.requests))))
+        totals(t, program, received=count, accepted=count,
+               delivered=len([n for n, words in told.items() if 'delivered' in words]),
+               lost=len([n for n, words in told.items() if 'lost' in words]))
+    return test
+
+
+test_stop_after_burst_fast = burst_test(0, 300, 0)
+test_stop_after_burst_slow = burst_test(0.3, 300, 0)
+test_stop_after_burst_later = burst_test(0.05, 300, 0.5)
+
+
+def test_stop_sends_what_is_due(t):
+    """Alerts that wait for a working webhook are still sent."""
+    def answer(request, connection):
+        time.sleep(0.1)
+        return OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 30)
+    receiver.wait(1)
+    stop(t, program)
+    once_each(t, 'all arrive', receiver.requests, sent)
+    totals(t, program, received=30, accepted=30, delivered=30, given_up=0, lost=0)
+
+
+def test_stop_waits_for_calls(t):
+    """A call in flight has some seconds to end."""
+    receiver = t.receiver(lambda request, connection: time.sleep(1.5) or OK)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    send_many(program, 2)
+    receiver.wait(2)
+    stop(t, program)
+    totals(t, program, delivered=2, given_up=0, lost=0)
+    t.equal('requests', len(receiver.requests), 2)
+
+
+def test_stop_twice(t):
+    for signals in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM),
+                    (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)):
+        receiver = t.receiver(always(hold()))
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path)
+        sent = send_many(program, 3)
+        receiver.wait(3)
+        for number in signals[:-1]:
+            program.send_signal(number)
+            time.sleep(0.5)
+        stop(t, program, signals[-1])
+        lost_alerts(t, program, sent)
+
+
+def test_stop_under_flood(t):
+    """Datagrams that go on coming do not keep it from ending."""
+    receiver = t.receiver()
+    path, port = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    over = threading.Event()
+
+    def flood():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            data = datagram(id='/scheduler-task-success/')
+            while not over.is_set():
+                for _ in range(200):
+                    try:
+                        udp.sendto(data, ('127.0.0.1', port))
+                    except OSError:
+                        pass
+                time.sleep(0.005)
+
+    thread = threading.Thread(target=flood, daemon=True)
+    thread.start()
+    try:
+        program.send(datagram())
+        wait_delivered(t, program, 1)
+        stop(t, program)
+    finally:
+        over.set()
+        thread.join()
+
+
+FLOOD = """
+import os, socket, sys
+pieces, port = int(sys.argv[1]), int(sys.argv[2])
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.connect(('127.0.0.1', port))
+names = b'a;b;' if pieces == 0 else (b'a' * 980 + b';') * pieces
+number = 0
+while os.getppid() == int(sys.argv[3]):
+    for _ in range(200):
+        number += 1
+        data = (b'/scheduler-task-failed/;h;%su;%08x-0000-4000-8000-%012x;11111111-0000-4000-8000-000000000001;d;ERROR;'
+                b'%08x-0000-4000-8000-%012x;m' % (names, number, os.getpid(), number, os.getpid()))
+        try:
+            udp.send(data)
+        except OSError:
+            pass
+"""
+
+
+def flood_test(senders, pieces):
+    @harness.alone
+    def test(t):
+        """Datagrams as fast as they can be sent do not keep it from ending."""
+        path, port = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+        program = t.start(path)
+        floods = []
+        try:
+            for _ in range(senders):
+                floods.append(subprocess.Popen([sys.executable, '-c', FLOOD, str(pieces), str(port), str(os.getpid())],
+                                               stdin=subprocess.DEVNULL))
+            t.require('it hears of the flood', program.wait_log(r' accepted: '), program.log[-3:])
+            time.sleep(2)
+            begin = time.monotonic()
+            t.equal('exit code', program.stop(STOPS_S), 0)
+            t.check('it stops in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
+            t.check('the last line counts', program.log and re.search(' info: stopped: ', program.log[-1]), program.log[-1:])
+        finally:
+            for flood in floods:
+                flood.kill()
+                flood.wait()
+    return test
+
+
+test_stop_under_full_flood_of_alerts = flood_test(2, 0)
+test_stop_under_full_flood_of_names = flood_test(1, 64)
+test_stop_under_full_flood_of_names_by_two = flood_test(2, 64)
+
+
+def test_stop_when_server_host_hangs(t):
+    """The name to listen on is asked for at a name server that never answers."""
+    server = Names(t)
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}], udp={'serverHost': 'listen.example.com'})
+    program = t.start(path, wrap=server.wrap, wait=False)
+    t.require('the name is asked for', wait_until(lambda: server.asked), program.stderr)
+    time.sleep(0.3)
+    program.expect_exit = None
+    begin = time.monotonic()
+    code = program.stop(STOPS_S)
+    t.check('it ends', code in (0, -signal.SIGTERM), code)
+    t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
+    t.equal('it never listened', program.lines(' listening on '), [])
+
+
+def ignored_signal_test(number, name):
+    def test(t):
+        """A signal that was ignored at the start, as by nohup, stays without effect; the others still work."""
+        receiver = t.receiver()
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path, wrap=['sh', '-c', 'trap "" %s; exec "$@"' % name, 'sh'])
+        program.send_signal(number)
+        time.sleep(0.5)
+        t.require('it still runs', program.running(), program.log[-3:])
+        program.send(datagram())
+        wait_delivered(t, program, 1)
+        t.equal('no word of the signal', program.lines('stopping'), [])
+        end(t, program, delivered=1, given_up=0, lost=0)
+        t.check('the log names the signal that counts', program.lines(r'stopping: SIGTERM received$'), program.log[-3:])
+    return test
+
+
+test_stop_not_by_sighup_under_nohup = ignored_signal_test(signal.SIGHUP, 'HUP')
+test_stop_not_by_sigint_in_background = ignored_signal_test(signal.SIGINT, 'INT')
+
+
+def test_stop_at_once(t):
+    """A signal right after the start, whenever it comes."""
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+    for i in range(12):
+        program = t.start(path, wait=False)
+        program.expect_exit = None
+        time.sleep(i * 0.003)
+        program.send_signal()
+        code = program.wait(STOPS_S)
+        t.check('it ends', code in (0, -signal.SIGTERM), code)
+        t.check('with 0 once it listens', code == 0 or not program.lines(' listening on '), program.log)
+        t.equal('stderr', program.stderr, '')
+
+
+def udp_listens(port):
+    """Whether somebody listens on this port; for programs whose log cannot be read."""
+    for name in ('/proc/net/udp', '/proc/net/udp6'):
+        try:
+            with open(name) as file:
+                if re.search(r':%04X 0+:0000 ' % port, file.read()):
+                    return True
+        except OSError:
+            pass
+    return False
+
+
+def full_pipe():
+    """The ends of a pipe that takes not one byte more."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b'x' * 4096)
+    except BlockingIOError:
+        pass
+    try:
+        while True:
+            os.write(writer, b'x')
+    except BlockingIOError:
+        pass
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+def test_stop_stdout_not_read(t):
+    """Nobody reads the log: alerts go on, and the end comes in time."""
+    reader, writer = full_pipe()
+    try:
+        receiver = t.receiver()
+        path, port = t.config([{'url': receiver.url()}])
+        program = t.start(path, stdout=writer)
+        t.require('it listens', wait_until(lambda: udp_listens(port)))
+        sent = send_many(program, 100, pause=0.002)
+        once_each(t, 'all arrive', receiver.wait(100), sent)
+        begin = time.monotonic()
+        t.equal('exit code', program.stop(STOPS_S), 0)
+        t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_stop_stdout_read_again(t):
+    """Lines that found no room are counted, and told when somebody reads again."""
+    reader, writer = full_pipe()
+    try:
+        receiver = t.receiver(response(404))
+        path, port = t.config([{'url': receiver.url()}])
+        program = t.start(path, stdout=writer)
+        t.require('it listens', wait_until(lambda: udp_listens(port)))
+        sent = send_many(program, 60, pause=0.01, message='a' * 40000)
+        once_each(t, 'all arrive', receiver.wait(60), sent)
+        os.close(writer)
+        writer = None
+        chunks = []
+
+        def read():
+            while True:
+                data = os.read(reader, 65536)
+                if not data:
+                    return
+                chunks.append(data)
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        wait_until(lambda: b'dropped' in b''.join(chunks), 5)
+        t.equal('exit code', program.stop(STOPS_S), 0)
+        thread.join(10)
+        text = b''.join(chunks).decode().lstrip('x')
+        t.check('the log tells how many lines are missing',
+                re.search(r'(?m)^\S+ \w+: .*\b\d+ .*(dropped|lost|missing)', text), text[-600:])
+        t.check('the last line is there',
+                re.search(r' info: stopped: 60 received, 60 accepted, 0 delivered, 60 given up, 0 lost\n$', text),
+                text[-300:])
+    finally:
+        os.close(reader)
+        if writer is not None:
+            os.close(writer)
+
+
+def test_stop_stdout_closed(t):
+    """Whoever read the log is gone: no SIGPIPE, alerts go on."""
+    reader, writer = os.pipe()
+    receiver = t.receiver()
+    path, port = t.config([{'url': receiver.url()}])
+    program = t.start(path, stdout=writer)
+    os.close(writer)
+    t.require('it listens', wait_until(lambda: udp_listens(port)))
+    os.close(reader)
+    for i in range(5):
+        program.send(datagram(task='task %d' % i))
+        receiver.wait(i + 1)
+    t.equal('all arrive', len(receiver.wait(5)), 5)
+    t.equal('exit code', program.stop(STOPS_S), 0)
+
+
+def test_stop_no_descriptors_at_start(t):
+    """Started without stdin, stdout and stderr: the log does not go to a webhook."""
+    receiver = t.receiver()
+    path, port = t.config([{'url': receiver.url()}])
+    program = t.start(path, wrap=['sh', '-c', 'exec "$@" <&- >&- 2>&-', 'sh'], wait=False)
+    t.require('it listens', wait_until(lambda: udp_listens(port)))
+    for i in range(3):
+        program.send(datagram(task='task %d' % i))
+        receiver.wait(i + 1)
+    requests = receiver.wait(3)
+    t.equal('requests', [(r.line, list(r.json())) for r in requests], [('POST / HTTP/1.1', FIELDS)] * 3)
+    t.equal('errors of the receiver', receiver.errors, [])
+    t.equal('exit code', program.stop(STOPS_S), 0)
+
+
+def test_stop_stdout_full_device(t):
+    """A log on a full disk does not stop anything."""
+    receiver = t.receiver()
+    path, port = t.config([{'url': receiver.url()}])
+    with open('/dev/full', 'w') as full:
+        program = t.start(path, stdout=full.fileno())
+    t.require('it listens', wait_until(lambda: udp_listens(port)))
+    sent = send_many(program, 10)
+    once_each(t, 'all arrive', receiver.wait(10), sent)
+    t.equal('exit code', program.stop(STOPS_S), 0)
+
+
+# ---- Limits ---------------------------------------------------------------------------------------------------------
+
+
+@limit(120)
+def test_limits_few_descriptors(t):
+    """Fewer descriptors than connections are wanted: the alerts wait, and arrive."""
+    receivers = [t.receiver(lambda request, connection: time.sleep(0.05) or response(200, b'', close=True))
+                 for _ in range(5)]
+    path, _ = t.config([{'url': receiver.url()} for receiver in receivers])
+    program = t.start(path, wrap=['sh', '-c', 'ulimit -n 14; exec "$@"', 'sh'])
+    sent = send_many(program, 20)
+    wait_accepted(t, program, 20)
+    for receiver in receivers:
+        once_each(t, 'all arrive', receiver.wait(20, timeout=60), sent)
+    wait_until(lambda: len(program.lines(' delivered to ')) == 100)
+    end(t, program, accepted=20, delivered=100, given_up=0, lost=0)
+
+
+def test_limits_too_few_descriptors(t):
+    """However few there are: it runs, or says what is wrong."""
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+    for count in range(3, 14):
+        program = t.start(path, wrap=['sh', '-c', 'ulimit -n %d; exec "$@"' % count, 'sh'], wait=False)
+        program.expect_exit = None
+        program.expect_stderr = True
+        if program.wait_log(' listening on ', 5):
+            program.send(datagram())
+            program.wait_log(' accepted: ')
+            t.equal('%d descriptors: exit code of a run' % count, program.stop(STOPS_S), 0)
+            t.equal('%d descriptors: stderr of a run' % count, program.stderr, '')
+        else:
+            code = program.wait(5)
+            t.check('%d descriptors: exit code' % count, code in (1, 2) or (SANITIZED and code == 127), code)
+            t.check('%d descriptors: it says why' % count, program.stderr.strip() or SANITIZED, repr(program.stderr))
+
+
+def test_limits_50_webhooks(t):
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url('/%d' % i), 'method': ('GET', 'POST', 'PUT')[i % 3],
+                         'description': 'number %d' % i}
+                        for i in range(50)])
+    program = t.start(path)
+    sent = send_many(program, 3)
+    t.check('the log counts the webhooks', program.wait_log(r' alert 1 accepted: .* for 50 webhook'), program.log[-3:])
+    requests = receiver.wait(150, timeout=20)
+    for i in range(50):
+        once_each(t, 'webhook %d gets each alert once' % i, [r for r in requests if r.path == '/%d' % i], sent)
+    t.equal('webhook-ids', len(set(ids(requests))), 150)
+    t.check('form of the webhook-ids', all(re.fullmatch(r'msg_[0-9A-Za-z]{22,32}', name) for name in ids(requests)),
+            ids(requests)[:1])
+    wait_until(lambda: len(program.lines(' delivered to ')) == 150)
+    end(t, program, delivered=150)
+
+
+def test_limits_200_alerts(t):
+    """Two hundred alerts at once: at most four calls at a time, each alert once."""
+    lock = threading.Lock()
+    now = [0, 0]
+
+    def answer(request, connection):
+        with lock:
+            now[0] += 1
+            now[1] = max(now)
+        time.sleep(0.03)
+        with lock:
+            now[0] -= 1
+        return OK
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 200)
+    once_each(t, 'each arrives once', receiver.wait(200, timeout=20), sent)
+    t.check('two to four at a time', 2 <= now[1] <= 4, now[1])
+    t.check('on as few connections', len(receiver.connections) <= 4, len(receiver.connections))
+    wait_until(lambda: len(program.lines(' delivered to ')) == 200)
+    end(t, program, received=200, accepted=200, delivered=200, given_up=0, lost=0)

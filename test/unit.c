@@ -1,0 +1,5055 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test/unit.c: the program's own functions, one by one. The program is included with its main
+ * renamed, so that every static function can be called. Each section has rows of input and expected
+ * value, under the program's own banners and in their order. Runs in the repository's folder.
+ *
+ * Prints a line for each failed check, and at the end `N passed, N failed`; exit code 1 if any
+ * failed.
+ 
+ */
+
+int butler_webhook_main(int argc, char **argv);
+#define main butler_webhook_main
+#include "../butler_webhook.c"
+#undef main
+
+#include <cJSON.h>
+#include <sanitizer/lsan_interface.h>
+#include <sys/wait.h>
+
+static int passed, failed;
+static const char *section = "";
+static char folder[] = "/tmp/butler_webhook-unit.XXXXXX"; /* for files that tests write */
+
+/* A slice of a literal, NULs included; the first form is for tables. */
+#define S(text)                                                                                    \
+    {                                                                                              \
+        text, sizeof(text) - 1                                                                     \
+    }
+#define SLICE(text) ((struct slice)S(text))
+#define COUNT(rows) (sizeof(rows) / sizeof *(rows))
+
+/* Counts a check; says what failed. */
+__attribute__((format(printf, 2, 3))) static bool
+check(bool ok, const char *format, ...)
+{
+    va_list args;
+
+    if (ok) {
+        passed++;
+        return true;
+    }
+    failed++;
+    printf("FAILED %s: ", section);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    putchar('\n');
+    return false;
+}
+
+/* Bytes for a person, in one line; the last four results stay valid. */
+static const char *
+show(struct slice s)
+{
+    static char room[4][400];
+    static unsigned turn;
+    char *out = room[turn++ % 4], *p = out;
+
+    for (size_t i = 0; i < s.len && p < out + 380; i++) {
+        unsigned char c = (unsigned char)s.data[i];
+        if (c >= 0x20 && c < 0x7f)
+            *p++ = (char)c;
+        else
+            p += snprintf(p, 6, "\\x%02x", c);
+    }
+    *p = '\0';
+    if (p >= out + 380)
+        snprintf(p, 20, "... (%zu)", s.len);
+    return out;
+}
+
+static bool
+same(struct slice a, struct slice b)
+{
+    return a.len == b.len && (a.len == 0 || memcmp(a.data, b.data, a.len) == 0);
+}
+
+/* Checks bytes against what they should be; what names the row. */
+static bool
+check_bytes(struct slice got, struct slice want, const char *what)
+{
+    return check(same(got, want), "%s: got \"%s\", wanted \"%s\"", what, show(got), show(want));
+}
+
+static bool
+check_text(const char *got, const char *want, const char *what)
+{
+    return check_bytes(slice_of(got ? got : "(none)"), slice_of(want), what);
+}
+
+static bool
+check_number(long long got, long long want, const char *what)
+{
+    return check(got == want, "%s: got %lld, wanted %lld", what, got, want);
+}
+
+/* Checks what a buffer holds, and empties it. */
+static bool
+check_buf(struct buf *b, struct slice want, const char *what)
+{
+    bool ok = check_bytes((struct slice){b->data, b->len}, want, what);
+
+    buf_free(b);
+    return ok;
+}
+
+/* A copy in memory of just that size, so that the sanitizer sees each byte read beyond it. */
+static struct slice
+exact(struct slice s)
+{
+    char *copy = x_check(malloc(s.len ? s.len : 1));
+
+    memcpy(copy, s.data, s.len);
+    return (struct slice){copy, s.len};
+}
+
+static void
+exact_free(struct slice s)
+{
+    free((void *)(uintptr_t)s.data);
+}
+
+/* Random numbers that are the same in each run (xorshift). */
+static uint32_t
+random_next(void)
+{
+    static uint32_t state = 2463534242u;
+
+    state ^= state << 13;
+    state ^= state >> 17;
+    state ^= state << 5;
+    return state;
+}
+
+static uint32_t
+random_below(uint32_t n)
+{
+    return random_next() % n;
+}
+
+/* Writes a file into the folder for tests and gives its path; the last result is overwritten. */
+static const char *
+write_file(const char *name, struct slice content)
+{
+    static char path[300];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    f = x_check(fopen(path, "wb"));
+    fwrite(content.data, 1, content.len, f);
+    fclose(f);
+    return path;
+}
+
+/* An address, from its text. */
+static struct plat_addr
+address(const char *text, int port)
+{
+    struct plat_addr addr = {0};
+    const char *why;
+
+    if (plat_resolve(text, port, true, &addr, 1, &why) != 1)
+        check(false, "%s is no address", text);
+    return addr;
+}
+
+/* ==== 2. Platform =========================================================== */
+
+static void
+test_platform(void)
+{
+    static const struct {
+        const char *path;
+        size_t folder_len;
+        bool absolute;
+    } paths[] = {
+        {"", 0, false},
+        {"a.yaml", 0, false},
+        {"./a.yaml", 2, false},
+        {"conf/a.yaml", 5, false},
+        {"/a.yaml", 1, true},
+        {"/etc/butler/a.yaml", 12, true},
+        {"/etc/butler/", 12, true},
+    };
+    struct plat_addr addr[ADDRESSES_MAX];
+    const char *why = NULL;
+    char text[64], path[400], *data;
+    uint8_t bytes[16];
+    size_t len;
+
+    for (size_t i = 0; i < COUNT(paths); i++) {
+        check_number((long long)plat_path_folder_len(paths[i].path), (long long)paths[i].folder_len,
+            paths[i].path);
+        check(plat_path_is_absolute(paths[i].path) == paths[i].absolute, "%s absolute",
+            paths[i].path);
+    }
+
+    check(plat_read_file(folder, 100, &data, &len) != 0 && errno == EISDIR, "a folder is read");
+    check(plat_read_file("/nonexistent/file", 100, &data, &len) != 0 && errno == ENOENT, "no file");
+    if (check(plat_read_file(write_file("ten",
+                                 SLICE("0123\0"
+                                       "56789")),
+                  10, &data, &len) == 0,
+            "a file of the largest size")) {
+        check_bytes((struct slice){data, len},
+            SLICE("0123\0"
+                  "56789"),
+            "its bytes");
+        check(data[len] == '\0', "a NUL behind them");
+        free(data);
+    }
+    check(plat_read_file(write_file("eleven", SLICE("0123456789a")), 10, &data, &len) != 0 &&
+            errno == EFBIG,
+        "a file one byte too large");
+    if (check(plat_read_file(write_file("none", SLICE("")), 10, &data, &len) == 0 && len == 0,
+            "an empty file"))
+        free(data);
+
+    check_number(plat_resolve("LocalHost", 80, false, addr, ADDRESSES_MAX, &why), 2, "localhost");
+    plat_addr_text(&addr[0], true, text);
+    check_text(text, "127.0.0.1:80", "its first address");
+    plat_addr_text(&addr[1], true, text);
+    check_text(text, "[::1]:80", "its second address");
+    plat_addr_text(&addr[1], false, text);
+    check_text(text, "::1", "without port");
+    check_number(plat_resolve("localhost", 80, false, addr, 1, &why), 1, "room for one address");
+    check_number(plat_resolve("localhost", 80, true, addr, 1, &why), -1, "a name is no address");
+    check(why && *why, "the resolver's word");
+
+    snprintf(path, sizeof path, "%s/a/b/c", folder);
+    check(plat_make_folder(path) == 0 && plat_make_folder(path) == 0,
+        "folders are made, and may be there");
+    check(plat_make_folder("/") == 0, "the root is there");
+    snprintf(path, sizeof path, "%s", write_file("a/file", SLICE("")));
+    check(plat_make_folder(path) != 0 && errno == ENOTDIR, "a file in the folder's place");
+    unlink(path);
+    for (const char *const *name = (const char *const[]){"a/b/c", "a/b", "a", NULL}; *name;
+         name++) {
+        snprintf(path, sizeof path, "%s/%s", folder, *name);
+        check(rmdir(path) == 0, "%s was made", *name);
+    }
+
+    addr[0] = address("10.1.2.3", 9998);
+    plat_addr_bytes(&addr[0], bytes);
+    check_bytes((struct slice){(char *)bytes, 16},
+        SLICE("\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\x01\x02\x03"), "IPv4 as IPv6");
+    addr[0] = address("::ffff:10.1.2.3", 9998);
+    plat_addr_bytes(&addr[0], bytes);
+    check_bytes((struct slice){(char *)bytes, 16},
+        SLICE("\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\x01\x02\x03"), "mapped IPv4");
+}
+
+/* ==== 3. Base =============================================================== */
+
+static const struct {
+    struct slice bytes;
+    uint32_t point; /* UINT32_MAX: not UTF-8 */
+} UTF8_ROWS[] = {
+    {S("\0"), 0},
+    {S("A"), 'A'},
+    {S("\x7f"), 0x7f},
+    {S("\xc2\x80"), 0x80},
+    {S("\xdf\xbf"), 0x7ff},
+    {S("\xe0\xa0\x80"), 0x800},
+    {S("\xe2\x82\xac"), 0x20ac},
+    {S("\xed\x9f\xbf"), 0xd7ff},
+    {S("\xee\x80\x80"), 0xe000},
+    {S("\xef\xbf\xbf"), 0xffff},
+    {S("\xf0\x90\x80\x80"), 0x10000},
+    {S("\xf4\x8f\xbf\xbf"), 0x10ffff},
+    {S("\x80"), UINT32_MAX}, /* begins with a continuation */
+    {S("\xbf\x80"), UINT32_MAX},
+    {S("\xc0\x80"), UINT32_MAX}, /* overlong */
+    {S("\xc1\xbf"), UINT32_MAX},
+    {S("\xe0\x80\x80"), UINT32_MAX},
+    {S("\xe0\x9f\xbf"), UINT32_MAX},
+    {S("\xf0\x80\x80\x80"), UINT32_MAX},
+    {S("\xf0\x8f\xbf\xbf"), UINT32_MAX},
+    {S("\xed\xa0\x80"), UINT32_MAX}, /* surrogates */
+    {S("\xed\xbf\xbf"), UINT32_MAX},
+    {S("\xf4\x90\x80\x80"), UINT32_MAX}, /* over 0x10ffff */
+    {S("\xf5\x80\x80\x80"), UINT32_MAX},
+    {S("\xf8\x88\x80\x80\x80"), UINT32_MAX},
+    {S("\xfe"), UINT32_MAX},
+    {S("\xff"), UINT32_MAX},
+    {S("\xc2"), UINT32_MAX}, /* cut off */
+    {S("\xe2\x82"), UINT32_MAX},
+    {S("\xf0\x9f\x98"), UINT32_MAX},
+    {S("\xc2\x41"), UINT32_MAX}, /* no continuation */
+    {S("\xe2\x82\xc0"), UINT32_MAX},
+    {S("\xe2\x41\x80"), UINT32_MAX},
+    {S("\xf0\x9f\x98\x41"), UINT32_MAX},
+};
+
+static void
+test_utf8(void)
+{
+    struct buf b = {0};
+    int wrong = 0;
+
+    for (size_t i = 0; i < COUNT(UTF8_ROWS); i++) {
+        struct slice in = exact(UTF8_ROWS[i].bytes);
+        uint32_t point = 0;
+        size_t n = utf8_read(in.data, in.len, &point);
+        bool valid = UTF8_ROWS[i].point != UINT32_MAX;
+        check(n == (valid ? in.len : 0), "utf8_read of \"%s\" gives %zu", show(in), n);
+        check(!valid || point == UTF8_ROWS[i].point, "\"%s\" is U+%04X", show(in), point);
+        check(utf8_is_valid(in.data, in.len) == valid, "utf8_is_valid of \"%s\"", show(in));
+        exact_free(in);
+    }
+    for (uint32_t c = 0; c <= 0x10ffff; c++) {
+        bool surrogate = c >= 0xd800 && c <= 0xdfff;
+        uint32_t again = 0;
+        b.len = 0;
+        utf8_add(&b, c);
+        if (utf8_read(b.data, b.len, &again) != b.len || again != (surrogate ? 0xfffd : c))
+            wrong++;
+    }
+    check_number(wrong, 0, "characters that do not survive utf8_add and utf8_read");
+    buf_free(&b);
+    check(utf8_is_valid("a\xc3\xa5\xf0\x9f\x9a\x80z", 8), "mixed lengths");
+    check(!utf8_is_valid("a\xc3\xa5\xf0\x9f\x9a\x80z", 6), "cut inside the last character");
+    check(utf8_is_valid("", 0), "nothing is UTF-8");
+}
+
+static void
+test_base(void)
+{
+    static const struct {
+        struct slice in, out;
+    } decode[] = {
+        {S(""), S("")},
+        {S("abc"), S("abc")},
+        {S("%41%62%63"), S("Abc")},
+        {S("%c3%A5"), S("\xc3\xa5")},
+        {S("%00"), S("\0")},
+        {S("%"), S("%")},
+        {S("%4"), S("%4")},
+        {S("%4g%g4"), S("%4g%g4")},
+        {S("%%41"), S("%A")},
+        {S("%2541"), S("%41")},
+        {S("a+b"), S("a+b")},
+        {S("100%"), S("100%")},
+        {S("%\xc3\xa5"), S("%\xc3\xa5")},
+    };
+    static const struct {
+        struct slice in;
+        int64_t max, out;
+    } number[] = {
+        {S("0"), 10, 0},
+        {S("10"), 10, 10},
+        {S("11"), 10, -1},
+        {S("00010"), 10, 10},
+        {S(""), 10, -1},
+        {S("-1"), 10, -1},
+        {S("+1"), 10, -1},
+        {S(" 1"), 10, -1},
+        {S("1 "), 10, -1},
+        {S("1\0"), 10, -1},
+        {S("0x1"), 10, -1},
+        {S("1e1"), 10, -1},
+        {S("\xd9\xa1"), 10, -1}, /* a digit, but not one of ours */
+        {S("576460752303423487"), INT64_MAX / 16, INT64_MAX / 16},
+        {S("576460752303423488"), INT64_MAX / 16, -1},
+        {S("99999999999999999999999999999999"), INT64_MAX / 16, -1},
+    };
+    static const struct {
+        struct slice in, out;
+    } base64[] = {
+        {S(""), S("")},
+        {S("f"), S("Zg==")},
+        {S("fo"), S("Zm8=")},
+        {S("foo"), S("Zm9v")},
+        {S("foob"), S("Zm9vYg==")},
+        {S("foobar"), S("Zm9vYmFy")},
+        {S("\0\xff\xfe:"), S("AP/+Og==")},
+    };
+    static const struct {
+        struct slice in, out;
+    } trim[] = {
+        {S(""), S("")},
+        {S(" \t "), S("")},
+        {S(" a b\t"), S("a b")},
+        {S("a"), S("a")},
+        {S("\na "), S("\na")},
+        {S("\0a\0"), S("\0a\0")},
+    };
+    struct buf b = {0};
+    struct arena arena = {0};
+    struct err e;
+    char all[256], *copy;
+
+    for (size_t i = 0; i < COUNT(decode); i++) {
+        struct slice in = exact(decode[i].in);
+        percent_decode(&b, in);
+        check_buf(&b, decode[i].out, "percent_decode");
+        exact_free(in);
+    }
+    for (int c = 0; c < 256; c++)
+        all[c] = (char)c;
+    for (int c = 0; c < 256; c++)
+        percent_add(&b, (unsigned char)c);
+    check_number((long long)b.len, 3 * 256, "every byte as %XX");
+    check_bytes((struct slice){b.data + 3 * 0xc5, 3}, SLICE("%C5"), "upper-case digits");
+    struct buf back = {0};
+    percent_decode(&back, (struct slice){b.data, b.len});
+    check_buf(&back, (struct slice){all, 256}, "every byte there and back");
+    buf_free(&b);
+
+    for (size_t i = 0; i < COUNT(number); i++) {
+        struct slice in = exact(number[i].in);
+        check_number(slice_number(in, number[i].max), number[i].out, show(in));
+        exact_free(in);
+    }
+    for (int c = -128; c < 256; c++) {
+        const char *digits = "0123456789abcdef0123456789ABCDEF";
+        const char *at = c > 0 ? strchr(digits, c) : NULL;
+        if (hex_value(c) != (at ? (int)(at - digits) % 16 : -1))
+            check(false, "hex_value(%d) is %d", c, hex_value(c));
+    }
+    for (size_t i = 0; i < COUNT(base64); i++) {
+        base64_add(&b, base64[i].in.data, base64[i].in.len);
+        check_buf(&b, base64[i].out, "base64");
+    }
+    for (size_t i = 0; i < COUNT(trim); i++) {
+        struct slice in = exact(trim[i].in);
+        check_bytes(slice_trim(in, " \t"), trim[i].out, "slice_trim");
+        exact_free(in);
+    }
+    check(slice_is(SLICE("cOnTent-LENGTH"), "Content-Length"), "slice_is knows no case");
+    check(!slice_is(SLICE("Content-Lengt"), "Content-Length"), "slice_is: too short");
+    check(!slice_is(SLICE("Content-Length "), "Content-Length"), "slice_is: too long");
+    check(!slice_is(SLICE("a\0b"), "a"), "slice_is: a NUL is a letter");
+
+    for (int i = 0; i < 1000; i++)
+        buf_format(&b, "%d;", i);
+    check_number((long long)b.len, 3890, "a buffer that grows by formats");
+    check(b.data[b.len] == '\0', "is NUL-ended");
+    buf_free(&b);
+    buf_add(&b, "", 0);
+    check(b.data && b.data[0] == '\0', "adding nothing makes an empty text");
+    buf_free(&b);
+    for (size_t n = 60; n < 70; n++) { /* around the first allocation */
+        buf_format(&b, "%0*d", (int)n, 7);
+        check(
+            b.len == n && strlen(b.data) == n && b.data[n - 1] == '7', "a format of %zu bytes", n);
+        buf_free(&b);
+    }
+
+    err_set(&e, "%0*d", 2000, 1);
+    check_number((long long)strlen(e.text), (long long)sizeof e.text - 1, "a long error is cut");
+    err_set(&e, "why");
+    err_prefix(&e, "who %d: ", 7);
+    check_text(e.text, "who 7: why", "err_prefix");
+    err_set(&e, "%0*d", 600, 1);
+    err_prefix(&e, "%0*d", 600, 2);
+    check(strlen(e.text) < sizeof e.text && e.text[599] == '2', "prefix and text over the room");
+    err_prefix(&e, "%0*d", 2000, 3);
+    check(strlen(e.text) < sizeof e.text, "a prefix over the room");
+
+    copy = arena_copy(&arena, "a\0b", 3);
+    check_bytes((struct slice){copy, 4}, SLICE("a\0b\0"), "arena_copy");
+    check(*(char *)arena_alloc(&arena, 100000) == 0, "arena memory is zeroed");
+    check((uintptr_t)arena_alloc(&arena, 1) % _Alignof(max_align_t) == 0, "and aligned");
+    arena_done(&arena);
+    check(!arena.blocks, "an arena can be used again");
+}
+
+/* ==== 4. Log ================================================================ */
+
+static const struct {
+    struct slice in, out;
+} CLEAN_ROWS[] = {
+    {S(""), S("")},
+    {S("plain text, \"quotes\" and \\"), S("plain text, \"quotes\" and \\")},
+    {S("\xc3\xa5\xe2\x82\xac\xf0\x9f\x9a\x80"), S("\xc3\xa5\xe2\x82\xac\xf0\x9f\x9a\x80")},
+    {S("a\nb\r\tc"), S("a\\x0ab\\x0d\\x09c")},
+    {S("\0"), S("\\x00")},
+    {S("\x1b[31mred\x07\x7f"), S("\\x1b[31mred\\x07\\u007f")},
+    {S("\xc2\x80\xc2\x9b\xc2\x9f\xc2\xa0"), S("\\u0080\\u009b\\u009f\xc2\xa0")}, /* C1 */
+    {S("\xe2\x80\xa8\xe2\x80\xa9"), S("\\u2028\\u2029")},                        /* line ends */
+    {S("\xe2\x80\xaa\xe2\x80\xae"), S("\\u202a\\u202e")},                        /* embeddings */
+    {S("\xe2\x81\xa6\xe2\x81\xa9"), S("\\u2066\\u2069")},                        /* isolates */
+    {S("\xe2\x80\x8e\xe2\x80\x8f\xd8\x9c"), S("\\u200e\\u200f\\u061c")},         /* marks */
+    {S("\xe2\x80\xa7\xe2\x80\xaf"), S("\xe2\x80\xa7\xe2\x80\xaf")},              /* beside them */
+    {S("\xc3"), S("\\xc3")},                                                     /* not UTF-8 */
+    {S("caf\xe9!"), S("caf\\xe9!")},
+    {S("\xe2\x82"), S("\\xe2\\x82")},
+    {S("\xed\xa0\x80"), S("\\xed\\xa0\\x80")},
+    {S("\xff\xfe/\0"), S("\\xff\\xfe/\\x00")},
+};
+
+/* Sets the log up with nobody who writes it, at a level. */
+static void
+log_begin(enum log_level level)
+{
+    buf_free(&the_log.queue);
+    free(the_log.folder);
+    log_init(level);
+}
+
+/* How many lines of the queue hold text. */
+static int
+log_count(const char *text)
+{
+    struct slice rest = {the_log.queue.data, the_log.queue.len};
+    int n = 0;
+
+    while (rest.len > 0) {
+        size_t len = (size_t)((char *)memchr(rest.data, '\n', rest.len) - rest.data);
+        n += memmem(rest.data, len, text, strlen(text)) != NULL;
+        rest.data += len + 1;
+        rest.len -= len + 1;
+    }
+    return n;
+}
+
+/* Empties the log's queue. */
+static void
+log_forget(void)
+{
+    buf_free(&the_log.queue);
+}
+
+static void
+test_log_files(void)
+{
+    static const int64_t day = 86400000, noon = 1795339800123; /* 2026-11-22 */
+    static const struct {
+        const char *name;
+        bool stays;
+    } files[] = {
+        {"butler_webhook.2026-10-22.log", false},
+        {"butler_webhook.2026-10-23.log", true}, /* 30 days before */
+        {"butler_webhook.2026-11-21.log", true},
+        {"butler_webhook.2025-12-31.log", false},
+        {"butler_webhook.2025-12-31.log.gz", true}, /* not ours */
+        {"butler_webhook.2025-12-31.txt", true},
+        {"butler.2025-12-31.log", true},
+    };
+    char path[400], old[400];
+    struct err e;
+
+    log_begin(LOG_INFO);
+    the_log.folder = x_strdup(folder);
+    for (size_t i = 0; i < COUNT(files); i++)
+        write_file(files[i].name, SLICE("x"));
+    check_number(log_open_file(noon, &e), 0, "log_open_file");
+    for (size_t i = 0; i < COUNT(files); i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, files[i].name);
+        check((access(path, F_OK) == 0) == files[i].stays, "%s %s", files[i].name,
+            files[i].stays ? "is gone" : "is still there");
+        unlink(path);
+    }
+    snprintf(path, sizeof path, "%s/butler_webhook.2026-11-22.log", folder);
+    check(access(path, F_OK) == 0, "the day's file");
+    int handle = the_log.file;
+    check(
+        log_open_file(noon + 3600000, &e) == 0 && the_log.file == handle, "the same file that day");
+    snprintf(old, sizeof old, "%s", path);
+    check_number(log_open_file(noon + day, &e), 0, "the next day");
+    snprintf(path, sizeof path, "%s/butler_webhook.2026-11-23.log", folder);
+    check(access(path, F_OK) == 0 && access(old, F_OK) == 0, "a new file, the old one kept");
+    check_number(log_open_file(noon + 31 * day, &e), 0, "31 days later");
+    check(access(old, F_OK) != 0 && access(path, F_OK) == 0,
+        "the oldest is deleted, the next is not");
+    unlink(path);
+    snprintf(path, sizeof path, "%s/butler_webhook.2026-12-23.log", folder);
+    unlink(path);
+    plat_file_close(the_log.file);
+    the_log.file = -1;
+    free(the_log.folder);
+    the_log.folder = x_strdup("/nonexistent");
+    check(log_open_file(noon, &e) != 0 &&
+            strstr(e.text, "/nonexistent/butler_webhook.2026-11-22.log"),
+        "a folder that is not there is named");
+    log_begin(LOG_INFO);
+}
+
+/* A console that nobody reads for a while: in the end it tells how many lines are missing. */
+static void
+test_log_console(void)
+{
+    struct buf lines = {0}, shown = {0};
+    int pipes[2], console, total = 0, whole = 0, missing = 0;
+    char room[4096];
+
+    log_begin(LOG_INFO);
+    if (!check(pipe(pipes) == 0, "a pipe"))
+        return;
+    fcntl(pipes[0], F_SETFL, O_NONBLOCK);
+    fflush(stdout);
+    console = dup(STDOUT_FILENO);
+    dup2(pipes[1], STDOUT_FILENO);
+    for (int round = 0; round < 6; round++) {
+        lines.len = 0;
+        for (int i = 0; i < (round == 0 ? 3000 : 3); i++)
+            buf_format(&lines, "this is line number %07d of many\n", total++);
+        log_write_console(&lines);
+        for (ssize_t n; round == 2 && (n = read(pipes[0], room, sizeof room)) > 0;)
+            buf_add(&shown, room, (size_t)n); /* now somebody reads */
+    }
+    dup2(console, STDOUT_FILENO);
+    close(console);
+    close(pipes[1]);
+    for (ssize_t n; (n = read(pipes[0], room, sizeof room)) > 0;)
+        buf_add(&shown, room, (size_t)n);
+    close(pipes[0]);
+    for (char *line = strtok(shown.data, "\n"); line; line = strtok(NULL, "\n")) {
+        const char *note = strstr(line, " warn: ");
+        whole += strncmp(line, "this is line number ", 20) == 0 && strlen(line) == 35;
+        if (note && strstr(note, "log lines are missing here"))
+            missing += atoi(note + 7);
+    }
+    check(whole > 1000 && missing > 1000 && whole + missing == total,
+        "of %d lines %d are shown and %d told as missing", total, whole, missing);
+    buf_free(&lines);
+    buf_free(&shown);
+}
+
+static void
+test_log(void)
+{
+    static const struct {
+        int64_t ms;
+        const char *text;
+    } times[] = {
+        {0, "1970-01-01T00:00:00.000Z"},
+        {999, "1970-01-01T00:00:00.999Z"},
+        {951782400000, "2000-02-29T00:00:00.000Z"},
+        {1795339800123, "2026-11-22T09:30:00.123Z"},
+        {4107542399999, "2100-02-28T23:59:59.999Z"},
+        {4107542400000, "2100-03-01T00:00:00.000Z"},
+        {253402300799999, "9999-12-31T23:59:59.999Z"},
+    };
+    struct buf b = {0}, long_text = {0};
+    char when[32];
+
+    for (size_t i = 0; i < COUNT(CLEAN_ROWS); i++) {
+        struct slice in = exact(CLEAN_ROWS[i].in);
+        log_add_clean(&b, in);
+        check_buf(&b, CLEAN_ROWS[i].out, "log_add_clean");
+        exact_free(in);
+    }
+    for (size_t i = 0; i < COUNT(times); i++) {
+        log_time(times[i].ms, when);
+        check_text(when, times[i].text, "log_time");
+    }
+
+    check_text(log_text(SLICE("a\nb")).text, "a\\x0ab", "log_text");
+    check_text(log_text((struct slice){0}).text, "", "log_text of nothing");
+    for (int i = 0; i < LOG_NAME_MAX; i++)
+        buf_add_char(&long_text, 'x');
+    check_text(log_text((struct slice){long_text.data, long_text.len}).text, long_text.data,
+        "log_text just fits");
+    buf_add_char(&long_text, 'y');
+    buf_add(&b, long_text.data, LOG_NAME_MAX);
+    buf_add_text(&b, "...");
+    check_text(log_text((struct slice){long_text.data, long_text.len}).text, b.data, "one over");
+    buf_free(&b);
+    for (int lead = 0; lead < 8; lead++) { /* cut at each place of a character and of an escape */
+        long_text.len = 0;
+        for (int i = 0; i < lead; i++)
+            buf_add_char(&long_text, i % 2 ? 'x' : '\n');
+        for (int i = 0; i < 60; i++)
+            buf_add_text(&long_text, "\xf0\x9f\x9a\x80");
+        struct log_text cut = log_text((struct slice){long_text.data, long_text.len});
+        check(utf8_is_valid(cut.text, strlen(cut.text)), "log_text cuts a character, %d before it",
+            lead);
+        check(strlen(cut.text) <= LOG_NAME_MAX + 3, "log_text is bounded");
+    }
+    buf_free(&long_text);
+
+    log_begin(LOG_INFO);
+    log_line(LOG_VERBOSE, "not wanted");
+    log_line(LOG_INFO, "a %s", "b\nc");
+    log_line(LOG_ERROR, "e");
+    check_number(log_count(""), 2, "lines wanted at level info");
+    check(log_count("Z info: a b\\x0ac") == 1, "a line end inside a line: %s",
+        show((struct slice){the_log.queue.data, the_log.queue.len}));
+    check_number(log_count("Z error: e"), 1, "level error");
+    for (int i = 0; i < 40000; i++)
+        log_line(LOG_WARN, "this line is one of very many, number %d", i);
+    check(the_log.queue.len <= LOG_QUEUE_MAX, "the queue is bounded");
+    check(the_log.queue.len > LOG_QUEUE_MAX - 100, "and full");
+    check_number(
+        log_count("") + (long long)the_log.dropped, 40002, "each line is there or counted");
+    log_begin(LOG_INFO);
+    test_log_files();
+    test_log_console();
+}
+
+/* ==== 5. Alert ============================================================== */
+
+#define TASK_ID "dec2a02a-1680-44ef-8dc2-e2bfb180af87"
+#define APP_ID "e7af59a0-c243-480d-9571-08727551a66f"
+#define RUN_ID "4831c6a5-34f6-45bb-9d40-73a6e6992670"
+#define ZERO_ID "00000000-0000-0000-0000-000000000000"
+#define WHEN "2026-11-22 10:50:04,735"
+#define IDS TASK_ID ";" APP_ID ";" WHEN ";INFO;" RUN_ID
+#define FAILED "/scheduler-reload-failed/"
+#define ABORTED "/scheduler-reload-aborted/"
+
+/* What fields() says of an alert: the fields from the host name on, in the datagram's order. */
+#define FIELDS(names, message)                                                                     \
+    "QS1|" names "|" TASK_ID "|" APP_ID "|" WHEN "|INFO|" RUN_ID "|" message
+
+static void
+fields(const struct alert *alert, struct buf *out)
+{
+    static const enum alert_field order[] = {FIELD_HOST_NAME, FIELD_TASK_NAME, FIELD_APP_NAME,
+        FIELD_USER, FIELD_TASK_ID, FIELD_APP_ID, FIELD_TIME, FIELD_LEVEL, FIELD_EXECUTION_ID,
+        FIELD_MESSAGE};
+
+    for (size_t i = 0; i < COUNT(order); i++) {
+        if (i > 0)
+            buf_add_char(out, '|');
+        buf_add(out, alert->field[order[i]].data, alert->field[order[i]].len);
+    }
+}
+
+static const char *const SORTS[] = {"ours", "ignored", "unknown", "malformed"};
+
+/* Each datagram, what it is ("failure" and "aborted" are ours), and its fields. */
+static const struct {
+    struct slice datagram;
+    const char *sort;
+    struct slice fields; /* or the error */
+} ALERT_ROWS[] = {
+    /* ids */
+    {S(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"), "failure", S(FIELDS("T|A|LAB\\g", "M"))},
+    {S("/scheduler-task-failed/;QS1;T;A;LAB\\g;" IDS ";M"), "failure",
+        S(FIELDS("T|A|LAB\\g", "M"))},
+    {S("/scheduler-reloadtask-failed/;QS1;T;A;u;" IDS ";M"), "failure", S(FIELDS("T|A|u", "M"))},
+    {S("/Scheduler-RELOAD-Failed/;QS1;T;A;u;" IDS ";M"), "failure", S(FIELDS("T|A|u", "M"))},
+    {S(ABORTED ";QS1;T;A;LAB\\g;" IDS ";M"), "aborted", S(FIELDS("T|A|LAB\\g", "M"))},
+    {S("/SCHEDULER-TASK-ABORTED/;QS1;T;A;u;" IDS ";M"), "aborted", S(FIELDS("T|A|u", "M"))},
+    {S("/scheduler-reload-success/;QS1;T;A;u;" IDS ";M"), "ignored",
+        S("/scheduler-reload-success/")},
+    {S("/scheduler-task-success/;x"), "ignored", S("/scheduler-task-success/")},
+    {S("/scheduler-task-success//;x"), "ignored", S("/scheduler-task-success//")},
+    {S("/scheduler-reloadtask-success/;x"), "ignored", S("/scheduler-reloadtask-success/")},
+    {S("/scheduler-reload-complete/;x"), "ignored", S("/scheduler-reload-complete/")},
+    {S("/scheduler-distribute/;x"), "ignored", S("/scheduler-distribute/")},
+    {S("/engine-reload-failed/;x"), "ignored", S("/engine-reload-failed/")},
+    {S("/Engine-Reload-FAILED/"), "ignored", S("/Engine-Reload-FAILED/")},
+    {S(""), "unknown", S("")},
+    {S(";"), "unknown", S("")},
+    {S("\n"), "unknown", S("\\x0a")},
+    {S("/scheduler-reload-failed;QS1;T;A;u;" IDS ";M"), "unknown", S("/scheduler-reload-failed")},
+    {S(" " FAILED ";QS1;T;A;u;" IDS ";M"), "unknown", S(" " FAILED)},
+    {S("/user-event/;x"), "unknown", S("/user-event/")},
+    {S("\x1b[2J;x"), "unknown", S("\\x1b[2J")},
+    {S(FAILED "\0;QS1;T;A;u;" IDS ";M"), "unknown", S(FAILED "\\x00")},
+
+    /* too few or wrong fields */
+    {S(FAILED), "malformed", S("")},
+    {S(FAILED ";"), "malformed", S("")},
+    {S(FAILED ";QS1"), "malformed", S("")},
+    {S(FAILED ";QS1;" IDS ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;" IDS ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;" IDS ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";" WHEN ";INFO"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";" WHEN ";INFO;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";" WHEN ";NOTE;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";" WHEN ";;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";" WHEN "; INFO;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID "x;" APP_ID ";" WHEN ";INFO;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";(NULL);" WHEN ";INFO;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";;;;;;;;;;;"), "malformed", S("")},
+
+    /* the smallest that counts, and empty fields */
+    {S(FAILED ";;;;;;" APP_ID ";;INFO;"), "failure", S("|||||" APP_ID "||INFO||")},
+    {S(FAILED ";QS1;T;A;u;" IDS), "failure", S(FIELDS("T|A|u", ""))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";"), "failure", S(FIELDS("T|A|u", ""))},
+    {S(FAILED ";(null);(null);(null);(null);(null);" APP_ID ";(null);INFO;(null);M"), "failure",
+        S("|||||" APP_ID "||INFO||M")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";;INFO;;M"), "failure",
+        S("QS1|T|A|u|" TASK_ID "|" APP_ID "||INFO||M")},
+    {S(FAILED ";QS1;(null) ;A;u;" IDS ";M"), "failure", S(FIELDS("(null) |A|u", "M"))},
+
+    /* no app: not a reload */
+    {S(FAILED ";QS1;Run backup;;u;" TASK_ID ";;" WHEN ";INFO;" RUN_ID ";M"), "ignored",
+        S("Run backup")},
+    {S(FAILED ";QS1;Run backup;(null);u;" TASK_ID ";(null);" WHEN ";INFO;" RUN_ID ";M"), "ignored",
+        S("Run backup")},
+    {S(FAILED ";QS1;Run backup;;u;" TASK_ID ";" ZERO_ID ";" WHEN ";INFO;" RUN_ID ";M"), "ignored",
+        S("Run backup")},
+    {S(ABORTED ";QS1;Run backup;;u;" TASK_ID ";{" ZERO_ID "};" WHEN ";INFO;" RUN_ID ";M"),
+        "ignored", S("Run backup")},
+    {S(FAILED ";QS1;T;A;u;" ZERO_ID ";" APP_ID ";" WHEN ";INFO;" RUN_ID ";M"), "failure",
+        S("QS1|T|A|u|" ZERO_ID "|" APP_ID "|" WHEN "|INFO|" RUN_ID "|M")},
+
+    /* GUIDs stay as they came; the execution's may be anything */
+    {S(FAILED
+         ";QS1;T;A;u;{DEC2A02A-1680-44EF-8DC2-E2BFB180AF87};{E7AF59A0-C243-480D-9571-08727551A66F};"
+         ";WARN;{run};M"),
+        "failure",
+        S("QS1|T|A|u|{DEC2A02A-1680-44EF-8DC2-E2BFB180AF87}|{E7AF59A0-C243-480D-9571-08727551A66F}||WARN|"
+          "{run}|M")},
+    {S(FAILED ";QS1;T;A;u;{" TASK_ID ";" APP_ID ";" WHEN ";INFO;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;" TASK_ID "};" APP_ID ";" WHEN ";INFO;" RUN_ID ";M"), "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;(" TASK_ID ");" APP_ID ";" WHEN ";INFO;" RUN_ID ";M"), "malformed",
+        S("")},
+    {S(FAILED ";QS1;T;A;u;dec2a02a168044ef8dc2e2bfb180af87;" APP_ID ";" WHEN ";INFO;" RUN_ID ";M"),
+        "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;dec2a02a-1680-44ef-8dc2e-2bfb180af87;" APP_ID ";" WHEN ";INFO;" RUN_ID
+              ";M"),
+        "malformed", S("")},
+    {S(FAILED ";QS1;T;A;u;gec2a02a-1680-44ef-8dc2-e2bfb180af87;" APP_ID ";" WHEN ";INFO;" RUN_ID
+              ";M"),
+        "malformed", S("")},
+
+    /* the message: everything behind the first run of ids, but line ends at the very end */
+    {S(FAILED ";QS1;T;A;u;" IDS ";a;b; c;;"), "failure", S(FIELDS("T|A|u", "a;b; c;;"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";M\r\n"), "failure", S(FIELDS("T|A|u", "M"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";M\n\r\n\r"), "failure", S(FIELDS("T|A|u", "M"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";\r\n"), "failure", S(FIELDS("T|A|u", ""))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";M \n \t\r\n"), "failure", S(FIELDS("T|A|u", "M \n \t"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";\r\nM\0"), "failure", S(FIELDS("T|A|u", "\r\nM\0"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";M\0\n"), "failure", S(FIELDS("T|A|u", "M\0"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";MSystem.Exception: x\r\n   at y"), "failure",
+        S(FIELDS("T|A|u", "MSystem.Exception: x\r\n   at y"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";M\n" ABORTED ";QS2;T2;A2;u2;" IDS ";M2\n"), "failure",
+        S(FIELDS("T|A|u", "M\n" ABORTED ";QS2;T2;A2;u2;" IDS ";M2"))},
+    {S(FAILED ";QS1;T;A;u;" IDS ";" IDS ";M"), "failure", S(FIELDS("T|A|u", IDS ";M"))},
+
+    /* control characters in names are kept */
+    {S(FAILED ";QS1;T\r\n1;A\0\t;u\x1b;" IDS ";M"), "failure",
+        S(FIELDS("T\r\n1|A\0\t|u\x1b", "M"))},
+
+    /* ";" in names: the task name ends with the app name */
+    {S(FAILED ";QS1;Reload of S;EU;S;EU;u;" IDS ";M"), "failure",
+        S(FIELDS("Reload of S;EU|S;EU|u", "M"))},
+    {S(FAILED ";QS1;S;EU;S;EU;u;" IDS ";M"), "failure", S(FIELDS("S;EU|S;EU|u", "M"))},
+    {S(FAILED ";QS1;Reload of A; B;A; B;LAB;g;" IDS ";M"), "failure",
+        S(FIELDS("Reload of A; B|A; B|LAB;g", "M"))},
+    {S(FAILED ";QS1;My A;A; g;x;" IDS ";M"), "failure", S(FIELDS("My A|A| g;x", "M"))},
+    {S(FAILED ";QS1;Of App;App;UserDirectory=LAB; UserId=g;" IDS ";M"), "failure",
+        S(FIELDS("Of App|App|UserDirectory=LAB; UserId=g", "M"))},
+    {S(FAILED ";QS1;X;X;X;X;" IDS ";M"), "failure", S(FIELDS("X|X|X;X", "M"))},
+    {S(FAILED ";QS1;T;(null);(null);u;" IDS ";M"), "failure", S(FIELDS("T|(null);(null)|u", "M"))},
+
+    /* else: not where a blank follows */
+    {S(FAILED ";QS1;Reload; Sales; EU;App 2;LAB\\g;" IDS ";M"), "failure",
+        S(FIELDS("Reload; Sales; EU|App 2|LAB\\g", "M"))},
+    {S(FAILED ";QS1;T;App 2; b;LAB\\g;" IDS ";M"), "failure", S(FIELDS("T|App 2; b|LAB\\g", "M"))},
+    {S(FAILED ";QS1;T;App 2;UserDirectory=LAB; UserId=g;" IDS ";M"), "failure",
+        S(FIELDS("T|App 2|UserDirectory=LAB; UserId=g", "M"))},
+    {S(FAILED ";QS1;T; A; u;" IDS ";M"), "failure", S(FIELDS("T| A| u", "M"))},
+
+    /* else: the shortest task name and the shortest user */
+    {S(FAILED ";QS1;T;Sales;EU;;LAB\\g;" IDS ";M"), "failure",
+        S(FIELDS("T|Sales;EU;|LAB\\g", "M"))},
+    {S(FAILED ";QS1;T;;u;v;" IDS ";M"), "failure", S(FIELDS("T|;u|v", "M"))},
+    {S(FAILED ";QS1;;;;" IDS ";M"), "failure", S(FIELDS("||", "M"))},
+
+    /* in a failed event one backslash of two, in the user alone */
+    {S(FAILED ";QS1;a\\\\b;A\\\\;LAB\\\\g\\\\\\h\\;" IDS ";C:\\\\x"), "failure",
+        S(FIELDS("a\\\\b|A\\\\|LAB\\g\\\\h\\", "C:\\\\x"))},
+    {S(ABORTED ";QS1;a\\\\b;A;LAB\\\\g;" IDS ";M"), "aborted", S(FIELDS("a\\\\b|A|LAB\\\\g", "M"))},
+
+    /* encodings: UTF-8, with a mark, or Windows-1252 if one byte is not UTF-8 */
+    {S("\xef\xbb\xbf" FAILED ";QS1;\xc3\xa5;A;u;" IDS ";M"), "failure",
+        S(FIELDS("\xc3\xa5|A|u", "M"))},
+    {S(FAILED ";QS1;\xe5;A;u;" IDS ";M"), "failure", S(FIELDS("\xc3\xa5|A|u", "M"))},
+    {S(FAILED ";QS1;\xc3\xa5\xe5;A;u;" IDS ";M"), "failure",
+        S(FIELDS("\xc3\x83\xc2\xa5\xc3\xa5|A|u", "M"))},
+    {S(FAILED ";QS1;\x80\x81\x8d\x8f\x90\x9d\x9f\xa0\xff;A;u;" IDS ";M"), "failure",
+        S(FIELDS("\xe2\x82\xac\xc2\x81\xc2\x8d\xc2\x8f\xc2\x90\xc2\x9d\xc5\xb8\xc2\xa0\xc3\xbf|A|u",
+            "M"))},
+    {S("\xff\xfe" FAILED ";QS1;T;A;u;" IDS ";M"), "unknown", S("\xc3\xbf\xc3\xbe" FAILED)},
+};
+
+/* Checks what alert_parse makes of a datagram. */
+static void
+check_alert(struct slice datagram, const char *sort, struct slice want, const char *what)
+{
+    struct slice in = exact(datagram);
+    struct alert *alert = NULL;
+    struct buf got = {0};
+    struct err e = {""};
+    enum alert_sort result = alert_parse(in, &alert, &e);
+
+    exact_free(in); /* the alert must not need it */
+    check_text(result == ALERT_OURS ? KINDS[alert->kind].name : SORTS[result], sort, what);
+    check((alert != NULL) == (result == ALERT_OURS), "%s: an alert only if it is ours", what);
+    if (alert) {
+        fields(alert, &got);
+        check_buf(&got, want, what);
+        check_bytes(alert->field[FIELD_EVENT], slice_of(KINDS[alert->kind].event), "event");
+    } else
+        check(memmem(e.text, strlen(e.text), want.data, want.len) != NULL,
+            "%s: \"%s\" tells no \"%s\"", what, e.text, show(want));
+    alert_free(alert);
+}
+
+/* Adds UTF-8 text as UTF-16, with or without a byte order mark. */
+static void
+add_utf16(struct buf *b, struct slice s, bool big, bool mark)
+{
+    uint32_t c = 0xfeff;
+
+    for (size_t i = 0, n = 0; i < s.len || mark; i += n, mark = false) {
+        uint32_t unit[2];
+        int units = 1;
+        n = mark ? 0 : utf8_read(s.data + i, s.len - i, &c);
+        unit[0] = c;
+        if (c > 0xffff) {
+            unit[0] = 0xd800 + ((c - 0x10000) >> 10);
+            unit[1] = 0xdc00 + ((c - 0x10000) & 0x3ff);
+            units = 2;
+        }
+        for (int k = 0; k < units; k++) {
+            buf_add_char(b, (int)(big ? unit[k] >> 8 : unit[k] & 0xff));
+            buf_add_char(b, (int)(big ? unit[k] & 0xff : unit[k] >> 8));
+        }
+    }
+}
+
+static void
+test_alert_encodings(void)
+{
+    static const struct {
+        struct slice bytes, text;
+    } odd[] = {
+        {S("/\0;\0\0\xd8;\0"), S("/;\xef\xbf\xbd;")}, /* lone surrogates */
+        {S("/\0;\0\0\xdc;\0"), S("/;\xef\xbf\xbd;")},
+        {S("/\0\0\xd8"), S("/\xef\xbf\xbd")},
+        {S("/\0\0\xd8\0\xd8\0\xdc"), S("/\xef\xbf\xbd\xf0\x90\x80\x80")},
+        {S("/\0;"), S("/\xef\xbf\xbd")}, /* half a character */
+        {S("\0/\xd8\x3d\xde\x80"), S("/\xf0\x9f\x9a\x80")},
+        {S("\xff\xfe/\0\0\0"), S("/\0")},
+        {S("/\0\xff\xfe"), S("/\xef\xbb\xbf")}, /* U+FEFF inside stays */
+        {S("\xff\xfe"), S("\xc3\xbf\xc3\xbe")}, /* no id behind the mark */
+        {S("\xef\xbb\xbf\xef\xbb\xbf/"), S("\xef\xbb\xbf/")},
+        {S("\xef\xbb\xbf"), S("")},
+        {S("\xef\xbb"), S("\xc3\xaf\xc2\xbb")},
+        {S("/"), S("/")},
+    };
+    static const char text[] = FAILED
+        ";QS1;S\xc3\xa5;\xe5\xa3\xb2\xe4\xb8\x8a \xf0\x9f\x9a\x80;u;" IDS ";\xe2\x82\xac\r\n";
+    static const char want[] = FIELDS(
+        "S\xc3\xa5|\xe5\xa3\xb2\xe4\xb8\x8a \xf0\x9f\x9a\x80|u", "\xe2\x82\xac");
+    struct buf b = {0};
+
+    for (size_t i = 0; i < COUNT(odd); i++) {
+        struct slice in = exact(odd[i].bytes);
+        alert_decode(in, &b);
+        check_buf(&b, odd[i].text, "alert_decode");
+        exact_free(in);
+    }
+    for (int form = 0; form < 4; form++) {
+        add_utf16(&b, SLICE(text), form & 1, form & 2);
+        check_alert((struct slice){b.data, b.len}, "failure", SLICE(want), "UTF-16");
+        buf_free(&b);
+    }
+    for (int c = 0x80; c < 0x100; c++) { /* each byte of Windows-1252 becomes one character */
+        char byte[2] = {(char)c, '.'};
+        uint32_t point = 0;
+        alert_decode((struct slice){byte, 2}, &b);
+        size_t n = utf8_read(b.data, b.len, &point);
+        check(n + 1 == b.len && (c >= 0xa0 ? point == (uint32_t)c : point >= 0x80), "byte %02x", c);
+        buf_free(&b);
+    }
+}
+
+/* Datagrams of the largest size, and those that are made to cost much. */
+static void
+test_alert_large(void)
+{
+    struct buf b = {0}, want = {0};
+
+    buf_add_text(&b, FAILED ";QS1;T;A;u;" IDS ";");
+    buf_add_text(&want, FIELDS("T|A|u", ""));
+    while (b.len < DATAGRAM_MAX) {
+        buf_add_char(&b, '\xe5'); /* two bytes each in UTF-8 */
+        buf_add_text(&want, "\xc3\xa5");
+    }
+    check_alert((struct slice){b.data, b.len}, "failure", (struct slice){want.data, want.len},
+        "the largest datagram");
+    b.len = want.len = 0;
+    buf_add_text(&b, FAILED ";QS1");
+    while (b.len < DATAGRAM_MAX - 200)
+        buf_add_char(&b, ';');
+    buf_add_text(&b, IDS ";M");
+    check(b.len < DATAGRAM_MAX, "65,000 times \";\"");
+    int64_t began_ms = plat_now_ms();
+    struct alert *alert = NULL;
+    struct err e;
+    check(alert_parse((struct slice){b.data, b.len}, &alert, &e) == ALERT_OURS, "is ours");
+    alert_free(alert);
+    check(plat_now_ms() - began_ms < 1000, "and takes no second");
+    b.len = 0;
+    for (int i = 0; i < 100; i++) /* over CUT_TOKENS_MAX pieces */
+        buf_format(&b, "%s%d", i ? ";" : FAILED ";QS1;n", i);
+    buf_add_text(&b, ";" IDS ";M");
+    buf_add_text(&want, "QS1|n0|1");
+    for (int i = 2; i < 99; i++)
+        buf_format(&want, ";%d", i);
+    buf_add_text(&want, "|99|" TASK_ID "|" APP_ID "|" WHEN "|INFO|" RUN_ID "|M");
+    check_alert((struct slice){b.data, b.len}, "failure", (struct slice){want.data, want.len},
+        "100 pieces of names");
+    buf_free(&b);
+    buf_free(&want);
+}
+
+/* Checks an alert against the event that the real log4net was given. */
+static void
+check_event(const cJSON *row, struct slice datagram)
+{
+    const char *file = cJSON_GetObjectItem(row, "file")->valuestring;
+    const cJSON *want = cJSON_GetObjectItem(row, "fields");
+    struct alert *alert = NULL;
+    struct err e;
+    enum alert_sort sort = alert_parse(datagram, &alert, &e);
+
+    check_text(sort == ALERT_OURS ? KINDS[alert->kind].name : SORTS[sort],
+        cJSON_GetObjectItem(row, "verdict")->valuestring, file);
+    for (int i = 1; alert && i < ALERT_FIELDS; i++) {
+        const cJSON *value = cJSON_GetObjectItem(want, FIELD_NAMES[i]);
+        struct slice got = alert->field[i];
+        uint8_t hash[32];
+        char hex[65] = "";
+        if (strcmp(file, "051-a-control-chars.bin") == 0 &&
+            (i == FIELD_TASK_NAME || i == FIELD_APP_NAME))
+            continue; /* nothing tells that the ";" in its escape sequence belongs to the name */
+        if (cJSON_IsString(value)) { /* cJSON ends a text at its first NUL */
+            size_t len = strlen(value->valuestring);
+            check(strncmp(got.data, value->valuestring, len) == 0 &&
+                    (got.len == len || got.data[len] == '\0'),
+                "%s: %s is \"%s\", not \"%s\"", file, FIELD_NAMES[i], show(got),
+                value->valuestring);
+            continue;
+        }
+        mbedtls_sha256((const unsigned char *)got.data, got.len, hash, 0);
+        for (int k = 0; k < 32; k++)
+            snprintf(hex + 2 * k, 3, "%02x", hash[k]);
+        check_text(hex, cJSON_GetObjectItem(value, "sha256")->valuestring, file);
+    }
+    alert_free(alert);
+}
+
+/* The datagrams of test/data. */
+static void
+test_alert_events(void)
+{
+    char *text, path[200];
+    size_t len;
+
+    if (!check(plat_read_file("test/data/datagrams/index.json", 1 << 20, &text, &len) == 0,
+            "test/data/datagrams/index.json: run in the repository's folder"))
+        return;
+    cJSON *index = cJSON_Parse(text);
+    const cJSON *row;
+    check(cJSON_GetArraySize(index) > 50, "rows of index.json");
+    cJSON_ArrayForEach(row, index)
+    {
+        char *data;
+        snprintf(path, sizeof path, "test/data/datagrams/%s",
+            cJSON_GetObjectItem(row, "file")->valuestring);
+        if (!check(plat_read_file(path, DATAGRAM_MAX, &data, &len) == 0, "%s", path))
+            continue;
+        check_event(row, (struct slice){data, len});
+        free(data);
+    }
+    cJSON_Delete(index);
+    free(text);
+}
+
+/* The alert of a datagram that is ours; the caller's. */
+static struct alert *
+new_alert(struct slice datagram)
+{
+    struct alert *alert = NULL;
+    struct err e;
+
+    if (alert_parse(datagram, &alert, &e) == ALERT_OURS)
+        return alert;
+    check(false, "\"%s\" should be ours: %s", show(datagram), e.text);
+    abort();
+}
+
+static void
+test_alert_json(void)
+{
+    static const struct {
+        struct slice in, out;
+    } strings[] = {
+        {S(""), S("\"\"")},
+        {S("a\"b\\c/d"), S("\"a\\\"b\\\\c/d\"")},
+        {S("\b\t\n\f\r"), S("\"\\b\\t\\n\\f\\r\"")},
+        {S("\0\x01\x0b\x1b\x1f"), S("\"\\u0000\\u0001\\u000b\\u001b\\u001f\"")},
+        {S("\x7f\xc2\x80\xe2\x80\xa8\xe2\x80\xa9"), S("\"\x7f\xc2\x80\xe2\x80\xa8\xe2\x80\xa9\"")},
+        {S("\xf0\x9f\x9a\x80<>&'"), S("\"\xf0\x9f\x9a\x80<>&'\"")},
+    };
+    static const char datagram[] = FAILED ";QS1;Reload \"S\"\n;S\xc3\xa5;LAB\\g;" IDS ";a\0b\\";
+    static const char want[] =
+        "{\"event\":\"Qlik Sense reload failed\",\"hostName\":\"QS1\","
+        "\"user\":\"LAB\\\\g\",\"taskName\":\"Reload \\\"S\\\"\\n\",\"taskId\":\"" TASK_ID "\","
+        "\"appName\":\"S\xc3\xa5\",\"appId\":\"" APP_ID "\",\"logTimeStamp\":\"" WHEN "\","
+        "\"logLevel\":\"INFO\",\"executionId\":\"" RUN_ID "\",\"logMessage\":\"a\\u0000b\\\\\"}";
+    struct buf b = {0}, all = {0};
+    struct alert *alert;
+
+    for (size_t i = 0; i < COUNT(strings); i++) {
+        struct slice in = exact(strings[i].in);
+        json_add_string(&b, in);
+        check_buf(&b, strings[i].out, "json_add_string");
+        exact_free(in);
+    }
+    for (uint32_t c = 1; c < 0x30000; c++) /* each character, read back by another reader */
+        if (c < 0xd800 || c > 0xdfff)
+            utf8_add(&all, c);
+    json_add_string(&b, (struct slice){all.data, all.len});
+    cJSON *text = cJSON_ParseWithLengthOpts(b.data, b.len + 1, NULL, true);
+    if (check(cJSON_IsString(text), "a string of all characters is JSON"))
+        check_bytes(
+            slice_of(text->valuestring), (struct slice){all.data, all.len}, "and comes back");
+    cJSON_Delete(text);
+    buf_free(&b);
+    buf_free(&all);
+
+    alert = new_alert(SLICE(datagram));
+    alert_add_json(alert, &b);
+    check_buf(&b, SLICE(want), "alert_add_json");
+    alert_free(alert);
+    alert = new_alert(SLICE(ABORTED ";QS1;T;A;u;" IDS ";M"));
+    alert_add_json(alert, &b);
+    cJSON *body = cJSON_Parse(b.data);
+    check_number(cJSON_GetArraySize(body), ALERT_FIELDS, "fields of the body");
+    for (int i = 0; i < cJSON_GetArraySize(body) && i < ALERT_FIELDS; i++)
+        check_text(cJSON_GetArrayItem(body, i)->string, FIELD_NAMES[i], "order of the fields");
+    check_text(
+        cJSON_GetObjectItem(body, "event")->valuestring, "Qlik Sense reload aborted", "event");
+    cJSON_Delete(body);
+    buf_free(&b);
+    alert_free(alert);
+
+    alert = alert_new_test(ALERT_ABORTED, "host1");
+    alert_add_json(alert, &b);
+    body = cJSON_Parse(b.data);
+    check_text(
+        cJSON_GetObjectItem(body, "taskName")->valuestring, "butler_webhook test", "test alert");
+    check_text(cJSON_GetObjectItem(body, "hostName")->valuestring, "host1", "its host");
+    check_text(cJSON_GetObjectItem(body, "taskId")->valuestring, ZERO_ID, "its task");
+    check_text(cJSON_GetObjectItem(body, "appId")->valuestring, ZERO_ID, "its app");
+    check_text(cJSON_GetObjectItem(body, "executionId")->valuestring, ZERO_ID, "its execution");
+    check_number(
+        (long long)strlen(cJSON_GetObjectItem(body, "logTimeStamp")->valuestring), 23, "its time");
+    cJSON_Delete(body);
+    buf_free(&b);
+    alert_free(alert);
+}
+
+#define QUERY(message)                                                                             \
+    "event=Qlik+Sense+reload+failed&hostName=QS1&user=LAB%5Cg&taskName=T&taskId=" TASK_ID          \
+    "&appName=A&appId=" APP_ID                                                                     \
+    "&logTimeStamp=2026-11-22+10%3A50%3A04%2C735&logLevel=INFO&executionId=" RUN_ID                \
+    "&logMessage=" message
+
+static void
+test_alert_query(void)
+{
+    static const struct {
+        const char *target;
+        bool skip;
+        const char *query; /* behind the target */
+    } rows[] = {
+        {"/", false, "?" QUERY("M")},
+        {"/a/b", false, "?" QUERY("M")},
+        {"/?", false, QUERY("M")},
+        {"/?z=1", false, "&" QUERY("M")},
+        {"/?z=1&", false, QUERY("M")},
+        {"/?event=1", false, "&" QUERY("M")},
+        {"/?eventual=1", true, "&" QUERY("M")},
+        {"/?z=event=", true, "&" QUERY("M")},
+        {"/?a=b&" QUERY("x"), true, ""},
+        {"/?logMessage&event&hostName&user&taskName&taskId&appName&appId&logTimeStamp&logLevel",
+            true, "&executionId=" RUN_ID},
+    };
+    static const struct {
+        struct slice in, out;
+    } values[] = {
+        {S(""), S("")},
+        {S("azAZ09*-._"), S("azAZ09*-._")},
+        {S(" +&=%~'()!,:;@/?#[]\"\\"),
+            S("+%2B%26%3D%25%7E%27%28%29%21%2C%3A%3B%40%2F%3F%23%5B%5D%22%5C")},
+        {S("\0\n\x7f"), S("%00%0A%7F")},
+        {S("\xc3\xa5\xf0\x9f\x9a\x80"), S("%C3%A5%F0%9F%9A%80")},
+    };
+    static const struct {
+        struct slice query;
+        const char *name;
+        bool has;
+    } known[] = {
+        {S(""), "user", false},
+        {S("user"), "user", true},
+        {S("user="), "user", true},
+        {S("user&a"), "user", true},
+        {S("a=1&user=2"), "user", true},
+        {S("users=1"), "user", false},
+        {S("auser=1"), "user", false},
+        {S("a=user"), "user", false},
+        {S("User=1"), "user", false},
+        {S("use"), "user", false},
+    };
+    struct buf b = {0};
+    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
+
+    for (size_t i = 0; i < COUNT(values); i++) {
+        query_add_value(&b, values[i].in);
+        check_buf(&b, values[i].out, "query_add_value");
+    }
+    for (size_t i = 0; i < COUNT(known); i++) {
+        struct slice in = exact(known[i].query);
+        check(query_has(in, known[i].name) == known[i].has, "query_has of \"%s\"", show(in));
+        exact_free(in);
+    }
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf want = {0};
+        buf_format(&want, "%s%s", rows[i].target, rows[i].query);
+        buf_add_text(&b, rows[i].target);
+        alert_add_query(alert, &b, rows[i].skip, 0);
+        check_buf(&b, (struct slice){want.data, want.len}, "alert_add_query");
+        buf_free(&want);
+    }
+    alert_free(alert);
+}
+
+/* A message that is cut so that the target fits: at a whole character, and no more than needed. */
+static void
+test_alert_query_cut(void)
+{
+    static const char *const units[] = {"x", " ", "\"", "\xc3\xa5", "\xe2\x82\xac",
+        "\xf0\x9f\x9a\x80", "a\xf0\x9f\x9a\x80 \xc3\xa5;"};
+    struct buf datagram = {0}, whole = {0}, b = {0};
+
+    for (size_t i = 0; i < COUNT(units); i++) {
+        datagram.len = whole.len = 0;
+        buf_add_text(&datagram, FAILED ";QS1;T;A;LAB\\g;" IDS ";");
+        while (datagram.len < 5000)
+            buf_add_text(&datagram, units[i]);
+        struct alert *alert = new_alert((struct slice){datagram.data, datagram.len});
+        buf_add_text(&whole, "/hook?a=1");
+        alert_add_query(alert, &whole, false, 0);
+        for (size_t max = GET_TARGET_MAX; max < GET_TARGET_MAX + 13; max++) {
+            b.len = 0;
+            buf_add_text(&b, "/hook?a=1");
+            alert_add_query(alert, &b, false, max);
+            check(b.len <= max && b.len + 24 > max, "%zu bytes of %zu for %s", b.len, max,
+                show(slice_of(units[i])));
+            check(
+                memcmp(b.data, whole.data, b.len) == 0, "the cut target is the start of the whole");
+            struct buf plain = {0};
+            percent_decode(&plain, (struct slice){b.data, b.len});
+            check(utf8_is_valid(plain.data, plain.len), "a character is cut: %s",
+                show((struct slice){b.data + b.len - 12, 12}));
+            buf_free(&plain);
+        }
+        b.len = 0;
+        buf_add_text(&b, "/hook?a=1");
+        alert_add_query(alert, &b, false, whole.len);
+        check_bytes(
+            (struct slice){b.data, b.len}, (struct slice){whole.data, whole.len}, "just fits");
+        b.len = 0;
+        buf_add_text(&b, "/hook?a=1");
+        alert_add_query(alert, &b, false, 50);
+        check(b.len > 12 && memcmp(b.data + b.len - 12, "&logMessage=", 12) == 0,
+            "where nothing helps, the message is empty and the rest is there");
+        alert_free(alert);
+    }
+    buf_free(&datagram);
+    buf_free(&whole);
+    buf_free(&b);
+}
+
+static void
+test_alert(void)
+{
+    static const char *const levels[] = {"INFO", "WARN", "ERROR", "FATAL", "DEBUG", "OFF",
+        "EMERGENCY", "ALERT", "CRITICAL", "SEVERE", "NOTICE", "TRACE", "FINE", "FINER", "FINEST",
+        "VERBOSE", "ALL", "log4net:DEBUG", "info", "Warn"};
+
+    for (size_t i = 0; i < COUNT(ALERT_ROWS); i++)
+        check_alert(ALERT_ROWS[i].datagram, ALERT_ROWS[i].sort, ALERT_ROWS[i].fields,
+            show(ALERT_ROWS[i].datagram));
+    for (size_t i = 0; i < COUNT(levels); i++) {
+        struct buf b = {0}, want = {0};
+        buf_format(&b, FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";;%s;r;M", levels[i]);
+        buf_format(&want, "QS1|T|A|u|" TASK_ID "|" APP_ID "||%s|r|M", levels[i]);
+        check_alert((struct slice){b.data, b.len}, "failure", (struct slice){want.data, want.len},
+            levels[i]);
+        buf_free(&b);
+        buf_free(&want);
+    }
+    test_alert_encodings();
+    test_alert_large();
+    test_alert_events();
+    test_alert_json();
+    test_alert_query();
+    test_alert_query_cut();
+}
+
+/* ==== 6. URL ================================================================ */
+
+/* What a URL is read as; origin NULL: it is refused. A user or password is "user:password". */
+static const struct {
+    struct slice text;
+    const char *origin, *target, *auth, *shown; /* shown NULL: origin and target */
+} URL_ROWS[] = {
+    {S("http://h"), "http://h", "/", NULL, NULL},
+    {S("http://h/"), "http://h", "/", NULL, NULL},
+    {S("HTTP://EXAMPLE.com/A"), "http://example.com", "/A", NULL, NULL},
+    {S("hTTpS://h:443/x"), "https://h", "/x", NULL, NULL},
+    {S("https://h:80/"), "https://h:80", "/", NULL, NULL},
+    {S("http://h:80/"), "http://h", "/", NULL, NULL},
+    {S("http://h:443/"), "http://h:443", "/", NULL, NULL},
+    {S("http://h:/"), "http://h", "/", NULL, NULL},
+    {S("http://h:00081/"), "http://h:81", "/", NULL, NULL},
+    {S("http://h:65535/"), "http://h:65535", "/", NULL, NULL},
+    {S("http://h:65536/"), NULL, NULL, NULL, NULL},
+    {S("http://h:0/"), NULL, NULL, NULL, NULL},
+    {S("http://h:-1/"), NULL, NULL, NULL, NULL},
+    {S("http://h:8a/"), NULL, NULL, NULL, NULL},
+    {S("http://h:8 0/"), NULL, NULL, NULL, NULL},
+    {S("http://h:port/some/path"), NULL, NULL, NULL, NULL},
+    {S("http://h:99999999999999999999/"), NULL, NULL, NULL, NULL},
+
+    /* what does not start with http:// or https:// */
+    {S(""), NULL, NULL, NULL, NULL},
+    {S(" \t\r\n"), NULL, NULL, NULL, NULL},
+    {S("h"), NULL, NULL, NULL, NULL},
+    {S("h/x"), NULL, NULL, NULL, NULL},
+    {S("/x"), NULL, NULL, NULL, NULL},
+    {S("//h/x"), NULL, NULL, NULL, NULL},
+    {S("h:8080/x"), NULL, NULL, NULL, NULL},
+    {S("127.0.0.1:8080/x"), NULL, NULL, NULL, NULL},
+    {S("ftp://h/x"), NULL, NULL, NULL, NULL},
+    {S("httpx://h/x"), NULL, NULL, NULL, NULL},
+    {S("ws://h/x"), NULL, NULL, NULL, NULL},
+    {S("file:///etc/passwd"), NULL, NULL, NULL, NULL},
+    {S("data:,x"), NULL, NULL, NULL, NULL},
+    {S("javascript:alert(1)"), NULL, NULL, NULL, NULL},
+    {S("mailto:a@b"), NULL, NULL, NULL, NULL},
+    {S("://h/"), NULL, NULL, NULL, NULL},
+    {S("http"), NULL, NULL, NULL, NULL},
+    {S("1http://h/"), NULL, NULL, NULL, NULL},
+
+    /* blanks around, tabs and line ends inside, slashes of any number and kind */
+    {S("  http://h/x \n"), "http://h", "/x", NULL, NULL},
+    {S("\x01http://h/x\x1f"), "http://h", "/x", NULL, NULL},
+    {S("ht\ntp:\t//h\r/a\tb\nc"), "http://h", "/abc", NULL, NULL},
+    {S("http:h/x"), "http://h", "/x", NULL, NULL},
+    {S("http:/h/x"), "http://h", "/x", NULL, NULL},
+    {S("http:////h/x"), "http://h", "/x", NULL, NULL},
+    {S("http:\\\\h\\a\\b"), "http://h", "/a/b", NULL, NULL},
+    {S("http:/\\/h/x"), "http://h", "/x", NULL, NULL},
+
+    /* path */
+    {S("http://h/a b"), "http://h", "/a%20b", NULL, NULL},
+    {S("http://h/\"<>`{}#x"), "http://h", "/%22%3C%3E%60%7B%7D", NULL, NULL},
+    {S("http://h/|[]'~!$&()*+,;=:@-._"), "http://h", "/|[]'~!$&()*+,;=:@-._", NULL, NULL},
+    {S("http://h/%zz%2f%41%"), "http://h", "/%zz%2f%41%", NULL, NULL},
+    {S("http://h/\x01\x7f"), "http://h", "/%01%7F", NULL, NULL},
+    {S("http://h/\xc3\xa5\xf0\x9f\x9a\x80"), "http://h", "/%C3%A5%F0%9F%9A%80", NULL, NULL},
+    {S("http://h//a//b"), "http://h", "//a//b", NULL, NULL},
+    {S("http://h/a\\b"), "http://h", "/a/b", NULL, NULL},
+    {S("http://h\\a"), "http://h", "/a", NULL, NULL},
+    {S("http://h/a/./b"), "http://h", "/a/b", NULL, NULL},
+    {S("http://h/a/../b"), "http://h", "/b", NULL, NULL},
+    {S("http://h/../../b"), "http://h", "/b", NULL, NULL},
+    {S("http://h/a/b/.."), "http://h", "/a/", NULL, NULL},
+    {S("http://h/a/b/../"), "http://h", "/a/", NULL, NULL},
+    {S("http://h/a/b/."), "http://h", "/a/b/", NULL, NULL},
+    {S("http://h/."), "http://h", "/", NULL, NULL},
+    {S("http://h/.."), "http://h", "/", NULL, NULL},
+    {S("http://h/a//../b"), "http://h", "/a/b", NULL, NULL},
+    {S("http://h/%2e/a/%2E%2e/b"), "http://h", "/b", NULL, NULL},
+    {S("http://h/a/.%2e/b"), "http://h", "/b", NULL, NULL},
+    {S("http://h/a\\..\\b"), "http://h", "/b", NULL, NULL},
+    {S("http://h/.../..a/b../%2e%2e%2e/."), "http://h", "/.../..a/b../%2e%2e%2e/", NULL, NULL},
+    {S("http://h/.a"), "http://h", "/.a", NULL, NULL},
+
+    /* query and fragment */
+    {S("http://h?q"), "http://h", "/?q", NULL, "http://h/?..."},
+    {S("http://h#f"), "http://h", "/", NULL, NULL},
+    {S("http://h/a#f?q"), "http://h", "/a", NULL, NULL},
+    {S("http://h/a?q#f"), "http://h", "/a?q", NULL, "http://h/a?..."},
+    {S("http://h/a?x=1&y=2"), "http://h", "/a?x=1&y=2", NULL, "http://h/a?x=...&y=..."},
+    {S("http://h/?a=b=c&d&e=&=f"), "http://h", "/?a=b=c&d&e=&=f", NULL,
+        "http://h/?a=...&...&e=...&=..."},
+    {S("http://h/?a b\"<>'"), "http://h", "/?a%20b%22%3C%3E%27", NULL, "http://h/?..."},
+    {S("http://h/?`{}|^[]\\~%zz"), "http://h", "/?`{}|^[]\\~%zz", NULL, "http://h/?..."},
+    {S("http://h/?\xc3\xa5\x7f"), "http://h", "/?%C3%A5%7F", NULL, "http://h/?..."},
+    {S("http://h/?/../x"), "http://h", "/?/../x", NULL, "http://h/?..."},
+    {S("http://h/??x"), "http://h", "/??x", NULL, "http://h/?..."},
+    {S("http://h/a/..?b/../c"), "http://h", "/?b/../c", NULL, "http://h/?..."},
+
+    /* user and password */
+    {S("http://u:p@h/x"), "http://h", "/x", "u:p", NULL},
+    {S("http://u@h/"), "http://h", "/", "u:", NULL},
+    {S("http://:p@h/"), "http://h", "/", ":p", NULL},
+    {S("http://@h/"), "http://h", "/", NULL, NULL},
+    {S("http://:@h/"), "http://h", "/", NULL, NULL},
+    {S("http://u%40x:p%3Aq%2f@h:81/"), "http://h:81", "/", "u@x:p:q/", NULL},
+    {S("http://u:p:q@h/"), "http://h", "/", "u:p:q", NULL},
+    {S("http://a@b@h/"), "http://h", "/", "a@b:", NULL},
+    {S("http://a:b@c:d@h/"), "http://h", "/", "a:b@c:d", NULL},
+    {S("http://u:p%zz%@h/"), "http://h", "/", "u:p%zz%", NULL},
+    {S("http://\xc3\xbc:\xc3\x9f@h/"), "http://h", "/", "\xc3\xbc:\xc3\x9f", NULL},
+    {S("http://u:p@[::1]:8080/"), "http://[::1]:8080", "/", "u:p", NULL},
+    {S("http://h/@x"), "http://h", "/@x", NULL, NULL},
+    {S("http://h?u:p@x"), "http://h", "/?u:p@x", NULL, "http://h/?..."},
+    {S("http://u:p@/x"), NULL, NULL, NULL, NULL},
+    {S("http://u:p@"), NULL, NULL, NULL, NULL},
+
+    /* host names */
+    {S("http://"), NULL, NULL, NULL, NULL},
+    {S("http:///"), NULL, NULL, NULL, NULL},
+    {S("http://:80/"), NULL, NULL, NULL, NULL},
+    {S("http://?q"), NULL, NULL, NULL, NULL},
+    {S("http://h h/"), NULL, NULL, NULL, NULL},
+    {S("http://a%20b/"), NULL, NULL, NULL, NULL},
+    {S("http://a%00b/"), NULL, NULL, NULL, NULL},
+    {S("http://a%zzb/"), NULL, NULL, NULL, NULL},
+    {S("http://a%25b/"), NULL, NULL, NULL, NULL},
+    {S("http://a%0d%0ab/"), NULL, NULL, NULL, NULL},
+    {S("http://a\x01/"), NULL, NULL, NULL, NULL},
+    {S("http://a\x7f/"), NULL, NULL, NULL, NULL},
+    {S("http://a<b/"), NULL, NULL, NULL, NULL},
+    {S("http://a>b/"), NULL, NULL, NULL, NULL},
+    {S("http://a^b/"), NULL, NULL, NULL, NULL},
+    {S("http://a|b/"), NULL, NULL, NULL, NULL},
+    {S("http://a[b/"), NULL, NULL, NULL, NULL},
+    {S("http://a]b/"), NULL, NULL, NULL, NULL},
+    {S("http://a:b:80/"), NULL, NULL, NULL, NULL},
+    {S("http://%80/"), NULL, NULL, NULL, NULL},
+    {S("http://\xff/"), NULL, NULL, NULL, NULL},
+    {S("http://\xed\xa0\x80/"), NULL, NULL, NULL, NULL},
+    {S("http://%65xample%2ecom/"), "http://example.com", "/", NULL, NULL},
+    {S("http://a_b-c.d!$&'()*+,;=~/"), "http://a_b-c.d!$&'()*+,;=~", "/", NULL, NULL},
+    {S("http://a..b/"), "http://a..b", "/", NULL, NULL},
+    {S("http://example.com./"), "http://example.com.", "/", NULL, NULL},
+
+    /* host names in other letters */
+    {S("http://b\xc3\xbc"
+       "cher.example/"),
+        "http://xn--bcher-kva.example", "/", NULL, NULL},
+    {S("http://B\xc3\x9c"
+       "CHER.Example/"),
+        "http://xn--bcher-kva.example", "/", NULL, NULL},
+    {S("http://b%C3%BCcher.example/"), "http://xn--bcher-kva.example", "/", NULL, NULL},
+    {S("http://XN--Bcher-KVA.example/"), "http://xn--bcher-kva.example", "/", NULL, NULL},
+    {S("http://www.m\xc3\xbcnchen.de:81/"), "http://www.xn--mnchen-3ya.de:81", "/", NULL, NULL},
+    {S("http://\xe4\xbe\x8b\xe3\x81\x88.\xe3\x83\x86\xe3\x82\xb9\xe3\x83\x88/"),
+        "http://xn--r8jz45g.xn--zckzah", "/", NULL, NULL},
+    {S("http://fa\xc3\x9f.de/"), "http://xn--fa-hia.de", "/", NULL, NULL},
+    {S("http://3\xe5\xb9\xb4"
+       "B\xe7\xb5\x84\xe9\x87\x91\xe5\x85\xab\xe5\x85\x88\xe7\x94\x9f/"),
+        "http://xn--3b-ww4c5e180e575a65lsy2b", "/", NULL, NULL},
+    {S("http://\xe4\xbb\x96\xe4\xbb\xac\xe4\xb8\xba\xe4\xbb\x80\xe4\xb9\x88\xe4\xb8\x8d\xe8\xaf\xb4\xe4\xb8\xad"
+       "\xe6\x96\x87/"),
+        "http://xn--ihqwcrb4cv8a8dqg056pqjye", "/", NULL, NULL},
+    {S("http://\xd0\xbf\xd1\x80\xd0\xb0\xd0\xb2\xd0\xb4\xd0\xb0/"), "http://xn--80aafi6cg", "/",
+        NULL, NULL},
+    {S("http://\xf0\x9f\x9a\x80.example/"), "http://xn--158h.example", "/", NULL, NULL},
+    {S("http://\xc3\x98RE.example/"), "http://xn--re-kka.example", "/", NULL,
+        NULL}, /* upper case */
+    {S("http://\xc4\x8c"
+       "E\xc5\xa0TINA.example/"),
+        "http://xn--etina-gya30d.example", "/", NULL, NULL},
+    {S("http://\xc5\xbdI\xc5\xbdKOV.example/"), "http://xn--ikov-kbbb.example", "/", NULL, NULL},
+    {S("http://\xc5\x81\xc3\x93"
+       "D\xc5\xb9.example/"),
+        "http://xn--d-uga0v4h.example", "/", NULL, NULL},
+    {S("http://\xc5\x9aNIE\xc5\xbbKA.example/"), "http://xn--nieka-tcb8u.example", "/", NULL, NULL},
+    {S("http://\xce\xa4\xce\x95\xce\xa3\xce\xa4/"), "http://xn--qxa2abc", "/", NULL, NULL},
+    {S("http://\xd0\x81\xd0\x9b\xd0\x9a\xd0\x90/"), "http://xn--80atc1g", "/", NULL, NULL},
+
+    /* IPv4 in all its forms */
+    {S("http://127.0.0.1:8080/"), "http://127.0.0.1:8080", "/", NULL, NULL},
+    {S("http://127.1/"), "http://127.0.0.1", "/", NULL, NULL},
+    {S("http://1.2.3/"), "http://1.2.0.3", "/", NULL, NULL},
+    {S("http://1.256/"), "http://1.0.1.0", "/", NULL, NULL},
+    {S("http://0x7F.1/"), "http://127.0.0.1", "/", NULL, NULL},
+    {S("http://0177.0.0.0x1/"), "http://127.0.0.1", "/", NULL, NULL},
+    {S("http://2130706433/"), "http://127.0.0.1", "/", NULL, NULL},
+    {S("http://0x/"), "http://0.0.0.0", "/", NULL, NULL},
+    {S("http://0/"), "http://0.0.0.0", "/", NULL, NULL},
+    {S("http://192.168.0.1./"), "http://192.168.0.1", "/", NULL, NULL},
+    {S("http://%31%32%37.1/"), "http://127.0.0.1", "/", NULL, NULL},
+    {S("http://4294967295/"), "http://255.255.255.255", "/", NULL, NULL},
+    {S("http://4294967296/"), NULL, NULL, NULL, NULL},
+    {S("http://99999999999999999999999/"), NULL, NULL, NULL, NULL},
+    {S("http://0xfffffffffffffffffffffffffff/"), NULL, NULL, NULL, NULL},
+    {S("http://256.1.1.1/"), NULL, NULL, NULL, NULL},
+    {S("http://1.2.3.256/"), NULL, NULL, NULL, NULL},
+    {S("http://1.2.65536/"), NULL, NULL, NULL, NULL},
+    {S("http://1.2.3.4.5/"), NULL, NULL, NULL, NULL},
+    {S("http://1..2/"), NULL, NULL, NULL, NULL},
+    {S("http://a.1/"), NULL, NULL, NULL, NULL},
+    {S("http://a.0x1/"), NULL, NULL, NULL, NULL},
+    {S("http://1.2.3.08/"), NULL, NULL, NULL, NULL}, /* no octal, but it ends in a number */
+    {S("http://a.09/"), NULL, NULL, NULL, NULL},
+    {S("http://1.2.3.4x/"), "http://1.2.3.4x", "/", NULL, NULL},
+    {S("http://1.2.3.a/"), "http://1.2.3.a", "/", NULL, NULL},
+    {S("http://0xg/"), "http://0xg", "/", NULL, NULL},
+
+    /* IPv6 */
+    {S("http://[::1]/"), "http://[::1]", "/", NULL, NULL},
+    {S("https://[2001:DB8:0:0:0:0:0:1]:8443/x"), "https://[2001:db8::1]:8443", "/x", NULL, NULL},
+    {S("http://[::]:80"), "http://[::]", "/", NULL, NULL},
+    {S("http://[1:2:3:4:5:6:7:8]:/"), "http://[1:2:3:4:5:6:7:8]", "/", NULL, NULL},
+    {S("http://[]/"), NULL, NULL, NULL, NULL},
+    {S("http://[::1/"), NULL, NULL, NULL, NULL},
+    {S("http://[::1]x/"), NULL, NULL, NULL, NULL},
+    {S("http://[::1]:80:80/"), NULL, NULL, NULL, NULL},
+    {S("http://[::1]:x/"), NULL, NULL, NULL, NULL},
+    {S("http://[fe80::1%25eth0]/"), NULL, NULL, NULL, NULL},
+    {S("http://[fe80::1%eth0]/"), NULL, NULL, NULL, NULL},
+    {S("http://[1::2::3]/"), NULL, NULL, NULL, NULL},
+    {S("http://[g::1]/"), NULL, NULL, NULL, NULL},
+    {S("http://[1.2.3.4]/"), NULL, NULL, NULL, NULL},
+    {S("http://[1:2:3:4:5:6:7:8:9]/"), NULL, NULL, NULL, NULL},
+    {S("http://::1/"), NULL, NULL, NULL, NULL},
+    {S("http://x[::1]/"), NULL, NULL, NULL, NULL},
+
+    /* NUL */
+    {S("http://h/\0"), "http://h", "/", NULL, NULL}, /* at an end it is a blank like others */
+    {S("http://h/a\0b"), NULL, NULL, NULL, NULL},
+    {S("http://h\0.example/"), NULL, NULL, NULL, NULL},
+};
+
+/* References relative to http://u:p@h:8080/a/b/c?x=1. */
+static const struct {
+    struct slice text;
+    const char *origin, *target;
+    bool auth; /* user and password go along */
+} RELATIVE_ROWS[] = {
+    {S("d"), "http://h:8080", "/a/b/d", true},
+    {S("./d"), "http://h:8080", "/a/b/d", true},
+    {S("../d"), "http://h:8080", "/a/d", true},
+    {S("../../../d"), "http://h:8080", "/d", true},
+    {S("."), "http://h:8080", "/a/b/", true},
+    {S(".."), "http://h:8080", "/a/", true},
+    {S("../.."), "http://h:8080", "/", true},
+    {S("d/../e"), "http://h:8080", "/a/b/e", true},
+    {S("g;x=1/../y"), "http://h:8080", "/a/b/y", true},
+    {S("/d"), "http://h:8080", "/d", true},
+    {S("/"), "http://h:8080", "/", true},
+    {S("\\d"), "http://h:8080", "/d", true},
+    {S("/../d"), "http://h:8080", "/d", true},
+    {S("?y=2"), "http://h:8080", "/a/b/c?y=2", true},
+    {S("?"), "http://h:8080", "/a/b/c?", true},
+    {S("#f"), "http://h:8080", "/a/b/c?x=1", true},
+    {S("d?y#z"), "http://h:8080", "/a/b/d?y", true},
+    {S("d?y=/../z"), "http://h:8080", "/a/b/d?y=/../z", true},
+    {S("./d:e"), "http://h:8080", "/a/b/d:e", true},
+    {S("?a:b"), "http://h:8080", "/a/b/c?a:b", true},
+    {S(" d e "), "http://h:8080", "/a/b/d%20e", true},
+    {S("http:d"), "http://h:8080", "/a/b/d",
+        true}, /* the same scheme without a host is relative, too */
+    {S("http:/d"), "http://h:8080", "/d", true},
+    {S("//g/d"), "http://g", "/d", false},
+    {S("///g/d"), "http://g", "/d", false},
+    {S("\\\\g\\d"), "http://g", "/d", false},
+    {S("/\\g"), "http://g", "/", false},
+    {S("//g:81?q"), "http://g:81", "/?q", false},
+    {S("//h:8080/d"), "http://h:8080", "/d", false},
+    {S("http://g/d"), "http://g", "/d", false},
+    {S("https://h:8080/"), "https://h:8080", "/", false},
+    {S("https:g"), "https://g", "/", false},
+    {S("HTTPS:/g"), "https://g", "/", false},
+    {S(""), NULL, NULL, false},
+    {S("//"), NULL, NULL, false},
+    {S("//:80/"), NULL, NULL, false},
+    {S("d:e"), NULL, NULL, false},
+    {S("file:d"), NULL, NULL, false},
+    {S("ftp://g/"), NULL, NULL, false},
+    {S("d\0"), "http://h:8080", "/a/b/d", true},
+    {S("d\0e"), NULL, NULL, false},
+};
+
+/* URLs that hold SECRET where it must not be told to anybody. */
+static const char *const SECRET_ROWS[] = {
+    "http://SECRET@h/",
+    "http://u:SECRET@h/x",
+    "http://u:a@SECRET@h/x",
+    "http://h/x?key=SECRET",
+    "http://h/x?a=1&key=SECRET=SECRET&b",
+    "http://h/x?SECRET",
+    "http://h/x?a=1&SECRET&",
+    "http://h/x#SECRET",
+    "http://h/x?a#SECRET=SECRET",
+    "http://u:SECRET@h:99999/",
+    "http://u:SECRET@h:x/",
+    "http://u:SECRET@/",
+    "http://u:SECRET@a b/",
+    "http://u:SECRET@[::1/",
+    "http://u:SECRET@256.1.1.1/",
+    "ftp://u:SECRET@h/",
+    "u:SECRET@h/",
+    "SECRET",
+    "http://h:SECRET/",
+    "http://SECRET h/",
+};
+
+static void
+check_url(
+    const struct url *u, const char *origin, const char *target, const char *auth, const char *what)
+{
+    struct buf coded = {0}, full = {0};
+    struct url again;
+    struct err e;
+
+    if (!check_text(u->origin, origin, what) || !check_text(u->target, target, what))
+        return;
+    if (auth)
+
+        base64_add(&coded, auth, strlen(auth));
+    check_text(u->auth, auth ? coded.data : "(none)", what);
+    buf_format(&full, "%s%s", u->origin, u->target);
+    if (check(url_parse((struct slice){full.data, full.len}, NULL, &again, &e) == 0, "%s again",
+            what)) {
+        check_text(again.origin, u->origin, "the same origin again");
+        check_text(again.target, u->target, "the same target again");
+        check(again.port == u->port && again.tls == u->tls && strcmp(again.host, u->host) == 0,
+            "the same host and port again: %s", what);
+        url_done(&again);
+    }
+    buf_free(&coded);
+    buf_free(&full);
+}
+
+static void
+test_url_parse(void)
+{
+    struct url u, base;
+    struct buf b = {0};
+    struct err e;
+
+    for (size_t i = 0; i < COUNT(URL_ROWS); i++) {
+        struct slice in = exact(URL_ROWS[i].text);
+        const char *what = show(in);
+        int result = url_parse(in, NULL, &u, &e);
+        exact_free(in);
+        if (!check((result == 0) == (URL_ROWS[i].origin != NULL), "%s is read as %s", what,
+                result == 0 ? u.origin : e.text) ||
+            result != 0) {
+            url_done(&u);
+            continue;
+        }
+        check_url(&u, URL_ROWS[i].origin, URL_ROWS[i].target, URL_ROWS[i].auth, what);
+        buf_format(&b, "%s%s", URL_ROWS[i].origin, URL_ROWS[i].target);
+        check_text(u.shown, URL_ROWS[i].shown ? URL_ROWS[i].shown : b.data, what);
+        buf_free(&b);
+        url_done(&u);
+        check(!u.host && !u.target && !u.auth && !u.origin && !u.shown, "url_done leaves nothing");
+    }
+    check_number(url_parse(SLICE("http://u:p@h:8080/a/b/c?x=1"), NULL, &base, &e), 0, "base");
+    for (size_t i = 0; i < COUNT(RELATIVE_ROWS); i++) {
+        struct slice in = exact(RELATIVE_ROWS[i].text);
+        const char *what = show(in);
+        int result = url_parse(in, &base, &u, &e);
+        exact_free(in);
+        if (check((result == 0) == (RELATIVE_ROWS[i].origin != NULL), "%s is read as %s", what,
+                result == 0 ? u.origin : e.text) &&
+            result == 0)
+            check_url(&u, RELATIVE_ROWS[i].origin, RELATIVE_ROWS[i].target,
+                RELATIVE_ROWS[i].auth ? "u:p" : NULL, what);
+        url_done(&u);
+    }
+    url_done(&base);
+
+    for (size_t i = 0; i < COUNT(SECRET_ROWS); i++) {
+        err_set(&e, "none");
+        if (url_parse(slice_of(SECRET_ROWS[i]), NULL, &u, &e) == 0)
+            check(!strstr(u.shown, "SECRET"), "%s is shown as %s", SECRET_ROWS[i], u.shown);
+        check(!strstr(e.text, "SECRET"), "%s: the error shows it: %s", SECRET_ROWS[i], e.text);
+        url_done(&u);
+    }
+}
+
+static void
+test_url_limits(void)
+{
+    struct buf b = {0};
+    struct url u;
+    struct err e;
+
+    buf_add_text(&b, "http://h/");
+    while (b.len < URL_MAX)
+        buf_add_char(&b, '\xe5');
+    if (check(url_parse((struct slice){b.data, b.len}, NULL, &u, &e) == 0, "the longest URL"))
+        check_number((long long)strlen(u.target), 1 + 3 * (URL_MAX - 9), "its target");
+    url_done(&u);
+    buf_add_char(&b, 'x');
+    check(url_parse((struct slice){b.data, b.len}, NULL, &u, &e) != 0, "one byte longer");
+    buf_free(&b);
+    for (size_t n = 62; n < 66; n++) { /* labels around the longest that DNS has */
+        buf_add_text(&b, "http://");
+        for (size_t i = 0; i < n; i++)
+            buf_add_char(&b, 'x');
+        buf_add_text(&b, ".example/");
+        check((url_parse((struct slice){b.data, b.len}, NULL, &u, &e) == 0) == (n <= 63),
+            "a label of %zu letters", n);
+        url_done(&u);
+        buf_free(&b);
+    }
+    /* the same for labels in other letters: their ASCII form counts */
+    size_t longest = 0;
+    for (size_t n = 40; n < 60; n++) {
+        buf_add_text(&b, "http://b\xe4\xbe\x8b\xe3\x81\x88");
+        for (size_t i = 0; i < n; i++)
+            buf_add_char(&b, 'x');
+        buf_add_text(&b, "/");
+        if (url_parse((struct slice){b.data, b.len}, NULL, &u, &e) == 0)
+            longest = strlen(u.host) > longest ? strlen(u.host) : longest;
+        url_done(&u);
+        buf_free(&b);
+    }
+    check_number((long long)longest, 63, "the longest label in ASCII");
+    buf_add_text(&b, "http://");
+    for (int i = 0; i < 130; i++)
+        buf_add_text(&b, "x.");
+    check(
+        url_parse((struct slice){b.data, b.len}, NULL, &u, &e) != 0, "a host name of 260 letters");
+    buf_free(&b);
+    buf_add_text(&b, "http://h/");
+    for (int i = 0; i < 1000; i++)
+        buf_add_text(&b, "a/../");
+    if (check(
+            url_parse((struct slice){b.data, b.len}, NULL, &u, &e) == 0, "1,000 times up and down"))
+        check_text(u.target, "/", "is where it began");
+    url_done(&u);
+    buf_free(&b);
+}
+
+static void
+test_url_excepted(void)
+{
+    static const struct {
+        const char *url, *no_proxy;
+        bool excepted;
+    } rows[] = {
+        {"http://h/", "", false},
+        {"http://h/", " , ,", false},
+        {"http://h/", "h", true},
+        {"http://h/", "H", true},
+        {"http://h/", "g,h", true},
+        {"http://h/", "g h", true},
+        {"http://h/", "g,\t h ,i", true},
+        {"http://h/", "hh", false},
+        {"http://hh/", "h", false},
+        {"http://a.example.com/", "example.com", false},
+        {"http://a.example.com/", ".example.com", true},
+        {"http://example.com/", ".example.com", false},
+        {"http://a.example.com/", "*.example.com", true},
+        {"http://example.com/", "*.example.com", false},
+        {"http://badexample.com/", "*example.com", true},
+        {"http://h/", "*", true},
+        {"https://[::1]/", "*", true},
+        {"http://h/", "g,*", true},
+        {"http://h/", ".", false},
+        {"http://h/", "h:80", true},
+        {"https://h/", "h:80", false},
+        {"https://h/", "h:443", true},
+        {"http://h:8080/", "h:8080", true},
+        {"http://h:8080/", "h:80", false},
+        {"http://h:8080/", "h", true},
+        {"http://a.b:81/", ".b:81", true},
+        {"http://a.b:82/", ".b:81", false},
+        {"http://127.0.0.1/", "127.0.0.1", true},
+        {"http://127.1/", "127.0.0.1", true},
+        {"http://127.0.0.1/", "127.0.0.0/8", false}, /* ranges are not known */
+        {"http://[::1]/", "::1", true},
+        {"http://[::1]/", "[::1]", true},
+        {"http://[::1]:81/", "[::1]:81", true},
+        {"http://[::1]:81/", "[::1]:82", false},
+        {"http://[2001:db8::1]/", "2001:0db8::1", false},
+        {"http://[2001:db8::1]/", "2001:db8::1", true},
+    };
+    static const struct {
+        const char *url, *host;
+    } hosts[] = {
+        {"http://u:p@Example.com:80/x?y", "example.com"},
+        {"http://h:81/", "h:81"},
+        {"https://h:443/", "h"},
+        {"https://[::1]:443/", "[::1]"},
+        {"https://[::1]:81/", "[::1]:81"},
+    };
+    struct url u;
+    struct err e;
+    struct buf b = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        check_number(url_parse(slice_of(rows[i].url), NULL, &u, &e), 0, rows[i].url);
+        check(url_is_excepted(&u, rows[i].no_proxy) == rows[i].excepted, "%s with NO_PROXY \"%s\"",
+            rows[i].url, rows[i].no_proxy);
+        url_done(&u);
+    }
+    for (size_t i = 0; i < COUNT(hosts); i++) {
+        check_number(url_parse(slice_of(hosts[i].url), NULL, &u, &e), 0, hosts[i].url);
+        url_add_host(&u, &b);
+        check_buf(&b, slice_of(hosts[i].host), "Host");
+        url_done(&u);
+    }
+}
+
+static void
+test_url_lower(void)
+{
+    static const char *const pairs[][2] = {{"AZ", "az"}, {"\xc3\x80\xc3\x96", "\xc3\xa0\xc3\xb6"},
+        {"\xc3\x97", "\xc3\x97"}, /* the multiplication sign */
+        {"\xc3\x98\xc3\x9e\xc3\x9f", "\xc3\xb8\xc3\xbe\xc3\x9f"},
+        {"\xc4\x80\xc4\xb9\xc5\x83\xc5\x8a\xc5\xb8\xc5\xb9",
+            "\xc4\x81\xc4\xba\xc5\x84\xc5\x8b\xc3\xbf\xc5\xba"},
+        {"\xce\x91\xce\xa9\xcf\x82", "\xce\xb1\xcf\x89\xcf\x82"},
+        {"\xd0\x80\xd0\x90\xd0\xaf\xd1\x8f", "\xd1\x90\xd0\xb0\xd1\x8f\xd1\x8f"},
+        {"\xe4\xbe\x8b", "\xe4\xbe\x8b"}};
+    uint32_t again = 0;
+
+    for (size_t i = 0; i < COUNT(pairs); i++) {
+        struct buf b = {0};
+        uint32_t point;
+        for (size_t k = 0, len = strlen(pairs[i][0]); k < len;) {
+            k += utf8_read(pairs[i][0] + k, len - k, &point);
+            utf8_add(&b, url_lower(point));
+        }
+        check_buf(&b, slice_of(pairs[i][1]), "lower case");
+    }
+    for (uint32_t c = 0; c < 0x10000; c++)
+        if (url_lower(url_lower(c)) != url_lower(c))
+            again = c;
+    check_number(again, 0, "the last letter whose lower case is not one");
+}
+
+static void
+test_url(void)
+{
+    test_url_lower();
+
+    test_url_parse();
+    test_url_limits();
+    test_url_excepted();
+}
+
+/* ==== 7. Configuration ====================================================== */
+
+static const char *const PROXY_VARIABLES[] = {"http_proxy", "HTTP_PROXY", "https_proxy",
+    "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"};
+
+#define HOOKS                                                                                      \
+    "Butler:\n  webhookNotification:\n    enable: true\n    reloadTaskFailure:\n      webhooks:\n"
+#define HOOK HOOKS "        - webhookURL: http://127.0.0.1:1/\n          httpMethod: POST\n"
+#define TLS_HOOK                                                                                   \
+    HOOKS                                                                                          \
+    "        - webhookURL: https://127.0.0.1:1/\n          httpMethod: POST\n          cert:\n"
+#define OFF_HOOK                                                                                    \
+    "Butler:\n  webhookNotification:\n    enable: false\n    reloadTaskFailure:\n      webhooks:\n" \
+    "        - webhookURL: http://host.my.domain:port/some/path\n          httpMethod: POST\n"
+
+/*
+ * A file and the problems that it has, all of them and in this order: "LINE:COLUMN error: " or
+ * "LINE:COLUMN warning: " and a part of the text.
+ */
+static const struct {
+    struct slice text;
+    const char *problem[4];
+} CONFIG_ROWS[] = {
+    {S(HOOK), {NULL}},
+    {S("\xef\xbb\xbf" HOOK), {NULL}},
+    {S("---\n" HOOK "...\n"), {NULL}},
+
+    /* not such a file at all */
+    {S(""), {"1:1 error: the file is empty"}},
+    {S("\n# nothing\n\n"), {"1:1 error: the file is empty"}},
+    {S("\xef\xbb\xbf"), {"1:1 error: the file is empty"}},
+    {S("Butler:\n"), {"1:8 error: the file must start with \"Butler:\""}},
+    {S("Butler: text\n"), {"1:9 error: the file must start with \"Butler:\""}},
+    {S("butler:\n  logLevel: info\n"), {"1:1 error: the file must start with \"Butler:\""}},
+    {S("- Butler\n"), {"1:1 error: the file must start with \"Butler:\""}},
+    {S("text\n"), {"1:1 error: the file must start with \"Butler:\""}},
+    {S("Butler:\n  logLevel: info\n"), {"2:3 error: Butler.webhookNotification is missing"}},
+    {S("Butler:\n  webhookNotification:\n"), {"2:23 error: Butler.webhookNotification is missing"}},
+    {S("Butler:\n  webhookNotification: off\n"),
+        {"2:24 error: webhookNotification must hold keys"}},
+    {S("Butler:\n  webhookNotification:\n    reloadTaskFailure:\n"),
+        {"3:5 error: webhookNotification.enable is missing"}},
+    {S(HOOK "---\n" HOOK), {"8:1 error: a second document starts here"}},
+
+    /* not YAML */
+    {S("Butler:\n\twebhookNotification:\n"),
+        {"2:1 error: not valid YAML: found character that cannot start any "
+         "token while scanning for the next token; a tab stands"}},
+    {S("Butler:\n  logLevel: info\n   fileLogging: true\n"),
+        {"3:15 error: not valid YAML: mapping values"}},
+    {S("Butler:\n  logDirectory: \"C:\\path\"\n"),
+        {"2:20 error: not valid YAML: found unknown escape character"}},
+    {S("Butler:\n  logLevel: 'info\n"),
+        {"2:13 error: not valid YAML: found unexpected end of stream"}},
+    {S("Butler:\n  a: {b: 1\n"), {"error: not valid YAML"}},
+    {S("Butler:\n  a: @b\n"), {"2:6 error: not valid YAML"}},
+    {S("Butler:\n  a: b\n# \xff\n"),
+        {"3:3 error: not valid YAML: invalid leading UTF-8 octet; save the file as UTF-8"}},
+    {S("Butler:\n  a: b\n  c: \x01\n"),
+        {"3:6 error: not valid YAML: control characters are not allowed"}},
+    {S("Butler:\n  logDirectory: \"a\\0b\"\n  webhookNotification:\n    enable: true\n"),
+        {"2:17 error: a NUL character may not stand in a value"}},
+    {S("\xff\xfe"
+       "B\0u\0t\0"),
+        {"1:1 error: the file is UTF-16: save it as UTF-8"}},
+    {S("\xfe\xff\0B\0u\0t"), {"1:1 error: the file is UTF-16: save it as UTF-8"}},
+    {S("B\0u\0t\0"), {"1:1 error: the file is UTF-16: save it as UTF-8"}},
+    {S("\0B\0u\0t"), {"1:1 error: the file is UTF-16: save it as UTF-8"}},
+
+    /* keys twice, unknown, misspelt */
+    {S(HOOK "    enable: true\n"), {"8:5 error: the key \"enable\" stands twice, first in line 3"}},
+    {S(HOOK "    enable: true\n    enable: true\n"),
+        {"8:5 error: the key \"enable\" stands twice, first in line 3",
+            "9:5 error: the key \"enable\" stands twice, first in line 3"}},
+    {S(HOOK "          httpMethod: PUT\n"),
+        {"8:11 error: the key \"httpMethod\" stands twice, first in line 7"}},
+    {S(HOOK
+         "    reloadTaskFailure:\n      webhooks: [{webhookURL: 'http://h/', httpMethod: GET}]\n"),
+        {"8:5 error: the key \"reloadTaskFailure\" stands twice, first in line 4"}},
+    {S("x: {a: 1, a: 2}\n" HOOK), {"1:11 error: the key \"a\" stands twice, first in line 1"}},
+    {S(HOOK "    enabel: true\n"),
+        {"8:5 warning: unknown key \"enabel\" is ignored; did you mean \"enable\"?"}},
+    {S(HOOK "    Enable: true\n"),
+        {"8:5 warning: unknown key \"Enable\" is ignored; did you mean \"enable\"?"}},
+    {S(HOOK "    something: 1\n"), {"8:5 warning: unknown key \"something\" is ignored"}},
+    {S(HOOK "          URL: x\n"), {"8:11 warning: unknown key \"URL\" is ignored"}},
+    {S(HOOK "          webhookUrl: x\n"),
+        {"8:11 warning: unknown key \"webhookUrl\" is ignored; did you mean "
+         "\"webhookURL\"?"}},
+    {S(HOOK "    \"a\\nb\": x\n"), {"8:5 warning: unknown key \"a\\x0ab\" is ignored"}},
+    {S(HOOK "  slackNotification:\n    enable: maybe\n"), {NULL}}, /* Butler's own */
+    {S(HOOK "  logLevl: info\n"),
+        {"8:3 warning: unknown key \"logLevl\" is ignored; did you mean \"logLevel\"?"}},
+    {S(HOOK "    serviceMonitor: [1]\n    qlikSenseServerLicenseMonitor: 2\n"), {NULL}},
+    {S("other: 1\n" HOOK), {NULL}},
+
+    /* values */
+    {S(HOOK "  fileLogging: True\n  logLevel: VERBOSE\n"), {NULL}},
+    {S(HOOK "  fileLogging: FALSE\n  logLevel: 'debug'\n"), {NULL}},
+    {S(HOOK "  fileLogging: 'true'\n"),
+        {"8:16 error: fileLogging must be true or false, without quotes"}},
+    {S(HOOK "  fileLogging: yes\n"), {"8:16 error: fileLogging must be true or false"}},
+    {S(HOOK "  fileLogging: 1\n"), {"8:16 error: fileLogging must be true or false"}},
+    {S(HOOK "  fileLogging: tRUE\n"), {"8:16 error: fileLogging must be true or false"}},
+    {S(HOOK "  fileLogging: [true]\n"), {"8:16 error: fileLogging must be a single value"}},
+    {S(HOOK "  fileLogging: ~\n  logLevel: null\n  logDirectory:\n"), {NULL}},
+    {S(HOOK "  logLevel: all\n"),
+        {"8:13 error: logLevel must be error, warn, info, verbose, debug or silly, not \"all\""}},
+    {S(HOOK "  logLevel: {a: b}\n"), {"8:13 error: logLevel must be a single value"}},
+    {S(HOOK "  logDirectory: \"C:\\temp\"\n"),
+        {"8:17 error: logDirectory holds a control character"}},
+    {S(HOOK "      rateLimit: 0\n"), {NULL}},
+    {S(HOOK "     rateLimit: 0\n"), {"8:6 error: not valid YAML"}},
+    {S("Butler:\n  webhookNotification:\n    enable: true\n    reloadTaskFailure:\n      rateLimit: -1\n"
+       "    reloadTaskAborted:\n      rateLimit: 2147483648\n"),
+        {"5:18 error: webhookNotification.reloadTaskFailure.rateLimit must be from 0 to 2147483647",
+            "7:18 error: webhookNotification.reloadTaskAborted.rateLimit must be from 0 to 2147483647"}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: '300'\n"),
+        {"9:18 error: webhookNotification.reloadTaskAborted.rateLimit must be a whole number from 0 to 2147483647, "
+         "without quotes"}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: 3.5\n"),
+        {"9:18 error: webhookNotification.reloadTaskAborted"
+         ".rateLimit must be a whole number"}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: 5 minutes\n"), {"9:18 error: "}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: 1e3\n"), {"9:18 error: "}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: 99999999999999999999999\n"),
+        {"9:18 error: "}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: --1\n"), {"9:18 error: "}},
+    {S(HOOK "    reloadTaskAborted:\n      rateLimit: -\n"), {"9:18 error: "}},
+    {S(HOOK "  udpServerConfig:\n    portTaskFailure: 0\n"),
+        {"9:5 error: udpServerConfig.enable is missing",
+            "9:22 error: udpServerConfig.portTaskFailure must be from 1 to 65535"}},
+    {S(HOOK "  butlerWebhook: {port: 65536}\n"),
+        {"8:25 error: butlerWebhook.port must be from 1 to 65535"}},
+    {S(HOOK "  butlerWebhook: {port: 65535, serverHost: '::1', enable: true}\n"), {NULL}},
+    {S(HOOK "  butlerWebhook: {enable: 'yes'}\n"),
+        {"8:27 error: butlerWebhook.enable must be true or false"}},
+    {S(HOOK "  butlerWebhook:\n"), {NULL}},
+    {S(HOOK "  butlerWebhook: 9997\n"), {"8:18 error: butlerWebhook must hold keys"}},
+    {S(HOOK "  udpServerConfig: {enable: true, maxMessageSize: 65508}\n"),
+        {"8:51 error: udpServerConfig.maxMessageSize must be from 1 to 65507"}},
+    {S(HOOK
+         "  udpServerConfig: {enable: true, deduplication: {ttlMinutes: 0}, rateLimit: {maxMessagesPerMinute: 0}}\n"),
+        {"8:63 error: udpServerConfig.deduplication.ttlMinutes must be from 1 to 525600",
+            "8:101 error: udpServerConfig.rateLimit.maxMessagesPerMinute must be from 1"}},
+    {S(HOOK "  udpServerConfig: {enable: true, messageQueue: 1, queueMetrics: [2]}\n"), {NULL}},
+
+    /* hosts and sources */
+    {S(HOOK "  butlerWebhook: {serverHost: ''}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be an address or a host"}},
+    {S(HOOK "  butlerWebhook: {serverHost: '127.0.0.1:9998'}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be"}},
+    {S(HOOK "  butlerWebhook: {serverHost: '[::1]'}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be"}},
+    {S(HOOK "  butlerWebhook: {serverHost: 10.1.2}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be"}},
+    {S(HOOK "  butlerWebhook: {serverHost: 10.1.2.256}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be"}},
+    {S(HOOK "  butlerWebhook: {serverHost: 'http://h'}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be"}},
+    {S(HOOK "  butlerWebhook: {serverHost: 'a b'}\n"),
+        {"8:31 error: butlerWebhook.serverHost must be"}},
+    {S(HOOK "  butlerWebhook: {serverHost: ~}\n"), {NULL}},
+    {S(HOOK "  butlerWebhook: {serverHost: localhost}\n"), {NULL}},
+    {S(HOOK "  butlerWebhook: {serverHost: 127.9.9.9}\n"), {NULL}},
+    {S(HOOK "  butlerWebhook: {serverHost: '::1'}\n"), {NULL}},
+    {S(HOOK "  butlerWebhook: {serverHost: qs-1.example}\n"),
+        {NULL}}, /* looked up when it starts */
+    {S(HOOK "  udpServerConfig: {enable: true, serverHost: 0.0.0.0}\n"),
+        {"8:47 warning: listening on 0.0.0.0, beyond this machine"}},
+    {S(HOOK "  udpServerConfig: {enable: true, serverHost: '::', enableSourceValidation: true,\n"
+            "    allowedSources: [10.0.0.0/8]}\n"),
+        {NULL}},
+    {S(OFF_HOOK "  butlerWebhook: {serverHost: 0.0.0.0}\n"), {"6:23 warning: webhookURL is not"}},
+    {S(HOOK
+         "  udpServerConfig:\n    enable: true\n    enableSourceValidation: true\n    allowedSources:\n"),
+        {"11:20 warning: udpServerConfig.allowedSources is empty: every sender is accepted"}},
+    {S(HOOK "  udpServerConfig:\n    enable: true\n    enableSourceValidation: true\n"),
+        {"9:5 warning: udpServerConfig.allowedSources is empty: every sender is accepted"}},
+    {S(HOOK "  udpServerConfig: {enable: true, allowedSources: [10.0.0.0/33, a b, ~]}\n"),
+        {"8:52 error: udpServerConfig.allowedSources: an entry must be",
+            "8:65 error: ", "8:70 error: "}},
+    {S(HOOK "  udpServerConfig: {enable: true, allowedSources: 10.0.0.1}\n"),
+        {"8:51 error: udpServerConfig.allowedSources must be a list"}},
+
+    /* webhooks */
+    {S("Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: []}}}\n"),
+        {NULL}},
+    {S("Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: ~}}}\n"),
+        {NULL}},
+    {S("Butler: {webhookNotification: {enable: true, reloadTaskFailure: ~}}\n"), {NULL}},
+    {S("Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: {a: b}}}}\n"),
+        {"1:76 error: webhookNotification.reloadTaskFailure.webhooks must be a list"}},
+    {S("Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: http://h/}}}\n"),
+        {"1:76 error: webhookNotification.reloadTaskFailure.webhooks must be a list"}},
+    {S(HOOKS "        - http://h/\n        -\n        - []\n"),
+        {"6:11 error: a webhook needs the keys", "7:10 error: a webhook needs",
+            "8:11 error: a webhook needs"}},
+    {S(HOOKS "        - description: x\n"),
+        {"6:11 error: webhookURL is missing", "6:11 error: httpMethod is missing"}},
+    {S(HOOKS "        - webhookURL: ''\n          httpMethod: ''\n"),
+        {"6:23 error: webhookURL has no value", "7:23 error: httpMethod has no value"}},
+    {S(HOOKS "        - webhookURL:\n          httpMethod: ~\n"),
+        {"6:22 error: webhookURL has no value", "7:23 error: httpMethod has no value"}},
+    {S(HOOKS "        - webhookURL: h/x\n          httpMethod: PATCH\n"),
+        {"6:23 error: webhookURL is not a URL: it must start with http:// or https://",
+            "7:23 error: httpMethod must be GET, POST or PUT, not \"PATCH\""}},
+    {S(HOOKS "        - webhookURL: [http://h/]\n          httpMethod: ' GET'\n"),
+        {"6:23 error: webhookURL must be a single value", "7:23 error: httpMethod must be GET"}},
+    {S(HOOKS "        - webhookURL: http://u:SECRET@h:port/x\n          httpMethod: post\n"),
+        {"6:23 error: webhookURL is not a URL: the port is not a number"}},
+
+    /* off: the webhooks' mistakes are warnings, unless our own enable says otherwise */
+    {S(OFF_HOOK), {"6:23 warning: webhookURL is not a URL"}},
+    {S(OFF_HOOK "  butlerWebhook: {enable: true}\n"), {"6:23 error: webhookURL is not a URL"}},
+    {S(HOOKS "        - httpMethod: GET\n  butlerWebhook: {enable: false}\n"),
+        {"6:11 warning: webhookURL is missing"}},
+    {S(HOOKS "        - httpMethod: GET\n  udpServerConfig: {enable: false}\n"),
+        {"6:11 warning: webhookURL is missing"}},
+    {S(OFF_HOOK "    reloadTaskAborted:\n      rateLimit: -5\n"),
+        {"6:23 warning: webhookURL is not a URL", "9:18 error: "}}, /* only the webhooks' */
+
+    /* certificates; paths start at the file */
+    {S(TLS_HOOK "            enable: true\n"),
+        {"9:13 error: cert.enable is true, but cert.certCA names no file"}},
+    {S(TLS_HOOK "            enable: true\n            certCA: ''\n"),
+        {"10:21 error: cert.enable is true, but"}},
+    {S(TLS_HOOK "            certCA: ca.pem\n"), {"9:13 error: cert.enable is missing"}},
+    {S(TLS_HOOK "            enable: true\n            certCA: ca.pem\n"), {NULL}},
+    {S(TLS_HOOK "            enable: true\n            certCA: absent.pem\n"),
+        {"10:21 error: cert.certCA: cannot read "}},
+    {S(TLS_HOOK "            enable: true\n            certCA: .\n"),
+        {"10:21 error: cert.certCA: cannot read "}},
+    {S(TLS_HOOK "            enable: true\n            certCA: text\n"),
+        {"10:21 error: cert.certCA: "}},
+    {S(TLS_HOOK "            enable: true\n            certCA: der\n"), {"it looks like DER"}},
+    {S(TLS_HOOK "            enable: true\n            certCA: broken\n"),
+        {"holds no certificate that can be read"}},
+    {S(TLS_HOOK "            enable: true\n            certCA: half\n"),
+        {"10:21 warning: cert.certCA: 1 of the certificates in "}},
+    {S(TLS_HOOK "            enable: true\n            certCA: \"a\\tb\"\n"),
+        {"10:21 error: cert.certCA holds a control character", "10:21 error: cert.enable is true"}},
+    {S(TLS_HOOK "            enable: false\n            certCA: absent.pem\n"), {NULL}},
+    {S(TLS_HOOK "            rejectUnauthorized: false\n"),
+        {"9:33 warning: failure 1: rejectUnauthorized is false"}},
+    {S(TLS_HOOK
+         "            enable: true\n            rejectUnauthorized: false\n            certCA: absent.pem\n"),
+        {"10:33 warning: failure 1: rejectUnauthorized",
+            "11:21 warning: cert.certCA: cannot read "}},
+    {S(TLS_HOOK "            enable: true\n            rejectUnauthorized: false\n"),
+        {"10:33 warning: failure 1: "}},
+    {S(HOOK "          cert: {enable: false, rejectUnauthorized: false}\n"),
+        {NULL}}, /* http: nothing to check */
+    {S(HOOK "          cert: true\n"), {"8:17 error: cert must hold keys"}},
+    {S(HOOK "          cert:\n"), {NULL}},
+
+    /* anchors, aliases, merge keys */
+    {S(HOOKS
+         "        - &a\n          webhookURL: http://h/\n          httpMethod: PUT\n        - *a\n"
+         "        - <<: *a\n          httpMethod: GET\n        - {<<: [*a, {description: d}]}\n"),
+        {NULL}},
+    {S(HOOKS "        - *a\n"), {"6:11 error: the alias *a has no anchor &a before it"}},
+    {S(HOOKS "        - &a\n          webhookURL: *a\n"),
+        {"7:23 error: the alias *a stands inside its own anchor"}},
+    {S(HOOKS "        - &a [*a]\n"), {"6:15 error: the alias *a stands inside its own anchor"}},
+    {S(HOOKS "        - {<<: text, webhookURL: 'http://h/', httpMethod: GET}\n"),
+        {"6:16 error: \"<<\" merges maps"}},
+    {S("x: &x {httpMethod: NO}\n" HOOKS "        - {<<: *x, webhookURL: 'http://h/'}\n"),
+        {"1:20 error: httpMethod must be GET"}},
+    {S("x: &x {httpMethod: NO}\n" HOOKS
+       "        - {<<: *x, webhookURL: 'http://h/', httpMethod: GET}\n"),
+        {NULL}},
+};
+
+/* Loads text as a file of that name; config and reader are the caller's to end with cfg_done. */
+static void
+load(struct cfg_reader *r, struct config *c, struct slice text)
+{
+    cfg_load(r, write_file("butler.yaml", text), false, c);
+}
+
+/* All problems as text. */
+static void
+problems_text(const struct cfg_reader *r, struct buf *out)
+{
+    for (const struct problem *p = r->problems; p; p = p->next)
+        buf_format(out, "%s%d:%d %s: %s", out->len ? " / " : "", p->line, p->column,
+            p->is_error ? "error" : "warning", p->text);
+}
+
+static void
+check_problems(const struct cfg_reader *r, const char *const *want, size_t most, const char *what)
+{
+    const struct problem *p = r->problems;
+    struct buf all = {0};
+    int errors = 0;
+    size_t i = 0;
+    bool ok = true;
+
+    problems_text(r, &all);
+    for (; i < most && want[i] && p; i++, p = p->next) {
+        struct buf one = {0};
+        buf_format(
+            &one, "%d:%d %s: %s", p->line, p->column, p->is_error ? "error" : "warning", p->text);
+        ok = ok && strstr(one.data, want[i]);
+        errors += p->is_error;
+        buf_free(&one);
+    }
+    check(ok && !p && (i == most || !want[i]), "%s: wanted \"%s\"%s, got \"%s\"", what,
+        most && want[0] ? want[0] : "no problem", most > 1 && want[1] ? " and more" : "",
+        all.data ? all.data : "");
+    check(!ok || p || (r->errors == errors && r->warnings == (int)i - errors),
+        "%s: %d errors, %d warnings", what, r->errors, r->warnings);
+    check(!all.data || !strstr(all.data, "SECRET"), "a problem shows a password: %s", all.data);
+    buf_free(&all);
+}
+
+/* Files that configurations name: certificates of all kinds. */
+static void
+write_certificates(void)
+{
+    static const char text[] =
+        "-----BEGIN CERTIFICATE-----\nthis is none\n-----END CERTIFICATE-----\n";
+    char *pem = NULL;
+    size_t len = 0;
+    struct buf half = {0};
+
+    if (!check(plat_read_file("test/data/config/ca.pem", CERT_FILE_MAX, &pem, &len) == 0, "ca.pem"))
+        return;
+    write_file("ca.pem", (struct slice){pem, len});
+    write_file("text", SLICE("no certificate"));
+    write_file("der", SLICE("\x30\x82\x01\x0a"));
+    write_file("broken", SLICE(text));
+    buf_add(&half, pem, len);
+    buf_add_text(&half, text);
+    write_file("half", (struct slice){half.data, half.len});
+    buf_free(&half);
+    free(pem);
+}
+
+static void
+test_config_problems(void)
+{
+    struct cfg_reader r;
+    struct config c;
+    struct buf crlf = {0};
+
+    write_certificates();
+    for (size_t i = 0; i < COUNT(CONFIG_ROWS); i++) {
+        struct slice text = CONFIG_ROWS[i].text;
+        load(&r, &c, text);
+        check_problems(&r, CONFIG_ROWS[i].problem, 4, show((struct slice){text.data, text.len}));
+        cfg_done(&c);
+        if (memchr(text.data, '\0', text.len))
+            continue;
+        crlf.len = 0; /* the same with the line ends of Windows */
+        for (size_t k = 0; k < text.len; k++)
+            buf_add_text(&crlf, text.data[k] == '\n' ? "\r\n" : (char[2]){text.data[k], '\0'});
+        load(&r, &c, (struct slice){crlf.data, crlf.len});
+        check_problems(&r, CONFIG_ROWS[i].problem, 4, "with CRLF");
+        cfg_done(&c);
+    }
+    buf_free(&crlf);
+}
+
+/* Files whose size is the problem. */
+static void
+test_config_bounds(void)
+{
+    struct cfg_reader r;
+    struct config c;
+    struct buf b = {0};
+    int64_t began_ms = plat_now_ms();
+
+    buf_add_text(&b, HOOK);
+    while (b.len < CONFIG_MAX - 1)
+        buf_add_char(&b, '#');
+    buf_add_char(&b, '\n');
+    load(&r, &c, (struct slice){b.data, b.len});
+    check_problems(&r, NULL, 0, "1 MiB");
+    cfg_done(&c);
+    buf_add_char(&b, '\n');
+    load(&r, &c, (struct slice){b.data, b.len});
+    check_problems(&r,
+        (const char *const[]){"1:1 error: cannot read the configuration: it is over 1 MiB"}, 1,
+        "one byte more");
+    cfg_done(&c);
+    cfg_load(&r, folder, false, &c);
+    check_problems(&r,
+        (const char *const[]){"1:1 error: cannot read the configuration: Is a directory"}, 1,
+        "a folder");
+    cfg_done(&c);
+    cfg_load(&r, "/nonexistent.yaml", false, &c);
+    check_problems(&r,
+        (const char *const[]){"1:1 error: cannot read the configuration: No such file"}, 1,
+        "no file");
+    cfg_done(&c);
+
+    for (int deep = CONFIG_DEPTH_MAX - 2; deep < CONFIG_DEPTH_MAX + 2;
+         deep++) { /* the root is level 0 */
+        b.len = 0;
+        buf_add_text(&b, HOOK "  x: ");
+        for (int i = 1; i < deep; i++)
+            buf_add_char(&b, '[');
+        for (int i = 1; i < deep; i++)
+            buf_add_char(&b, ']');
+        load(&r, &c, (struct slice){b.data, b.len});
+        check_problems(&r, (const char *const[]){"nested more than 64 levels deep"},
+            deep > CONFIG_DEPTH_MAX, "nested lists");
+        cfg_done(&c);
+    }
+    b.len = 0;
+    for (int i = 0; i < 200000; i++)
+        buf_add_char(&b, '[');
+    load(&r, &c, (struct slice){b.data, b.len});
+    check_problems(
+        &r, (const char *const[]){"nested more than 64 levels deep"}, 1, "200,000 brackets");
+    cfg_done(&c);
+
+    b.len = 0; /* a file of 600 bytes that stands for 10 to the 12th values */
+    buf_add_text(&b, "a0: &a0 [1,2,3,4,5,6,7,8,9,10]\n");
+    for (int i = 1; i < 12; i++) {
+        buf_format(&b, "a%d: &a%d [", i, i);
+        for (int k = 0; k < 10; k++)
+            buf_format(&b, "%s*a%d", k ? "," : "", i - 1);
+        buf_add_text(&b, "]\n");
+    }
+    load(&r, &c, (struct slice){b.data, b.len});
+    check_problems(
+        &r, (const char *const[]){"error: more than"}, 1, "aliases that expand without end");
+    cfg_done(&c);
+
+    b.len = 0; /* keys, each a duplicate of all others */
+    buf_add_text(&b, HOOK "  x:\n");
+    for (int i = 0; i < 5000; i++)
+        buf_add_text(&b, "    a:\n");
+    load(&r, &c, (struct slice){b.data, b.len});
+    check_number(r.errors, 4999, "the same key 5,000 times: problems");
+    cfg_done(&c);
+
+    b.len = 0; /* merges of merges */
+    buf_add_text(&b, "m0: &m0 {");
+    for (int i = 0; i < 2000; i++)
+        buf_format(&b, "k%d: 1, ", i);
+    buf_add_text(&b, "}\n");
+    for (int i = 1; i < 5000; i++)
+        buf_format(&b, "m%d: {<<: *m0}\n", i);
+    load(&r, &c, (struct slice){b.data, b.len});
+    check_problems(&r, (const char *const[]){"error: more than"}, 1, "5,000 merges of 2,000 keys");
+    cfg_done(&c);
+
+    for (int hooks = CONFIG_WEBHOOKS_MAX; hooks <= CONFIG_WEBHOOKS_MAX + 1; hooks++) {
+        b.len = 0;
+        buf_add_text(&b, HOOKS);
+        for (int i = 0; i < hooks; i++)
+            buf_add_text(&b, "        - {webhookURL: 'http://h/', httpMethod: GET}\n");
+        load(&r, &c, (struct slice){b.data, b.len});
+        check_problems(&r, (const char *const[]){"has more than 200 entries"},
+            hooks > CONFIG_WEBHOOKS_MAX, "200 webhooks");
+        check(hooks > CONFIG_WEBHOOKS_MAX || c.webhooks[ALERT_FAILURE] == CONFIG_WEBHOOKS_MAX,
+            "are read");
+        cfg_done(&c);
+    }
+    for (int sources = SOURCES_MAX; sources <= SOURCES_MAX + 1; sources++) {
+        b.len = 0;
+        buf_add_text(&b, HOOK "  udpServerConfig:\n    enable: true\n    allowedSources:\n");
+        for (int i = 0; i < sources; i++)
+            buf_format(&b, "      - 10.0.%d.%d\n", i / 256, i % 256);
+        load(&r, &c, (struct slice){b.data, b.len});
+        check_problems(&r, (const char *const[]){"has more than 256 entries"},
+            sources > SOURCES_MAX, "256 sources");
+        cfg_done(&c);
+    }
+    buf_free(&b);
+    check(plat_now_ms() - began_ms < 10000, "all that within ten seconds");
+}
+
+static void
+test_config_defaults(void)
+{
+    struct cfg_reader r;
+    struct config c;
+    char text[300];
+
+    load(&r, &c, SLICE("Butler: {webhookNotification: {enable: true}}\n"));
+    check_problems(&r, NULL, 0, "the smallest file");
+    check(c.enabled && c.udp_enable && c.webhook_enable, "enabled without udpServerConfig");
+    check_number(c.log_level, LOG_INFO, "logLevel");
+    check(!c.file_logging, "fileLogging");
+    snprintf(text, sizeof text, "%s/log", folder);
+    check_text(c.log_directory, text, "logDirectory is beside the file");
+    check_text(c.udp_host, "127.0.0.1", "serverHost");
+    check_number(c.udp_port, 9998, "portTaskFailure");
+    check_number(c.max_message_size, 65507, "maxMessageSize");
+    check(!c.source_validation && c.sources == 0, "allowedSources");
+    check(!c.udp_rate_enable && c.udp_rate == 600, "rateLimit of udpServerConfig");
+    check(c.dedup_enable && c.dedup_minutes == 10, "deduplication");
+    check(
+        c.rate_limit_s[ALERT_FAILURE] == 300 && c.rate_limit_s[ALERT_ABORTED] == 300, "rateLimit");
+    check(c.webhooks[ALERT_FAILURE] == 0 && c.webhooks[ALERT_ABORTED] == 0, "no webhooks");
+    check(!c.proxy[0].host && !c.proxy[1].host, "no proxy");
+    cfg_listen_text(&c, text, sizeof text);
+    check_text(text, "127.0.0.1:9998", "cfg_listen_text");
+    cfg_done(&c);
+
+    load(&r, &c,
+        SLICE(
+            "Butler: {webhookNotification: {enable: true}, butlerWebhook: {serverHost: '::'}}\n"));
+    cfg_listen_text(&c, text, sizeof text);
+    check_text(text, "[::]:9998", "cfg_listen_text for IPv6");
+    cfg_done(&c);
+}
+
+static void
+test_config_values(void)
+{
+    static const char text[] =
+        "Butler:\n  logLevel: Debug\n  fileLogging: true\n  logDirectory: /var/log/b\n"
+        "  udpServerConfig:\n    enable: true\n    serverHost: 0.0.0.0\n    portTaskFailure: 1234\n"
+        "    maxMessageSize: 1000\n    enableSourceValidation: true\n    allowedSources: [10.0.0.0/8, qs1]\n"
+        "    rateLimit: {enable: true, maxMessagesPerMinute: 7}\n    deduplication: {enable: false, ttlMinutes: 3}\n"
+        "  webhookNotification:\n    enable: true\n"
+        "    reloadTaskFailure:\n      rateLimit: 0\n      webhooks:\n"
+        "        - description: \"first\\nhook\"\n          webhookURL: https://u:p@h.example/a?b=SECRET\n"
+        "          httpMethod: get\n          cert: {enable: true, certCA: ca.pem}\n"
+        "        - webhookURL: http://h/\n          httpMethod: Put\n"
+        "    reloadTaskAborted:\n      rateLimit: 60\n      webhooks:\n"
+        "        - {webhookURL: 'https://h/', httpMethod: POST, description: ''}\n"
+        "        - {webhookURL: 'https://h/', httpMethod: POST, cert: {enable: false, rejectUnauthorized: false}}\n";
+    struct cfg_reader r;
+    struct config c;
+    char path[300];
+
+    load(&r, &c, SLICE(text));
+    check_problems(&r,
+        (const char *const[]){"29:98 warning: aborted 2: rejectUnauthorized is false"}, 1,
+        "a file with all keys");
+    check_number(c.log_level, LOG_DEBUG, "logLevel");
+    check(c.file_logging, "fileLogging");
+    check_text(c.log_directory, "/var/log/b", "an absolute logDirectory");
+    check_text(c.udp_host, "0.0.0.0", "serverHost");
+    check_number(c.udp_port, 1234, "portTaskFailure");
+    check_number(c.max_message_size, 1000, "maxMessageSize");
+    check(c.source_validation && c.sources == 2, "allowedSources");
+    check(!c.source[0].name && c.source[0].bits == 104, "a range");
+    check_text(c.source[1].name, "qs1", "a name");
+    check(c.udp_rate_enable && c.udp_rate == 7, "rateLimit of udpServerConfig");
+    check(!c.dedup_enable && c.dedup_minutes == 3, "deduplication");
+    check(c.rate_limit_s[ALERT_FAILURE] == 0 && c.rate_limit_s[ALERT_ABORTED] == 60, "rateLimit");
+    if (check(c.webhooks[ALERT_FAILURE] == 2 && c.webhooks[ALERT_ABORTED] == 2, "webhooks")) {
+        const struct webhook_config *w = c.webhook[ALERT_FAILURE];
+        check_text(w[0].name, "failure 1 (\"first\\x0ahook\")", "name with description");
+        check_text(w[0].url.shown, "https://h.example/a?b=...", "URL without secrets");
+        check(w[0].method == METHOD_GET && w[1].method == METHOD_PUT, "methods in any case");
+        check(w[0].trust == TRUST_OWN_CA && w[0].ca && w[0].ca_count == 1, "own CA");
+        snprintf(path, sizeof path, "%s/ca.pem", folder);
+        check_text(w[0].cert_ca, path, "certCA is beside the file");
+        check(w[1].trust == TRUST_NONE && !w[1].ca && w[1].kind == ALERT_FAILURE, "plain http");
+        check_text(w[1].name, "failure 2", "name without description");
+        w = c.webhook[ALERT_ABORTED];
+        check(w[0].trust == TRUST_PUBLIC && w[0].kind == ALERT_ABORTED, "public roots");
+        check(w[1].trust == TRUST_UNCHECKED, "rejectUnauthorized false");
+        check_text(w[0].name, "aborted 1", "an empty description");
+        check(!w[0].proxy, "no proxy");
+    }
+    cfg_done(&c);
+}
+
+/* Who wins: Butler's enable, serverHost and port, or ours. */
+static void
+test_config_overrides(void)
+{
+    static const struct {
+        const char *udp, *webhook, *ours;
+        bool enabled;
+    } rows[] = {
+        {"", "true", "", true},
+        {"", "false", "", false},
+        {"udpServerConfig: {enable: true}, ", "true", "", true},
+        {"udpServerConfig: {enable: false}, ", "true", "", false},
+        {"udpServerConfig: ~, ", "true", "", true},
+        {"udpServerConfig: {enable: false}, ", "false", ", butlerWebhook: {enable: true}", true},
+        {"udpServerConfig: {enable: true}, ", "true", ", butlerWebhook: {enable: false}", false},
+        {"", "true", ", butlerWebhook: {enable: ~}", true},
+        {"", "false", ", butlerWebhook: {port: 1}", false},
+    };
+    struct cfg_reader r;
+    struct config c;
+    struct buf b = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        b.len = 0;
+        buf_format(&b, "Butler: {%swebhookNotification: {enable: %s}%s}\n", rows[i].udp,
+            rows[i].webhook, rows[i].ours);
+        load(&r, &c, (struct slice){b.data, b.len});
+        check_problems(&r, NULL, 0, b.data);
+        check(c.enabled == rows[i].enabled, "enabled: %s", b.data);
+        cfg_done(&c);
+    }
+    buf_free(&b);
+    load(&r, &c,
+        SLICE(
+            "Butler: {webhookNotification: {enable: true}, udpServerConfig: {enable: true, serverHost: 10.0.0.1,\n"
+            "  portTaskFailure: 1}, butlerWebhook: {serverHost: 10.0.0.2, port: 2}}\n"));
+    check_text(c.udp_host, "10.0.0.2", "our serverHost wins");
+    check_number(c.udp_port, 2, "our port wins");
+    cfg_done(&c);
+}
+
+/* Merge keys: a map's own keys win, then those of the first map in the list. */
+static void
+test_config_merge(void)
+{
+    static const char text[] =
+        "a: &a {webhookURL: 'http://a/', httpMethod: GET, description: from a}\n"
+        "b: &b {webhookURL: 'http://b/', httpMethod: PUT}\n"
+        "c: &c {<<: *a, httpMethod: POST}\n"
+        "Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: [\n"
+        "  *a, {<<: *a, webhookURL: 'http://own/'}, {<<: [*b, *a]}, *c, {httpMethod: PUT, <<: *c}]}}}\n";
+    static const char *const want[] = {"GET http://a/ failure 1 (\"from a\")",
+        "GET http://own/ failure 2 (\"from a\")", "PUT http://b/ failure 3 (\"from a\")",
+        "POST http://a/ failure 4 (\"from a\")", "PUT http://a/ failure 5 (\"from a\")"};
+    struct cfg_reader r;
+    struct config c;
+
+    load(&r, &c, SLICE(text));
+    check_problems(&r, NULL, 0, "merge keys");
+    check_number((long long)c.webhooks[ALERT_FAILURE], COUNT(want), "webhooks");
+    for (size_t i = 0; i < COUNT(want) && i < c.webhooks[ALERT_FAILURE]; i++) {
+        const struct webhook_config *w = &c.webhook[ALERT_FAILURE][i];
+        struct buf got = {0};
+        buf_format(&got, "%s %s %s", METHODS[w->method], w->url.shown, w->name);
+        check_buf(&got, slice_of(want[i]), "merged");
+    }
+    cfg_done(&c);
+}
+
+static void
+test_config_proxies(void)
+{
+    static const struct {
+        const char *set[5]; /* name, value ...; no more than two */
+        const char *http, *https, *problem;
+    } rows[] = {
+        {{"http_proxy", "http://p:3128"}, "http://p:3128", NULL, NULL},
+        {{"HTTPS_PROXY", "p:3128"}, NULL, "http://p:3128", NULL},
+        {{"http_proxy", "http://a", "HTTP_PROXY", "http://b"}, "http://a", NULL, NULL},
+        {{"http_proxy", "", "HTTP_PROXY", "http://b"}, "http://b", NULL, NULL},
+        {{"all_proxy", "u:p@10.0.0.1:81"}, "http://10.0.0.1:81", "http://10.0.0.1:81", NULL},
+        {{"ALL_PROXY", "http://all", "https_proxy", "http://s"}, "http://all", "http://s", NULL},
+        {{"http_proxy", "http://u:SECRET@p:99999"}, NULL, NULL,
+            "the environment's http_proxy is not a proxy"},
+        {{"HTTP_PROXY", "socks5://u:SECRET@p"}, NULL, NULL,
+            "the environment's HTTP_PROXY is not a proxy"},
+        {{"https_proxy", "https://p"}, NULL, "https://p",
+            "the environment's https_proxy: a proxy is spoken to over http"},
+        {{"http_proxy", "http://p", "NO_PROXY", "h"}, NULL, NULL, NULL},
+        {{"http_proxy", "http://p", "no_proxy", "g,*"}, NULL, NULL, NULL},
+    };
+    struct cfg_reader r;
+    struct config c;
+    struct url plain, tls;
+    struct err e;
+
+    check(url_parse(SLICE("http://h/"), NULL, &plain, &e) == 0 &&
+            url_parse(SLICE("https://h/"), NULL, &tls, &e) == 0,
+        "URLs");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        for (int k = 0; rows[i].set[k]; k += 2)
+            setenv(rows[i].set[k], rows[i].set[k + 1], 1);
+        load(&r, &c, SLICE(HOOK));
+        check_problems(&r, &rows[i].problem, rows[i].problem ? 1 : 0, rows[i].set[1]);
+        const struct url *http = cfg_proxy_for(&c, &plain), *https = cfg_proxy_for(&c, &tls);
+        check_text(
+            http ? http->origin : NULL, rows[i].http ? rows[i].http : "(none)", "proxy for http");
+        check_text(https ? https->origin : NULL, rows[i].https ? rows[i].https : "(none)",
+            "proxy for https");
+        if (rows[i].http && c.webhooks[ALERT_FAILURE])
+            check(c.webhook[ALERT_FAILURE][0].proxy != NULL, "a webhook's proxy");
+        cfg_done(&c);
+        for (int k = 0; rows[i].set[k]; k += 2)
+            unsetenv(rows[i].set[k]);
+    }
+    url_done(&plain);
+    url_done(&tls);
+}
+
+static void
+test_config_files(void)
+{
+    static const struct {
+        const char *file;
+        int warnings;
+        bool enabled;
+        size_t hooks;
+    } rows[] = {
+        {"test/data/config/butler-production.yaml", -1, true, 0},
+        {"test/data/config/seed.yaml", 6, false, 6},
+        {"samples/minimal.yaml", 0, true, 1},
+        {"samples/full.yaml", -1, true, 0},
+    };
+    struct cfg_reader r;
+    struct config c;
+    char *printed = NULL;
+    size_t len = 0;
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        cfg_load(&r, rows[i].file, false, &c);
+        struct buf all = {0};
+        problems_text(&r, &all);
+        check(r.errors == 0 && (rows[i].warnings < 0 || r.warnings == rows[i].warnings), "%s: %s",
+            rows[i].file, all.data);
+        check(c.enabled == rows[i].enabled, "%s enabled", rows[i].file);
+        size_t hooks = c.webhooks[ALERT_FAILURE] + c.webhooks[ALERT_ABORTED];
+        check(rows[i].hooks == 0 ? hooks > 0 : hooks == rows[i].hooks, "%s: %zu webhooks",
+            rows[i].file, hooks);
+        buf_free(&all);
+        cfg_done(&c);
+    }
+    load(&r, &c, SLICE(OFF_HOOK "  fileLogging: no\n"));
+    FILE *out = open_memstream(&printed, &len);
+    r.file = "a.yaml";
+    cfg_print_problems(&r, out);
+    fclose(out);
+    check(strncmp(printed, "a.yaml:6:23: warning: webhookURL is not a URL", 45) == 0 &&
+            strstr(printed,
+                "\na.yaml:8:16: error: fileLogging must be true or false, without quotes\n"),
+        "cfg_print_problems: %s", show((struct slice){printed, len}));
+    free(printed);
+    cfg_done(&c);
+}
+
+static void
+test_config(void)
+{
+    static const struct {
+        const char *a, *b;
+        int distance;
+    } distances[] = {
+        {"", "", 0},
+        {"enable", "enable", 0},
+        {"enabel", "enable", 1},
+        {"enabl", "enable", 1},
+        {"enablee", "enable", 1},
+        {"enible", "enable", 1},
+        {"nebale", "enable", 2},
+        {"", "abc", 3},
+        {"abcdefghijkl", "", 9},
+        {"1234567890123456789012345678901234567890123456",
+            "1234567890123456789012345678901234567890123456", 0},
+        {"12345678901234567890123456789012345678901234567",
+            "12345678901234567890123456789012345678901234567", 9},
+    };
+
+    for (size_t i = 0; i < COUNT(distances); i++)
+        check_number(
+            cfg_distance(distances[i].a, distances[i].b), distances[i].distance, distances[i].a);
+    test_config_problems();
+    test_config_bounds();
+    test_config_defaults();
+    test_config_values();
+    test_config_overrides();
+    test_config_merge();
+    test_config_proxies();
+    test_config_files();
+}
+
+/* ==== 8. Windows of time ==================================================== */
+
+/* What listen_is_held_back does with one table: true if id is held back at now_ms. */
+static bool
+window_holds(struct window_table *t, struct slice id, int64_t now_ms)
+{
+    struct window_entry *entry = window_find(t, id, now_ms);
+
+    if (entry) {
+        entry->held++;
+        return true;
+    }
+    window_open(t, id, now_ms);
+    return false;
+}
+
+/* The same for an id made of a number. */
+static bool
+window_holds_number(struct window_table *t, unsigned number, int64_t now_ms)
+{
+    char id[24];
+
+    snprintf(id, sizeof id, "id %u", number);
+    return window_holds(t, slice_of(id), now_ms);
+}
+
+static void
+test_window_edges(void)
+{
+    static const int64_t length = 300000;
+    static const struct {
+        struct slice a, b;
+        bool same;
+    } keys[] = {
+        {S(TASK_ID), S("DEC2A02A-1680-44EF-8DC2-E2BFB180AF87"), true},
+        {S(TASK_ID), S("{" TASK_ID "}"), true},
+        {S("{DEC2A02A-1680-44ef-8DC2-E2BFB180AF87}"), S(TASK_ID), true},
+        {S(TASK_ID), S(APP_ID), false},
+        {S(TASK_ID), S("{" TASK_ID), false},
+        {S("run 1"), S("RUN 1"), true},
+        {S("run 1"), S("run 1 "), false},
+        {S("a\0b"), S("a\0c"), false},
+        {S("{x}"), S("x"), false},
+        {S("\xc3\xa5"), S("\xc3\xa4"), false},
+    };
+    struct window_table t = {.length_ms = length};
+
+    for (int64_t begin = 0; begin <= 1000000000000; begin += 500000000000) {
+        check(!window_holds(&t, SLICE("a"), begin), "the first is let through");
+        check(window_holds(&t, SLICE("a"), begin), "the second at the same moment is not");
+        check(window_holds(&t, SLICE("a"), begin + length - 1), "nor one ms before the end");
+        check_number(window_find(&t, SLICE("a"), begin + length - 1)->held, 2, "held back so far");
+        check(
+            !window_holds(&t, SLICE("a"), begin + length), "at the end it is, and opens a new one");
+        check(window_holds(&t, SLICE("a"), begin + 2 * length - 1), "that is as long");
+        check_number(window_find(&t, SLICE("a"), begin + length)->held, 1, "and counts anew");
+        check(!window_holds(&t, SLICE("a"), begin + 2 * length),
+            "what was held back did not extend it");
+        check(!window_holds(&t, SLICE("b"), begin + 2 * length), "another id has its own");
+    }
+    window_done(&t);
+
+    for (size_t i = 0; i < COUNT(keys); i++) {
+        struct slice a = exact(keys[i].a), b = exact(keys[i].b);
+        window_holds(&t, a, 0);
+        check(window_holds(&t, b, 1) == keys[i].same, "\"%s\" and \"%s\"", show(a), show(b));
+        window_done(&t);
+        exact_free(a);
+        exact_free(b);
+    }
+    check(!window_holds(&t, SLICE(""), 0) && !window_holds(&t, SLICE(""), 0),
+        "an empty id is never held");
+    check_number(t.count, 0, "and not kept");
+    t.length_ms = 0;
+    check(!window_holds(&t, SLICE("a"), 0) && !window_holds(&t, SLICE("a"), 0),
+        "a length of 0 holds nothing");
+    check(t.count == 0 && t.cap == 0, "and keeps nothing");
+    t.length_ms = 1;
+    check(!window_holds(&t, SLICE("a"), 5) && window_holds(&t, SLICE("a"), 5), "one ms");
+    check(!window_holds(&t, SLICE("a"), 6), "is over the next");
+    window_done(&t);
+    window_done(&t); /* a second time is harmless */
+}
+
+static void
+test_window_full(void)
+{
+    struct window_table t = {.length_ms = 1000000};
+    int wrong = 0;
+
+    for (unsigned i = 0; i < WINDOW_MAX; i++)
+        wrong += window_holds_number(&t, i, i);
+    check_number(wrong, 0, "100,000 ids, each for the first time: held back");
+    for (unsigned i = 0; i < WINDOW_MAX; i++)
+        wrong += !window_holds_number(&t, i, WINDOW_MAX);
+    check_number(wrong, 0, "all again: let through");
+    check(!window_holds_number(&t, WINDOW_MAX, WINDOW_MAX), "one more is let through");
+    check(window_holds_number(&t, WINDOW_MAX, WINDOW_MAX), "and kept");
+    check(window_holds_number(&t, 1, WINDOW_MAX), "the second is still kept");
+    check_number(t.count, WINDOW_MAX, "kept in all");
+    check(!window_holds_number(&t, 0, WINDOW_MAX), "the oldest went");
+    check(!window_holds_number(&t, 1, WINDOW_MAX), "then the second");
+    check(window_holds_number(&t, 3, WINDOW_MAX), "the others are kept");
+
+    uint32_t cap = t.cap;
+    for (unsigned i = 0; i < 3 * WINDOW_MAX; i++)
+        wrong += window_holds_number(&t, WINDOW_MAX + 1 + i, WINDOW_MAX + 1 + i);
+    check_number(wrong, 0, "300,000 more: held back");
+    check(t.cap == cap && t.count == WINDOW_MAX, "memory does not grow: %u places", t.cap);
+    check((size_t)t.cap * (sizeof *t.entry + sizeof *t.chain) < 6 << 20, "under 6 MB");
+    check(window_holds_number(&t, 4 * WINDOW_MAX, 4 * WINDOW_MAX), "the last is kept");
+    check(!window_find(&t, SLICE("id 7"), 100 * t.length_ms), "much later");
+    check_number(t.count, 0, "all are over");
+    window_done(&t);
+}
+
+/* Random ids and times, against a list that is searched from one end to the other. */
+static void
+test_window_random(void)
+{
+    struct window_table t = {.length_ms = 50};
+    int64_t begin[200], now = 0;
+    int wrong = 0, held = 0;
+
+    for (size_t i = 0; i < COUNT(begin); i++)
+        begin[i] = -1000;
+    for (int i = 0; i < 20000; i++) {
+        unsigned id = random_below(COUNT(begin));
+        bool hold = now < begin[id] + t.length_ms;
+        wrong += window_holds_number(&t, id, now) != hold;
+        if (!hold)
+            begin[id] = now;
+        held += hold;
+        now += random_below(3);
+    }
+    check_number(wrong, 0, "random ids and times: wrong answers");
+    check(held > 1000 && held < 19000, "%d of 20,000 were held back", held);
+    window_done(&t);
+}
+
+static void
+test_windows(void)
+{
+    test_window_edges();
+    test_window_full();
+    test_window_random();
+}
+
+/* ==== 9. HTTP client ======================================================== */
+
+/* A client whose other end is a list of bytes instead of a socket. */
+struct player {
+    struct http_client client; /* first, so that conn->client leads here */
+    struct slice answer[8];    /* one for each request; the last is followed by the end */
+    size_t turn, at;
+    size_t step; /* most bytes that one read or write takes; 0: any number */
+    bool random; /* a random number up to step */
+    bool asked;  /* before that nothing comes */
+    struct buf wrote;
+    size_t write_most; /* then writing fails; 0: never */
+};
+
+static int
+player_read(struct conn *conn, void *data, size_t len)
+{
+    struct player *p = (struct player *)(void *)conn->client;
+    struct slice answer = p->answer[p->turn];
+    size_t n = p->asked ? answer.len - p->at : 0;
+
+    if (len == 1 && n == 0) /* only conn_is_fresh asks for a single byte */
+        return PLAT_AGAIN;
+    if (n > len)
+        n = len;
+    if (p->step > 0 && n > p->step)
+        n = p->random ? 1 + random_below((uint32_t)p->step) : p->step;
+    if (n > 0)
+        memcpy(data, answer.data + p->at, n);
+    p->at += n;
+    return (int)n;
+}
+
+static int
+player_write(struct conn *conn, const void *data, size_t len)
+{
+    struct player *p = (struct player *)(void *)conn->client;
+    const struct slice *next = &p->answer[p->turn];
+
+    if (p->step > 0 && len > p->step)
+        len = p->step;
+    if (p->write_most && p->wrote.len + len > p->write_most) {
+        errno = EPIPE;
+        return -1;
+    }
+    if (p->at > 0 && p->at == next->len && p->turn + 1 < COUNT(p->answer)) {
+        p->turn++; /* the answer before was read: this is another request */
+        p->at = 0;
+    }
+    p->asked = true;
+    buf_add(&p->wrote, data, len);
+    return (int)len;
+}
+
+/* Connects a client to a player. */
+static void
+player_begin(struct player *p, struct http_peer *peer, const char *origin)
+{
+    http_client_init(&p->client, peer);
+    p->client.conn.sock = INT_MAX; /* no such file */
+    p->client.conn.read = player_read;
+    p->client.conn.write = player_write;
+    p->client.conn.origin = x_strdup(origin);
+    p->client.deadline_ms = plat_now_ms() + 60000;
+}
+
+static void
+player_done(struct player *p)
+{
+    http_client_done(&p->client);
+    buf_free(&p->wrote);
+}
+
+/*
+ * Reads an answer as http_call and http_drain do. Gives "STATUS kept", "STATUS closed", "STATUS but
+ * what is wrong with the body", or "no: why it is no answer".
+ */
+static void
+play(struct slice stream, size_t step, bool random, struct buf *out)
+{
+    struct player p = {.answer = {stream}, .step = step, .random = random, .asked = true};
+    bool began = false;
+    struct err e = {""};
+
+    player_begin(&p, NULL, "http://h");
+    if (http_read_head(&p.client.conn, &p.client.head, &began, &e) != 0) {
+        buf_format(out, "no: %s", e.text);
+        check(began == (stream.len > 0), "whether it began");
+    } else {
+        buf_format(out, "%d ", p.client.head.status);
+        if (http_drain(&p.client, &e) != 0)
+            buf_format(out, "but %s", e.text);
+        else
+            buf_add_text(out, p.client.conn.sock >= 0 && p.at == stream.len ? "kept" : "closed");
+    }
+    player_done(&p);
+}
+
+#define OK "HTTP/1.1 200 OK\r\n"
+#define OK2 OK "Content-Length: 2\r\n"
+
+/* Each stream, and what play says of it; of "no" and "but" only the start counts. */
+static const struct {
+    struct slice stream;
+    const char *want;
+} ANSWER_ROWS[] = {
+    {S(OK2 "\r\nok"), "200 kept"},
+    {S(OK "Content-Length: 0\r\n\r\n"), "200 kept"},
+    {S("HTTP/1.1 200\r\ncontent-length:2\r\n\r\nok"), "200 kept"},
+    {S("HTTP/1.1 200 \r\nCONTENT-LENGTH:\t 2 \t\r\n\r\nok"), "200 kept"},
+    {S("HTTP/1.1 404 Not Found\nContent-Length: 2\n\nno"), "404 kept"},
+    {S("HTTP/1.1 200 \xe5\xff\r\nContent-Length: 0\r\n\r\n"), "200 kept"},
+    {S(OK "\r\n"), "200 closed"},
+    {S(OK "\r\nwhatever comes"), "200 closed"},
+    {S("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), "200 closed"},
+    {S("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"), "200 kept"},
+    {S("HTTP/1.9 200 OK\r\nContent-Length: 2\r\n\r\nok"), "200 kept"},
+    {S(OK2 "Connection: close\r\n\r\nok"), "200 closed"},
+    {S(OK2 "Connection: Foo , CLOSE,bar\r\n\r\nok"), "200 closed"},
+    {S(OK2 "Connection: Keep-Alive\r\n\r\nok"), "200 kept"},
+    {S(OK2 "Connection: closed\r\n\r\nok"), "200 kept"},
+    {S(OK2 "Connection: close\r\nConnection: keep-alive\r\n\r\nok"),
+        "200 closed"}, /* RFC 9112, 9.3 */
+    {S(OK2 "Connection: close, keep-alive\r\n\r\nok"), "200 closed"},
+    {S(OK2 "Connection: ,,\r\nConnection:\r\n\r\nok"), "200 kept"},
+
+    /* 1xx before the answer */
+    {S("HTTP/1.1 100 Continue\r\n\r\n" OK2 "\r\nok"), "200 kept"},
+    {S("HTTP/1.1 102 Processing\r\nA: b\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" OK2 "\r\nok"),
+        "200 kept"},
+    {S("HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n" OK2 "\r\nok"), "200 kept"},
+    {S("HTTP/1.1 100 Continue\r\n\r\n"), "no: connection closed before the whole answer"},
+    {S("HTTP/1.1 100 Continue\r\n\r\njunk"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"),
+        "no: the answer is not HTTP: it switches"},
+
+    /* no HTTP at all */
+    {S(""), "no: connection closed before an answer"},
+    {S("H"), "no: connection closed before the whole answer"},
+    {S("HTTP/1.1 20"), "no: connection closed before the whole answer"},
+    {S(OK "A: b\r\n"), "no: connection closed before the whole answer"},
+    {S(OK "A: b\r\n\r"), "no: connection closed before the whole answer"},
+    {S("x"), "no: the answer is not HTTP: it starts with \"x\""},
+    {S("HTTPr"), "no: the answer is not HTTP"},
+    {S("<html>\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("\r\n" OK2 "\r\nok"), "no: the answer is not HTTP"},
+    {S("\0"), "no: the answer is not HTTP"},
+    {S("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("\x15\x03\x01\x00\x02\x02\x50"), "no: the answer is not HTTP"},
+    {S("220 mail.example ESMTP\r\n"), "no: the answer is not HTTP"},
+    {S("http/1.1 200 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/2 200\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1 200 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.11 200 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1  200 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 2000 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 200X\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 20\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 -12 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 000 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 099 OK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 11111111111111111111111111111111111111111111111111 OK\r\n\r\n"),
+        "no: the answer is not HTTP"},
+    {S("HTTP/1.11111111111111111111111111111111111111111111111 200 OK\r\n\r\n"),
+        "no: the answer is not HTTP"},
+    {S("HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n"), "999 kept"},
+
+    /* headers */
+    {S(OK "A: b\0c\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 200 O\0K\r\n\r\n"), "no: the answer is not HTTP"},
+    {S("HTTP/1.1 200 O\rK\r\n\r\n"), "no: the answer is not HTTP"},
+    {S(OK "A: b\rc\r\n\r\n"), "no: the answer is not HTTP"},
+    {S(OK "A: b\r\r\n\r\n"), "no: the answer is not HTTP"},
+    {S(OK "no colon\r\n\r\n"), "no: the answer is not HTTP"},
+    {S(OK ": no name\r\n\r\n"), "no: the answer is not HTTP"},
+    {S(OK2 "A: b\r\n\tfolded\r\n more\r\n\r\nok"), "200 kept"},
+    {S(OK "Content-Length:\r\n 2\r\n\r\nok"), "200 kept"},
+    {S(OK "Connection: keep-alive,\r\n close\r\nContent-Length: 2\r\n\r\nok"), "200 closed"},
+    {S("HTTP/1.1 200 OK\r\n first\r\nContent-Length: 2\r\n\r\nok"), "200 kept"},
+    {S(OK "A:\r\nB:\r\nContent-Length: 2\r\nC: : :\r\n\r\nok"), "200 kept"},
+
+    /* lengths */
+    {S(OK2 "\r\no"), "200 but its body ended early"},
+    {S(OK2 "\r\nok and more"), "200 closed"},
+    {S(OK2 "\r\nokHTTP/1.1 500 x\r\n\r\n"), "200 closed"},
+    {S(OK2 "Content-Length: 2\r\n\r\nok"), "200 kept"},
+    {S(OK2 "Content-Length: 02\r\n\r\nok"), "200 kept"},
+    {S(OK2 "Content-Length: 3\r\n\r\nok!"), "200 but two different Content-Lengths"},
+    {S(OK "Content-Length: -2\r\n\r\nok"), "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: +2\r\n\r\nok"), "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: 2x\r\n\r\nok"), "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: \r\n\r\nok"), "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: 2 2\r\n\r\nok"), "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: 0x2\r\n\r\nok"), "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: 18446744073709551618\r\n\r\nok"),
+        "200 but Content-Length is not a length"},
+    {S(OK "Content-Length: 99999999999999999999999999999999\r\n\r\nok"),
+        "200 but Content-Length is not"},
+
+    /* no body */
+    {S("HTTP/1.1 204 No Content\r\n\r\n"), "204 kept"},
+    {S("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"), "204 kept"},
+    {S("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n"), "204 kept"},
+    {S("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"), "304 kept"},
+    {S("HTTP/1.1 204 No Content\r\n\r\njunk"), "204 closed"},
+
+    /* chunks */
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\nok\n0\n\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: gzip, Chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: gzip,\r\n chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        "200 kept"},
+    {S(OK "Content-Length: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n1;a=\"b;\"\r\no\r\n1 ; c\r\nk\r\n0;x\r\n\r\n"),
+        "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n0\r\nTrailer: x\r\nMore: y\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n0A\r\n0123456789\r\n00\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\na\r\n01234\r\n789\r\n0\r\n\r\n"), "200 kept"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nmore"), "200 closed"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n"), "200 but its body ended early"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2"), "200 but its body ended early"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\r\no"), "200 but its body ended early"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"), "200 but its body ended early"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"), "200 but its body ended early"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n0\r\nTrailer: x"), "200 but its body ended early"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\nok"), "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n\r\nok"), "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n-2\r\nok"), "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n0x2\r\nok"), "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\0\r\nok"), "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n2\r\nokay\r\n"), "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nok"),
+        "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked\r\n\r\n10000000000000002\r\nok\r\n0\r\n\r\n"),
+        "200 but its chunks are broken"},
+    {S(OK "Transfer-Encoding: chunked, gzip\r\n\r\n2\r\nok"), "200 closed"},
+    {S(OK "Transfer-Encoding: notchunked\r\n\r\n2\r\nok"), "200 closed"},
+    {S(OK2 "Transfer-Encoding: identity\r\n\r\nok to the end"), "200 closed"},
+};
+
+/* Plays a stream in one piece, byte by byte, and in random pieces: always with the same result. */
+static void
+check_answer(struct slice stream, const char *want, const char *what)
+{
+    static const struct {
+        size_t step;
+        bool random;
+    } ways[] = {{0, false}, {1, false}, {2, false}, {7, true}, {40, true}};
+    bool start_only = strncmp(want, "no:", 3) == 0 || strstr(want, " but ");
+
+    for (size_t i = 0; i < COUNT(ways); i++) {
+        struct buf got = {0};
+        play(stream, ways[i].step, ways[i].random, &got);
+        bool ok = start_only ? strncmp(got.data, want, strlen(want)) == 0
+                             : strcmp(got.data, want) == 0;
+        check(ok, "%s in pieces of %zu: got \"%s\", wanted \"%s\"", what, ways[i].step, got.data,
+            want);
+        buf_free(&got);
+        if (!ok)
+            return;
+    }
+}
+
+/* Answers whose size is what matters. */
+static void
+test_http_bounds(void)
+{
+    struct buf b = {0};
+
+    for (int size = 18000; size <= 100000; size += 82000) {
+        buf_add_text(&b, OK2 "Long: ");
+        for (int i = 0; i < size; i++)
+            buf_add_char(&b, 'x');
+        buf_add_text(&b, "\r\n\r\nok");
+        check_answer((struct slice){b.data, b.len},
+            size == 18000 ? "200 kept" : "no: the answer is not HTTP: its head is longer",
+            "a long header");
+        buf_free(&b);
+    }
+    for (size_t over = 0; over < 2; over++) { /* a head of just the largest size */
+        buf_add_text(&b, OK2 "Long: ");
+        while (b.len < HEAD_MAX - 4 + over)
+            buf_add_char(&b, 'x');
+        buf_add_text(&b, "\r\n\r\nok");
+        check_answer((struct slice){b.data, b.len},
+            over ? "no: the answer is not HTTP: its head is longer" : "200 kept",
+            "the longest head");
+        buf_free(&b);
+    }
+    for (int headers = HEADERS_MAX; headers <= HEADERS_MAX + 1; headers++) {
+        buf_add_text(&b, OK2);
+        for (int i = 1; i < headers; i++)
+            buf_add_text(&b, "A: b\r\n");
+        buf_add_text(&b, "\r\nok");
+        check_answer((struct slice){b.data, b.len},
+            headers > HEADERS_MAX ? "no: the answer is not HTTP: too many headers" : "200 kept",
+            "many headers");
+        buf_free(&b);
+    }
+    for (int interim = INTERIM_MAX; interim <= INTERIM_MAX + 1; interim++) {
+        for (int i = 0; i < interim; i++)
+            buf_add_text(&b, "HTTP/1.1 100 Continue\r\n\r\n");
+        buf_add_text(&b, OK2 "\r\nok");
+        check_answer((struct slice){b.data, b.len},
+            interim > INTERIM_MAX ? "no: the answer is not HTTP: more than 32 interim answers"
+                                  : "200 kept",
+            "interim answers");
+        buf_free(&b);
+    }
+    for (int form = 0; form < 3; form++) /* bodies below and above DRAIN_MAX */
+        for (int size = 60000; size <= 120000; size += 60000) {
+            if (form == 0)
+                buf_format(&b, OK "Content-Length: %d\r\n\r\n", size);
+            else if (form == 1)
+                buf_format(&b, OK "Transfer-Encoding: chunked\r\n\r\n%x\r\n", (unsigned)size);
+            else
+                buf_add_text(&b, OK "\r\n");
+            for (int i = 0; i < size; i++)
+                buf_add_char(&b, '0');
+            if (form == 1)
+                buf_add_text(&b, "\r\n0\r\n\r\n");
+            check_answer((struct slice){b.data, b.len},
+                size > DRAIN_MAX ? "200 but its body is longer than 65536"
+                    : form == 2  ? "200 closed"
+                                 : "200 kept",
+                "a large body");
+            buf_free(&b);
+        }
+}
+
+/* Bodies of random chunks, fed in random pieces: the same end, and not a byte more. */
+static void
+test_http_chunks(void)
+{
+    int wrong = 0;
+
+    for (int round = 0; round < 2000; round++) {
+        struct http_body body = {.kind = BODY_CHUNKED};
+        enum body_step step = BODY_MORE;
+        struct buf b = {0};
+        size_t at = 0, end;
+        for (uint32_t chunks = random_below(5); chunks > 0; chunks--) {
+            uint32_t size = 1 + random_below(40);
+            buf_format(&b, random_below(2) ? "%x" : "%04X", size);
+            buf_add_text(&b, random_below(3) ? "" : ";x=\"0\"");
+            buf_add_text(&b, random_below(2) ? "\r\n" : "\n");
+            for (uint32_t i = 0; i < size; i++)
+                buf_add_char(&b, "0\r\n;"[random_below(4)]);
+            buf_add_text(&b, random_below(2) ? "\r\n" : "\n");
+        }
+        buf_add_text(&b, random_below(2) ? "0\r\n" : "000\n");
+        buf_add_text(&b, random_below(2) ? "A: b\r\nC\n" : "");
+        buf_add_text(&b, random_below(2) ? "\r\n" : "\n");
+        end = b.len;
+        buf_add_text(&b, "0\r\n\r\nmore");
+        while (step == BODY_MORE && at < b.len) {
+            size_t used = 0, piece = 1 + random_below(20);
+            if (piece > b.len - at)
+                piece = b.len - at;
+            struct slice in = exact((struct slice){b.data + at, piece});
+            step = http_feed_body(&body, in, &used);
+            exact_free(in);
+            wrong += used > piece || (step == BODY_MORE && used != piece);
+            at += used;
+        }
+        wrong += step != BODY_DONE || at != end;
+        buf_free(&b);
+    }
+    check_number(wrong, 0, "2,000 bodies of random chunks: wrong ends");
+}
+
+static void
+test_http_heads(void)
+{
+    static const struct {
+        struct slice headers;
+        const char *location;
+        int locations;
+        const char *retry_after;
+    } rows[] = {
+        {S(""), NULL, 0, NULL}, {S("Location: /x\r\n"), "/x", 1, NULL},
+        {S("LOCATION:\t http://h/ x \t\r\n"), "http://h/ x", 1, NULL},
+        {S("Location:\r\n"), "", 1, NULL}, {S("Location:\r\n /x\r\n"), "/x", 1, NULL},
+        {S("Location: /a\r\nLocation: /b\r\n"), "/b", 2, NULL},
+        {S("Location: a:b\r\nLocations: /c\r\nX-Location: /d\r\n"), "a:b", 1, NULL},
+        {S("Retry-After: 120\r\n"), NULL, 0, "120"},
+        {S("Retry-After: 1\r\nretry-after: 2\r\n"), NULL, 0, "1"},
+        {S("Retry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n"), NULL, 0,
+            "Sun, 06 Nov 1994 08:49:37 GMT"},
+        {S("A: b\r\n Location: /x\r\n"), NULL, 0, NULL}, /* continues A */
+    };
+    struct http_head h;
+    struct err e;
+    struct buf b = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        buf_add_text(&b, "HTTP/1.1 302 Found\r\n");
+        buf_add(&b, rows[i].headers.data, rows[i].headers.len);
+        buf_add_text(&b, "\r\n");
+        struct slice head = exact((struct slice){b.data, b.len});
+        const char *what = show(rows[i].headers);
+        if (check(http_parse_head(head, &h, &e) == 0, "%s: %s", what, e.text)) {
+            check_number(h.status, 302, what);
+            check((h.location.data != NULL) == (rows[i].location != NULL), "%s: a location or none",
+                what);
+            if (rows[i].location)
+                check_bytes(h.location, slice_of(rows[i].location), what);
+            check_number(h.locations, rows[i].locations, what);
+            check((h.retry_after.data != NULL) == (rows[i].retry_after != NULL),
+                "%s: Retry-After or none", what);
+            if (rows[i].retry_after)
+                check_bytes(h.retry_after, slice_of(rows[i].retry_after), what);
+        }
+        exact_free(head);
+        buf_free(&b);
+    }
+    check_number(
+        (long long)http_head_end(SLICE("HTTP/1.1 200 OK\r\n\r\n"), 0), 19, "end of a head");
+    check_number((long long)http_head_end(SLICE("HTTP/1.1 200 OK\r\n\r"), 0), 0, "not yet");
+    check_number((long long)http_head_end(SLICE("A\n\nB\n\n"), 0), 3, "the first end");
+}
+
+static void
+test_http_dates(void)
+{
+    static const int64_t now = 784111777; /* Sun, 06 Nov 1994 08:49:37 GMT */
+    static const struct {
+        struct slice text;
+        int64_t after;
+    } rows[] = {
+        {S("0"), 0},
+        {S("1"), 1},
+        {S("120"), 120},
+        {S("0120"), 120},
+        {S("3600"), 3600},
+        {S("3601"), 3600},
+        {S("4294967297"), 3600},
+        {S("99999999999999999999999999999999"), 3600},
+        {S(""), -1},
+        {S("-1"), -1},
+        {S("+1"), -1},
+        {S("1.5"), -1},
+        {S("1e3"), -1},
+        {S("0x10"), -1},
+        {S("10 s"), -1},
+        {S("soon"), -1},
+        {S("Sun, 06 Nov 1994 08:49:37 GMT"), 0},
+        {S("Sun, 06 Nov 1994 08:50:37 GMT"), 60},
+        {S("Sun, 06 Nov 1994 09:49:37 GMT"), 3600},
+        {S("Mon, 07 Nov 1994 00:00:00 GMT"), 3600},
+        {S("Sun, 06 Nov 2138 08:49:37 GMT"), 3600},
+        {S("Sun, 06 Nov 9999 08:49:37 GMT"), 3600},
+        {S("Sun, 06 Nov 1994 08:49:36 GMT"), 0},
+        {S("Thu, 01 Jan 1970 00:00:00 GMT"), 0},
+        {S("Sun, 06 Nov 1994 08:50:60 GMT"), 83}, /* a leap second */
+        {S("sun, 06 NOV 1994 08:50:37 GMT"), 60},
+        {S("Sunday, 06-Nov-94 08:50:37 GMT"), 60}, /* RFC 850 */
+        {S("Sunday, 06-Nov-93 08:50:37 GMT"), 0},
+        {S("Sunday, 06-Nov-94 08:50:37"), -1},
+        {S("Sun Nov  6 08:50:37 1994"), 60}, /* asctime */
+        {S("Sun Nov 06 08:50:37 1994"), 60},
+        {S("Sun, 06 Nov 1994 08:50:37"), -1}, /* no zone, or another one */
+        {S("Sun, 06 Nov 1994 08:50:37 CET"), -1},
+        {S("Sun, 06 Nov 1994 08:50:37 +0100"), -1},
+        {S("Sun, 06 Nov 1994 08:50:37 GMT!"), -1},
+        {S("Sun, 06 Nov 1994 8:5"), -1},
+        {S("Sun, 00 Nov 1994 08:50:37 GMT"), -1},
+        {S("Sun, 32 Nov 1994 08:50:37 GMT"), -1},
+        {S("Sun, 06 Nuv 1994 08:50:37 GMT"), -1},
+        {S("Sun, 06 ovd 1994 08:50:37 GMT"), -1},
+        {S("Sun, 06 No 1994 08:50:37 GMT"), -1},
+        {S("Sun, 06 Nov 1994 24:50:37 GMT"), -1},
+        {S("Sun, 06 Nov 1994 08:60:37 GMT"), -1},
+        {S("Sun, 06 Nov 1994 08:50:61 GMT"), -1},
+        {S("Sun, 06 Nov 1994 -8:50:37 GMT"), -1},
+        {S("Sun, -6 Nov 1994 08:50:37 GMT"), -1},
+        {S("Sun, 06 Nov -994 08:50:37 GMT"), -1},
+        {S("1994-11-06T08:50:37Z"), -1},
+        {S("Sunsunsunsunsunsunsunsunsunsunsunsunsunsunsun, 06 Nov 1994 08:50:37 GMT"), -1},
+    };
+    int wrong = 0;
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf line = {0}; /* as in a head, where more follows */
+        buf_add(&line, rows[i].text.data, rows[i].text.len);
+        buf_add_text(&line, "\r\n");
+        check_number(http_read_retry_after((struct slice){line.data, rows[i].text.len}, now),
+            rows[i].after, show(rows[i].text));
+        buf_free(&line);
+    }
+    for (int i = 0; i < 20000; i++) {
+        int year = (int)(1970 + random_below(300)), month = (int)(1 + random_below(12));
+        int day = (int)(1 + random_below(28));
+        struct tm t = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day};
+        wrong += http_seconds(year, month, day) != timegm(&t);
+    }
+    check_number(wrong, 0, "20,000 random dates: other than the C library says");
+}
+
+static void
+test_http_addresses(void)
+{
+    static const struct {
+        const char *text;
+        bool local;
+    } rows[] = {
+        {"127.0.0.1", true},
+        {"127.255.255.254", true},
+        {"126.255.255.255", false},
+        {"128.0.0.1", false},
+        {"0.0.0.0", true},
+        {"0.1.2.3", true},
+        {"1.0.0.0", false},
+        {"169.254.169.254", true},
+        {"169.253.1.1", false},
+        {"169.255.1.1", false},
+        {"10.0.0.1", false},
+        {"192.168.0.1", false},
+        {"255.255.255.255", false},
+        {"::1", true},
+        {"::", true},
+        {"::2", false},
+        {"fe80::1", true},
+        {"febf::1", true},
+        {"fec0::1", false},
+        {"fe7f::1", false},
+        {"fd00::1", false},
+        {"2001:db8::1", false},
+        {"1::", false},
+        {"::ffff:127.0.0.1", true},
+        {"::ffff:0.0.0.0", true},
+        {"::ffff:169.254.0.1", true},
+        {"::ffff:10.0.0.1", false},
+        {"::fffe:127.0.0.1", false},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct plat_addr addr = address(rows[i].text, 80);
+        check(http_is_local(&addr) == rows[i].local, "%s is %slocal", rows[i].text,
+            rows[i].local ? "" : "not ");
+    }
+}
+
+static void
+test_http_redirects(void)
+{
+    static const struct {
+        int status;
+        bool get, post, put;
+    } statuses[] = {{300, false, false, false}, {301, true, false, true}, {302, true, false, true},
+        {303, true, false, false}, {304, false, false, false}, {305, false, false, false},
+        {307, true, true, true}, {308, true, true, true}, {309, false, false, false},
+        {200, false, false, false}, {404, false, false, false}};
+    /* from, Location headers, then where it leads: origin and target, or the reason why not */
+    static const struct {
+        const char *from, *locations, *origin, *target, *auth, *reason;
+    } rows[] = {
+        {"http://h/a", "Location: /b\r\n", "http://h", "/b", NULL, NULL},
+        {"http://h/a/b?c", "Location: d\r\n", "http://h", "/a/d", NULL, NULL},
+        {"http://u:p@h/a", "Location: /b\r\n", "http://h", "/b", "u:p", NULL},
+        {"http://u:p@h/a", "Location: http://h/b\r\n", "http://h", "/b", "u:p", NULL},
+        {"http://u:p@h/a", "Location: HTTP://H:80/b\r\n", "http://h", "/b", "u:p", NULL},
+        {"http://u:p@h/a", "Location: http://x:y@h/b\r\n", "http://h", "/b", "x:y", NULL},
+        {"http://u:p@h/a", "Location: http://g/b\r\n", "http://g", "/b", NULL, NULL},
+        {"http://u:p@h/a", "Location: http://h:81/b\r\n", "http://h:81", "/b", NULL, NULL},
+        {"http://u:p@h/a", "Location: https://h/b\r\n", "https://h", "/b", NULL, NULL},
+        {"http://u:p@h/a", "Location: http://x:y@g/b\r\n", "http://g", "/b", NULL, NULL},
+        {"https://u:p@h/a", "Location: https://h:443/b#c\r\n", "https://h", "/b", "u:p", NULL},
+        {"https://h/a", "Location: //g/b\r\n", "https://g", "/b", NULL, NULL},
+        {"https://h/a", "Location: http://h/b\r\n", NULL, NULL, NULL,
+            "leads from https to http://h/b, refused"},
+        {"https://h/a", "Location: http://u:SECRET@h/b?c=SECRET\r\n", NULL, NULL, NULL, "refused"},
+        {"http://h/a", "", NULL, NULL, NULL, "no Location"},
+        {"http://h/a", "Location:\r\n", NULL, NULL, NULL, "no Location"},
+        {"http://h/a", "Location: /b\r\nLocation: /c\r\n", NULL, NULL, NULL,
+            "more than one Location"},
+        {"http://h/a", "Location: http://\r\n", NULL, NULL, NULL,
+            "a Location that cannot be called"},
+        {"http://h/a", "Location: file:///etc/passwd\r\n", NULL, NULL, NULL, "cannot be called"},
+        {"http://h/a", "Location: data:,x\r\n", NULL, NULL, NULL, "cannot be called"},
+        {"http://h/a", "Location: http://u:SECRET@h:99999/\r\n", NULL, NULL, NULL,
+            "cannot be called"},
+    };
+    struct http_client c = {0};
+    struct http_result res;
+    struct url u, moved = {0};
+    struct err e;
+
+    for (size_t i = 0; i < COUNT(statuses); i++)
+        check(http_is_redirect(statuses[i].status, METHOD_GET) == statuses[i].get &&
+                http_is_redirect(statuses[i].status, METHOD_POST) == statuses[i].post &&
+                http_is_redirect(statuses[i].status, METHOD_PUT) == statuses[i].put,
+            "which methods follow %d", statuses[i].status);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf head = {0};
+        buf_format(&head, "HTTP/1.1 307 Temporary Redirect\r\n%s\r\n", rows[i].locations);
+        check_number(http_parse_head((struct slice){head.data, head.len}, &c.head, &e), 0,
+            rows[i].locations);
+        check_number(url_parse(slice_of(rows[i].from), NULL, &u, &e), 0, rows[i].from);
+        res = (struct http_result){.end = HTTP_ANSWERED, .status = 307};
+        bool followed = http_follow(&c, &u, 0, &moved, &res);
+        check(followed == (rows[i].origin != NULL) && res.refused == !followed, "%s from %s",
+            rows[i].locations, rows[i].from);
+        if (followed && rows[i].origin)
+            check_url(&moved, rows[i].origin, rows[i].target, rows[i].auth, rows[i].locations);
+        else
+            check(rows[i].reason && strstr(res.reason.text, rows[i].reason) &&
+                    !strstr(res.reason.text, "SECRET"),
+                "%s: %s", rows[i].locations, res.reason.text);
+        check(
+            followed || send_judge(&res) == VERDICT_DEAD, "what is not followed is a dead letter");
+        url_done(&moved);
+        res = (struct http_result){.end = HTTP_ANSWERED, .status = 307};
+        check(!http_follow(&c, &u, REDIRECTS_MAX, &moved, &res) && res.refused,
+            "the sixth is not followed");
+        check(!moved.host, "and leads nowhere");
+        url_done(&u);
+        buf_free(&head);
+    }
+}
+
+static void
+test_http_statuses(void)
+{
+    static const struct {
+        int status;
+        const char *location, *reason, *hint;
+    } rows[] = {
+        {200, "", "status 200", ""},
+        {301, "Location: http://u:SECRET@g/b?c=SECRET\r\n", "status 301",
+            "moved to http://g/b?c=..., change webhookURL"},
+        {302, "Location: /b\r\n", "status 302", "moved to http://h/b, change webhookURL"},
+        {303, "Location: b\r\n", "status 303", "moved to http://h/a/b, change webhookURL"},
+        {303, "", "status 303", ""},
+        {301, "Location: ftp://g/\r\n", "status 301", ""},
+        {401, "", "status 401", "check the credentials"},
+        {403, "", "status 403", "check the credentials"},
+        {404, "", "status 404", "check webhookURL"},
+        {407, "", "status 407", "check the proxy's password"},
+        {410, "", "status 410", "gone: remove or change webhookURL"},
+        {418, "", "status 418", ""},
+        {500, "", "status 500", "look at the log of the webhook's server"},
+    };
+    struct http_client c = {0};
+    struct url u;
+    struct err e;
+
+    check_number(url_parse(SLICE("http://h/a/x"), NULL, &u, &e), 0, "URL");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct http_result res = {.end = HTTP_ANSWERED, .status = rows[i].status};
+        struct buf head = {0};
+        buf_format(&head, "HTTP/1.1 %d X\r\n%s\r\n", rows[i].status, rows[i].location);
+        check_number(http_parse_head((struct slice){head.data, head.len}, &c.head, &e), 0, "head");
+        http_explain_status(&c, &u, &res);
+        check_text(res.reason.text, rows[i].reason, "reason");
+        check(strncmp(res.hint.text, rows[i].hint, strlen(rows[i].hint)) == 0 &&
+                (*rows[i].hint || !*res.hint.text),
+            "hint of %d: \"%s\"", rows[i].status, res.hint.text);
+        buf_free(&head);
+    }
+    url_done(&u);
+}
+
+static void
+test_tls_words(void)
+{
+    static const struct {
+        uint32_t flags;
+        const char *reason;
+    } rows[] = {
+        {MBEDTLS_X509_BADCERT_EXPIRED, "it has expired"},
+        {MBEDTLS_X509_BADCERT_EXPIRED | MBEDTLS_X509_BADCERT_NOT_TRUSTED, "it has expired"},
+        {MBEDTLS_X509_BADCERT_FUTURE, "it is not valid yet"},
+        {MBEDTLS_X509_BADCERT_NOT_TRUSTED, "nobody that is trusted has signed it"},
+        {MBEDTLS_X509_BADCERT_CN_MISMATCH, "it is not for this host name"},
+        {MBEDTLS_X509_BADCERT_CN_MISMATCH | MBEDTLS_X509_BADCERT_NOT_TRUSTED,
+            "nobody that is trusted"},
+        {MBEDTLS_X509_BADCERT_EXT_KEY_USAGE, "it is not meant for a server"},
+        {MBEDTLS_X509_BADCERT_BAD_KEY, "too weak"},
+        {1u << 31, "it cannot be used"},
+    };
+    struct tls_fault f = {
+        .subject = "CN=a", .issuer = "CN=b", .from = "2025-01-02", .until = "2026-03-04"};
+    struct http_result res = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        f.flags = rows[i].flags;
+        tls_explain_fault(&f, "h.example", &res);
+        check(strstr(res.reason.text, rows[i].reason) && *res.hint.text, "%08x: %s", f.flags,
+            res.reason.text);
+        check(strstr(res.reason.text, "CN=a") && strstr(res.reason.text, "issued by \"CN=b\"") &&
+                strstr(res.reason.text, "2025-01-02") && strstr(res.reason.text, "2026-03-04") &&
+                strstr(res.reason.text, "h.example"),
+            "which certificate: %s", res.reason.text);
+    }
+    f.self_signed = true;
+    tls_explain_fault(&f, "h", &res);
+    check(strstr(res.reason.text, "issued by itself"), "self-signed: %s", res.reason.text);
+    tls_explain_error(MBEDTLS_ERR_SSL_INVALID_RECORD, &res);
+    check(strstr(res.reason.text, "does not speak TLS"), "%s", res.reason.text);
+    tls_explain_error(-0x1234, &res);
+    check(strstr(res.reason.text, "-0x1234"), "an unknown error: %s", res.reason.text);
+}
+
+/* A peer whose webhook is described by text; ends with peer_done. */
+struct test_peer {
+    struct cfg_reader reader;
+    struct config config;
+    struct tls_store store;
+    struct http_peer peer;
+};
+
+static void
+peer_begin(struct test_peer *t, const char *method, const char *url)
+{
+    struct buf b = {0};
+    struct err e;
+
+    buf_format(&b, HOOKS "        - {httpMethod: %s, webhookURL: '%s'}\n", method, url);
+    load(&t->reader, &t->config, (struct slice){b.data, b.len});
+    check_problems(&t->reader, NULL, 0, b.data);
+    buf_free(&b);
+    check_number(
+        http_peer_init(&t->peer, &t->config, t->config.webhook[ALERT_FAILURE], &t->store, &e), 0,
+        "peer");
+}
+
+static void
+peer_done(struct test_peer *t)
+{
+    http_peer_done(&t->peer);
+    cfg_done(&t->config);
+}
+
+/* Replaces the seconds behind webhook-timestamp with N, after a look at them. */
+static void
+hide_timestamps(struct buf *b)
+{
+    static const char name[] = "webhook-timestamp: ";
+    struct buf out = {0};
+    char *at, *from = b->data;
+
+    while ((at = memmem(from, b->len - (size_t)(from - b->data), name, strlen(name)))) {
+        char *digits = at + strlen(name), *end;
+        long long seconds = strtoll(digits, &end, 10);
+        check(llabs(seconds - plat_wall_ms() / 1000) < 30 && *end == '\r',
+            "webhook-timestamp: %lld", seconds);
+        buf_add(&out, from, (size_t)(digits - from));
+        buf_add_char(&out, 'N');
+        from = end;
+    }
+    buf_add(&out, from, b->len - (size_t)(from - b->data));
+    buf_free(b);
+    *b = out;
+}
+
+#define COMMON "User-Agent: " USER_AGENT "\r\nAccept: application/json, text/plain, */*\r\n"
+#define IDENTITY "webhook-id: msg_1\r\nwebhook-timestamp: N\r\n"
+#define BODY                                                                                                 \
+    "{\"event\":\"Qlik Sense reload failed\",\"hostName\":\"QS1\",\"user\":\"LAB\\\\g\",\"taskName\":\"T\"," \
+    "\"taskId\":\"" TASK_ID "\",\"appName\":\"A\",\"appId\":\"" APP_ID                                       \
+    "\",\"logTimeStamp\":\"" WHEN "\","                                                                      \
+    "\"logLevel\":\"INFO\",\"executionId\":\"" RUN_ID "\",\"logMessage\":\"M\"}"
+
+static void
+test_http_requests(void)
+{
+    static const struct {
+        const char *proxy, *method, *url;
+        bool is_test;
+        const char *request;
+    } rows[] = {
+        {NULL, "POST", "http://h:81/a?b#c", false,
+            "POST /a?b HTTP/1.1\r\nHost: h:81\r\n" COMMON
+            "Content-Type: application/json\r\nContent-Length: 322\r\n" IDENTITY "\r\n" BODY},
+        {NULL, "PUT", "http://u:p@H/", true,
+            "PUT / HTTP/1.1\r\nHost: h\r\n" COMMON
+            "Authorization: Basic dTpw\r\nContent-Type: application/json\r\n"
+            "Content-Length: 322\r\n" IDENTITY "webhook-test: true\r\n\r\n" BODY},
+        {NULL, "GET", "http://[::1]/a b", false,
+            "GET /a%20b?" QUERY("M") " HTTP/1.1\r\nHost: [::1]\r\n" COMMON IDENTITY "\r\n"},
+        {"http://x:y@p", "GET", "http://u:p@h:80/?z=1", false,
+            "GET http://h/?z=1&" QUERY("M") " HTTP/1.1\r\nHost: h\r\n" COMMON
+                                            "Authorization: Basic dTpw\r\n"
+                                            "Proxy-Authorization: Basic eDp5\r\n" IDENTITY "\r\n"},
+    };
+    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
+
+    check_number((long long)strlen(BODY), 322, "length of the body");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct test_peer t = {0};
+        struct http_client c;
+        struct buf out = {0};
+        struct http_request q = {alert, "msg_1", rows[i].is_test};
+        if (rows[i].proxy)
+            setenv("http_proxy", rows[i].proxy, 1);
+        peer_begin(&t, rows[i].method, rows[i].url);
+        unsetenv("http_proxy");
+        http_client_init(&c, &t.peer);
+        http_add_request(&c, &q, &t.peer.webhook->url, false, 0, &out);
+        hide_timestamps(&out);
+        check_buf(&out, slice_of(rows[i].request), rows[i].url);
+        http_client_done(&c);
+        peer_done(&t);
+    }
+    alert_free(alert);
+}
+
+/* Writing in pieces, and what is said when it fails. */
+static void
+test_http_write(void)
+{
+    struct buf out = {0};
+    bool wrote;
+
+    for (int i = 0; i < 1000; i++)
+        buf_format(&out, "%d ", i);
+    for (size_t step = 0; step < 5; step++)
+        for (int fails = 0; fails < 3; fails++) {
+            struct player p = {.step = step, .write_most = fails == 0 ? 0 : fails == 1 ? 1 : 2000};
+            player_begin(&p, NULL, "http://h");
+            if (fails == 1 && step == 0)
+                p.step = 2; /* nothing goes at all */
+            wrote = false;
+            int result = conn_write_all(&p.client.conn, &out, &wrote);
+            check((result == 0) == (fails == 0), "writing in pieces of %zu", step);
+            check(wrote == (p.wrote.len > 0), "whether anything was written");
+            check(result != 0 ||
+                    same((struct slice){p.wrote.data, p.wrote.len},
+                        (struct slice){out.data, out.len}),
+                "all of it, in order");
+            player_done(&p);
+        }
+    buf_free(&out);
+}
+
+/* Calls with answers that are made up; no redirects to elsewhere, so nothing is connected to. */
+static void
+test_http_calls(void)
+{
+    static const struct {
+        const char *method, *url;
+        struct slice answer[8];
+        enum http_end end;
+        int status;
+        int64_t retry_after_s;
+        const char *reason, *hint;
+        const char *lines; /* first lines of the requests */
+    } rows[] = {
+        {"POST", "http://h/a", {S(OK2 "\r\nok")}, HTTP_ANSWERED, 200, -1, "status 200", "",
+            "POST /a HTTP/1.1\n"},
+        {"POST", "http://h/a", {S("HTTP/1.1 503 X\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n")},
+            HTTP_ANSWERED, 503, 7, "status 503", "look at the log of the webhook's server",
+            "POST /a HTTP/1.1\n"},
+        {"POST", "http://h/a",
+            {S("HTTP/1.1 307 X\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n"), S(OK2 "\r\nok")},
+            HTTP_ANSWERED, 200, -1, "status 200", "", "POST /a HTTP/1.1\nPOST /b HTTP/1.1\n"},
+        {"PUT", "http://h/a",
+            {S("HTTP/1.1 301 X\r\nLocation: b?c\r\nContent-Length: 2\r\n\r\nno"), S(OK2 "\r\nok")},
+            HTTP_ANSWERED, 200, -1, "status 200", "", "PUT /a HTTP/1.1\nPUT /b?c HTTP/1.1\n"},
+        {"POST", "http://h/a", {S("HTTP/1.1 301 X\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n")},
+            HTTP_ANSWERED, 301, -1, "status 301", "moved to http://h/b, change webhookURL",
+            "POST /a HTTP/1.1\n"},
+        {"GET", "http://h/a?x=1",
+            {S("HTTP/1.1 303 X\r\nLocation: /b?logMessage=z\r\nContent-Length: 0\r\n\r\n"),
+                S(OK2 "\r\nok")},
+            HTTP_ANSWERED, 200, -1, "status 200", "",
+            "GET /a?x=1&" QUERY(
+                "M") " HTTP/1.1\nGET /b?logMessage=z&event=Qlik+Sense+reload+failed&hostName=QS1&"
+                     "user=LAB%5Cg&taskName=T&taskId=" TASK_ID "&appName=A&appId=" APP_ID
+                     "&logTimeStamp=2026-11-22+10%3A50%3A04"
+                     "%2C735&logLevel=INFO&executionId=" RUN_ID " HTTP/1.1\n"},
+        {"PUT", "http://h/a",
+            {S("HTTP/1.1 308 X\r\nLocation: /1\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /2\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /3\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /4\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /5\r\nContent-Length: 0\r\n\r\n"), S(OK2 "\r\nok")},
+            HTTP_ANSWERED, 200, -1, "status 200", "",
+            "PUT /a HTTP/1.1\nPUT /1 HTTP/1.1\nPUT /2 HTTP/1.1\nPUT /3 HTTP/1.1\nPUT /4 HTTP/1.1\n"
+            "PUT /5 HTTP/1.1\n"},
+        {"PUT", "http://h/a",
+            {S("HTTP/1.1 308 X\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n"),
+                S("HTTP/1.1 308 X\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n")},
+            HTTP_ANSWERED, 308, -1, "status 308: more than 5 redirects", "change webhookURL",
+            "PUT /a HTTP/1.1\nPUT /a HTTP/1.1\nPUT /a HTTP/1.1\n"
+            "PUT /a HTTP/1.1\nPUT /a HTTP/1.1\nPUT /a HTTP/1.1\n"},
+        {"POST", "http://h/a", {S("")}, HTTP_BROKEN, 0, -1, "connection closed before an answer",
+            "", "POST /a HTTP/1.1\n"},
+        {"POST", "http://h/a", {S("junk")}, HTTP_BROKEN, 0, -1,
+            "the answer is not HTTP: it starts with \"junk\"", "", "POST /a HTTP/1.1\n"},
+    };
+    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct http_request q = {alert, "msg_1", false};
+        struct test_peer t = {0};
+        struct player p = {.step = i % 3};
+        struct http_result res;
+        struct buf lines = {0};
+        struct err e;
+        memcpy(p.answer, rows[i].answer, sizeof p.answer);
+        peer_begin(&t, rows[i].method, rows[i].url);
+        player_begin(&p, &t.peer, t.peer.webhook->url.origin);
+        http_call(&p.client, &q, &res);
+        http_drain(&p.client, &e);
+        check(res.end == rows[i].end && res.status == rows[i].status, "%s: end %d, status %d",
+            rows[i].lines, (int)res.end, res.status);
+        check_number(res.retry_after_s, rows[i].retry_after_s, "Retry-After");
+        check_text(res.reason.text, rows[i].reason, "reason");
+        check_text(res.hint.text, rows[i].hint, "hint");
+        for (char *at = p.wrote.data; at; at = strstr(at + 1, rows[i].method)) {
+            buf_add(&lines, at, strcspn(at, "\r"));
+            buf_add_char(&lines, '\n');
+        }
+        check_buf(&lines, slice_of(rows[i].lines), "requests");
+        player_done(&p);
+        peer_done(&t);
+    }
+    alert_free(alert);
+}
+
+/* A GET that is refused for its length is sent once more, cut; any other is not. */
+static void
+test_http_too_long(void)
+{
+    static const struct {
+        const char *method;
+        size_t message; /* bytes */
+        int status;
+        int requests;
+    } rows[] = {
+        {"GET", 3000, 404, 2},
+        {"GET", 3000, 400, 2},
+        {"GET", 3000, 414, 2},
+        {"GET", 3000, 431, 2},
+        {"GET", 3000, 403, 1},
+        {"GET", 3000, 500, 1},
+        {"GET", 3000, 200, 1},
+        {"GET", 100, 404, 1},
+        {"POST", 3000, 414, 1},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct test_peer t = {0};
+        struct player p = {0};
+        struct http_result res;
+        struct buf datagram = {0}, answer = {0};
+        struct err e;
+        int requests = 0;
+        buf_add_text(&datagram, FAILED ";QS1;T;A;LAB\\g;" IDS ";");
+        for (size_t k = 0; k < rows[i].message; k++)
+            buf_add_char(&datagram, 'x');
+        buf_format(&answer, "HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n", rows[i].status);
+        struct alert *alert = new_alert((struct slice){datagram.data, datagram.len});
+        p.answer[0] = p.answer[1] = p.answer[2] = (struct slice){answer.data, answer.len};
+        peer_begin(&t, rows[i].method, "http://h/a");
+        player_begin(&p, &t.peer, "http://h");
+        http_call(&p.client, &(struct http_request){alert, "msg_1", false}, &res);
+        http_drain(&p.client, &e);
+        check_number(res.status, rows[i].status, "the status that counts");
+        for (char *at = p.wrote.data; at && (at = strstr(at, " HTTP/1.1\r\n")); at++)
+            requests++;
+        check(requests == rows[i].requests, "%s answered %d: %d requests", rows[i].method,
+            rows[i].status, requests);
+        if (requests == 2) {
+            const char *second = strstr(p.wrote.data + 4, "GET ");
+            check(second && strcspn(second + 4, " ") == GET_TARGET_MAX,
+                "the second target is %zu bytes long", second ? strcspn(second + 4, " ") : 0);
+        }
+        player_done(&p);
+        peer_done(&t);
+        alert_free(alert);
+        buf_free(&datagram);
+        buf_free(&answer);
+    }
+    log_forget();
+}
+
+/* A result that no call has had. */
+static struct http_result
+made_result(enum http_end end, int status, int64_t retry_after_s)
+{
+    struct http_result res = {.end = end, .status = status, .retry_after_s = retry_after_s};
+
+    err_set(&res.reason, "because");
+    return res;
+}
+
+/* A proxy's answers to CONNECT. */
+static void
+test_http_tunnel(void)
+{
+    static const struct {
+        const char *proxy, *url;
+        struct slice answer;
+        const char *reason, *hint; /* NULL: the tunnel is open */
+        const char *request;
+    } rows[] = {
+        {"http://p:3128", "https://h/x", S("HTTP/1.1 200 Connection established\r\n\r\n"), NULL, "",
+            "CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\nUser-Agent: " USER_AGENT "\r\n\r\n"},
+        {"http://u:p@p", "https://w:z@[::1]:8443/x?y", S("HTTP/1.0 204 No Content\r\nA: b\r\n\r\n"),
+            NULL, "",
+            "CONNECT [::1]:8443 HTTP/1.1\r\nHost: [::1]:8443\r\nUser-Agent: " USER_AGENT
+            "\r\nProxy-Authorization: Basic dTpw\r\n\r\n"},
+        {"http://p", "https://h/", S("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), NULL,
+            "", NULL},
+        {"http://p", "https://h/", S("HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n"),
+            "proxy http://p/: it answered CONNECT with status 405", "", NULL},
+        {"http://p", "https://h/", S("HTTP/1.1 400 No\r\n\r\n<html>no</html>"),
+            "proxy http://p/: it answered CONNECT with status 400", "", NULL},
+        {"http://u:SECRET@p", "https://h/", S("HTTP/1.1 407 No\r\n\r\n"),
+            "proxy http://p/: it answered CONNECT with status 407", "check the proxy's password",
+            NULL},
+        {"http://p", "https://h/", S("HTTP/1.1 301 No\r\nLocation: http://g/\r\n\r\n"),
+            "proxy http://p/: it answered CONNECT with status 301", "", NULL},
+        {"http://p", "https://h/", S("HTTP/1.1 200 OK\r\nA: b\0c\r\n\r\n"),
+            "proxy http://p/: the answer is not HTTP", "", NULL},
+        {"http://p", "https://h/", S("HTTP/1.1 200 OK\r\n\r\n\x16\x03\x01"),
+            "proxy http://p/: it sent data before", "", NULL},
+        {"http://p", "https://h/", S("HTTP/1.1 200 OK\r\n"),
+            "proxy http://p/: connection closed before the whole", "", NULL},
+        {"http://p", "https://h/", S(""), "proxy http://p/: connection closed before an answer", "",
+            NULL},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct player p = {.answer = {rows[i].answer}};
+        struct http_result res = {0};
+        struct url proxy, u;
+        struct err e;
+        check(url_parse(slice_of(rows[i].proxy), NULL, &proxy, &e) == 0 &&
+                url_parse(slice_of(rows[i].url), NULL, &u, &e) == 0,
+            "URLs");
+        player_begin(&p, NULL, u.origin);
+        check((http_open_tunnel(&p.client, &proxy, &u, &res) == 0) == !rows[i].reason,
+            "CONNECT: %s", show(rows[i].answer));
+        check(strncmp(res.reason.text, rows[i].reason ? rows[i].reason : "",
+                  rows[i].reason ? strlen(rows[i].reason) : 1) == 0,
+            "%s: \"%s\"", show(rows[i].answer), res.reason.text);
+        check_text(res.hint.text, rows[i].hint, "hint");
+        if (rows[i].request)
+            check_bytes(
+                (struct slice){p.wrote.data, p.wrote.len}, slice_of(rows[i].request), "request");
+        player_done(&p);
+        url_done(&proxy);
+        url_done(&u);
+    }
+}
+
+/* Redirects to this machine, with a proxy, too. */
+static void
+test_http_local(void)
+{
+    static const struct {
+        const char *url, *proxy;
+        bool home, home_is_local;
+        int addresses;
+    } rows[] = {
+        {"http://127.0.0.1/", NULL, true, false, 1}, /* the webhook itself may be anywhere */
+        {"http://127.0.0.1/", NULL, false, false, 0},
+        {"http://127.0.0.1/", NULL, false, true, 1},
+        {"http://2130706433/", NULL, false, false, 0},
+        {"http://localhost/", NULL, false, false, 0},
+        {"http://localhost/", NULL, false, true, 2},
+        {"http://[::1]/", NULL, false, false, 0},
+        {"http://[::ffff:127.0.0.1]/", NULL, false, false, 0},
+        {"http://169.254.169.254/latest", NULL, false, false, 0},
+        {"http://[fe80::1]/", NULL, false, false, 0},
+        {"http://10.0.0.1/", NULL, false, false, 1},
+        {"http://127.0.0.1/", "http://10.0.0.9", false, false, 0},
+        {"http://localhost/", "http://10.0.0.9", false, false, 0},
+        {"http://[::1]/", "http://10.0.0.9", false, false, 0},
+        {"http://10.0.0.1/", "http://127.0.0.1:3128", false, false, 1}, /* a proxy may be local */
+        {"http://h.example/", "http://127.0.0.1:3128", false, false, 1},
+        {"http://127.0.0.1/", "http://10.0.0.9", false, true, 1},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct http_client c;
+        struct http_result res = {0};
+        struct plat_addr addr[ADDRESSES_MAX];
+        struct url u, proxy = {0};
+        struct err e;
+        http_client_init(&c, NULL);
+        c.home_is_local = rows[i].home_is_local;
+        c.deadline_ms = plat_now_ms() + 10000;
+        check(url_parse(slice_of(rows[i].url), NULL, &u, &e) == 0, "%s", rows[i].url);
+        if (rows[i].proxy)
+            check(url_parse(slice_of(rows[i].proxy), NULL, &proxy, &e) == 0, "%s", rows[i].proxy);
+        int n = http_find_addresses(
+            &c, &u, rows[i].proxy ? &proxy : NULL, rows[i].home, addr, &res);
+        check(n == rows[i].addresses && res.refused == (n == 0), "%s through %s: %d addresses",
+            rows[i].url, rows[i].proxy ? rows[i].proxy : "no proxy", n);
+        check(n > 0 || strstr(res.reason.text, "refused"), "why: %s", res.reason.text);
+        http_client_done(&c);
+        url_done(&u);
+        url_done(&proxy);
+    }
+}
+
+static void
+test_http_timeouts(void)
+{
+    struct http_client c = {.deadline_ms = plat_now_ms() + 60000};
+    struct http_result res = made_result(HTTP_BROKEN, 0, -1);
+
+    check(http_time_left(&c) > 50000 && http_time_left(&c) <= 60000, "time left");
+    http_explain_timeout(&c, &res);
+    check_text(res.reason.text, "because", "no timeout");
+    c.deadline_ms = INT64_MAX;
+    check_number(http_time_left(&c), INT_MAX, "without a deadline");
+    c.deadline_ms = plat_now_ms() - 1;
+    check_number(http_time_left(&c), 0, "the time is over");
+    res = made_result(HTTP_UNSENT, 0, -1);
+    http_explain_timeout(&c, &res);
+    check_text(res.reason.text, "because", "not reached in time: the connection says why");
+    res = made_result(HTTP_BROKEN, 0, -1);
+    http_explain_timeout(&c, &res);
+    check_text(res.reason.text, "no answer within 10 s", "a timeout");
+    atomic_store(&stop_at_ms, plat_now_ms() - 1);
+    c.deadline_ms = plat_now_ms() + 60000;
+    check_number(http_time_left(&c), 0, "all calls must end");
+    http_explain_timeout(&c, &res);
+    check_text(res.reason.text, "no answer before the program stopped", "a stop");
+    atomic_store(&stop_at_ms, 0);
+}
+
+static void
+test_http(void)
+{
+    log_begin(LOG_INFO);
+    for (size_t i = 0; i < COUNT(ANSWER_ROWS); i++)
+        check_answer(ANSWER_ROWS[i].stream, ANSWER_ROWS[i].want, show(ANSWER_ROWS[i].stream));
+    test_http_bounds();
+    test_http_chunks();
+    test_http_heads();
+    test_http_dates();
+    test_http_addresses();
+    test_http_redirects();
+    test_http_statuses();
+    test_tls_words();
+    test_http_requests();
+    test_http_write();
+    test_http_calls();
+    test_http_too_long();
+    test_http_tunnel();
+    test_http_local();
+    test_http_timeouts();
+}
+
+/* ==== 10. Delivery ========================================================== */
+
+/* A webhook that starts no senders, and what its deliveries are made of. */
+struct test_hook {
+    struct webhook w;
+    struct counters counters;
+    uint64_t alerts;
+};
+
+static void
+hook_begin(struct test_hook *t)
+{
+    *t = (struct test_hook){.w = {.name = "failure 1", .limit = SENDERS_MAX}};
+    t->w.counters = &t->counters;
+    plat_mutex_init(&t->w.lock);
+    plat_cond_init(&t->w.wake);
+    log_begin(LOG_VERBOSE);
+}
+
+static void
+hook_done(struct test_hook *t)
+{
+    while (t->w.waiting > 0)
+        send_forget_locked(&t->w, send_pop_locked(&t->w, 0));
+    check(!t->w.oldest && !t->w.newest, "nothing is left in the list");
+    check_number((long long)t->w.waiting_bytes, 0, "bytes of an empty queue");
+    free(t->w.heap);
+    plat_cond_done(&t->w.wake);
+    plat_mutex_done(&t->w.lock);
+}
+
+/* A new alert's delivery. */
+static struct delivery *
+hook_delivery(struct test_hook *t, int64_t due_ms)
+{
+    struct delivery *d = x_calloc(1, sizeof *d);
+
+    d->alert = new_alert(SLICE(FAILED ";QS1;T;A;u;" IDS ";M"));
+    d->alert->number = ++t->alerts;
+    d->alert->accepted_ms = plat_now_ms();
+    d->due_ms = due_ms;
+    d->order = t->w.next_order++;
+    d->older = t->w.newest;
+    *(t->w.newest ? &t->w.newest->newer : &t->w.oldest) = d;
+    t->w.newest = d;
+    return d;
+}
+
+static void
+hook_push(struct test_hook *t, int64_t due_ms)
+{
+    send_push_locked(&t->w, hook_delivery(t, due_ms));
+}
+
+/* Takes what may be sent at now_ms; the number of its alert, 0 for none. */
+static struct delivery *
+hook_take(struct test_hook *t, int64_t now_ms)
+{
+    int64_t wait_ms;
+
+    return send_take_locked(&t->w, now_ms, &wait_ms);
+}
+
+static void
+hook_settle(
+    struct test_hook *t, struct delivery *d, enum http_end end, int status, int64_t retry_after_s)
+{
+    struct http_result res = made_result(end, status, retry_after_s);
+
+    send_settle_locked(&t->w, d, &res);
+}
+
+static void
+test_verdicts(void)
+{
+    static const struct {
+        enum http_end end;
+        int status;
+        int64_t retry_after_s;
+        bool refused;
+        enum verdict verdict;
+    } rows[] = {
+        {HTTP_UNSENT, 0, -1, false, VERDICT_DOWN}, {HTTP_BROKEN, 0, -1, false, VERDICT_BROKEN},
+        {HTTP_ANSWERED, 200, -1, false, VERDICT_DELIVERED},
+        {HTTP_ANSWERED, 201, -1, false, VERDICT_DELIVERED},
+        {HTTP_ANSWERED, 204, 60, false, VERDICT_DELIVERED},
+        {HTTP_ANSWERED, 299, -1, false, VERDICT_DELIVERED},
+        {HTTP_ANSWERED, 300, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 301, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 303, 60, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 304, -1, false, VERDICT_DEAD}, {HTTP_ANSWERED, 307, -1, true, VERDICT_DEAD},
+        {HTTP_ANSWERED, 399, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 400, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 401, 60, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 403, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 404, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 407, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 408, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 410, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 425, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 429, -1, false, VERDICT_WAIT}, {HTTP_ANSWERED, 429, 0, false, VERDICT_WAIT},
+        {HTTP_ANSWERED, 429, 60, false, VERDICT_WAIT},
+        {HTTP_ANSWERED, 431, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 499, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 500, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 500, 60, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 501, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 502, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 503, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 503, 0, false, VERDICT_WAIT},
+        {HTTP_ANSWERED, 503, 3600, false, VERDICT_WAIT},
+        {HTTP_ANSWERED, 504, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 599, -1, false, VERDICT_RETRY},
+        {HTTP_ANSWERED, 600, -1, false, VERDICT_DEAD},
+        {HTTP_ANSWERED, 999, -1, false, VERDICT_DEAD},
+        {HTTP_UNSENT, 308, -1, true, VERDICT_DEAD}, /* a redirect to this machine's own address */
+    };
+    static const int64_t most[] = {
+        1000, 2000, 4000, 8000, 16000, 32000, 64000, 128000, 256000, 300000, 300000};
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct http_result res = made_result(rows[i].end, rows[i].status, rows[i].retry_after_s);
+        res.refused = rows[i].refused;
+        check(send_judge(&res) == rows[i].verdict, "status %d is judged %d", rows[i].status,
+            (int)send_judge(&res));
+    }
+    for (size_t i = 0; i < COUNT(most); i++) {
+        int64_t largest = 0, smallest = INT64_MAX;
+        for (int k = 0; k < 20000; k++) {
+            int64_t wait = send_backoff_ms((int)i + 1, random_next());
+            largest = wait > largest ? wait : largest;
+            smallest = wait < smallest ? wait : smallest;
+        }
+        check(smallest >= 0 && smallest < most[i] / 20 && largest <= most[i] &&
+                largest > most[i] - most[i] / 20,
+            "%zu failures: wait %lld to %lld", i + 1, (long long)smallest, (long long)largest);
+        check_number(send_backoff_ms((int)i + 1, (uint32_t)most[i]), most[i], "the longest wait");
+    }
+    check(send_backoff_ms(INT_MAX, UINT32_MAX) <= BACKOFF_MAX_MS, "after very many failures");
+}
+
+/* Random pushes and pops, against a list that is searched from one end to the other. */
+static void
+test_heap(void)
+{
+    struct test_hook t;
+    struct delivery *list[300];
+    size_t n = 0, wrong = 0;
+
+    hook_begin(&t);
+    for (int i = 0; i < 20000; i++) {
+        bool grow = n == 0 || (n < COUNT(list) && random_below(100) < (i / 2000 % 2 ? 30 : 70));
+        if (grow) {
+            list[n] = hook_delivery(&t, random_below(50));
+            send_push_locked(&t.w, list[n++]);
+        } else {
+            struct delivery *d;
+            size_t first = 0, at = random_below(4) ? 0 : random_below((uint32_t)t.w.waiting);
+            for (size_t k = 1; k < n; k++)
+                if (list[k]->due_ms < list[first]->due_ms ||
+                    (list[k]->due_ms == list[first]->due_ms && list[k]->order < list[first]->order))
+                    first = k;
+            wrong += t.w.heap[0] != list[first];
+            d = send_pop_locked(&t.w, at);
+            for (size_t k = 0; k < n; k++)
+                if (list[k] == d) {
+                    list[k] = list[--n];
+                    send_forget_locked(&t.w, d);
+                    break;
+                }
+        }
+        wrong += t.w.waiting != n;
+    }
+    check_number((long long)wrong, 0, "20,000 random pushes and pops: wrong");
+    hook_done(&t);
+}
+
+/* Which delivery is taken, and when. */
+static void
+test_take(void)
+{
+    struct test_hook t;
+    struct delivery *d;
+    int64_t wait_ms;
+
+    hook_begin(&t);
+    check(
+        !send_take_locked(&t.w, 0, &wait_ms) && wait_ms == -1, "nothing to take: wait until woken");
+    hook_push(&t, 100);
+    hook_push(&t, 50);
+    hook_push(&t, 50);
+    check(!send_take_locked(&t.w, 40, &wait_ms) && wait_ms == 10, "not due yet: wait %lld ms",
+        (long long)wait_ms);
+    t.w.in_flight = t.w.limit;
+    check(!send_take_locked(&t.w, 60, &wait_ms) && wait_ms == -1,
+        "the limit is reached: wait until woken");
+    t.w.in_flight = t.w.limit - 1;
+    d = hook_take(&t, 50);
+    check(d && d->alert->number == 2, "the first that is due");
+    send_forget_locked(&t.w, d);
+    d = hook_take(&t, 1000);
+    check(d && d->alert->number == 3, "of two, the one that was added first");
+    send_forget_locked(&t.w, d);
+    t.w.in_flight = 0;
+
+    hook_push(&t, 2000);                     /* 4 */
+    hook_push(&t, 3000);                     /* 5 */
+    for (size_t i = 0; i < t.w.waiting; i++) /* 1, 4, 5 were tried at 30, 10, never */
+        t.w.heap[i]->tried_ms = t.w.heap[i]->alert->number == 1 ? 30
+            : t.w.heap[i]->alert->number == 4                   ? 10
+                                                                : 0;
+    t.w.state = WEBHOOK_DOWN;
+    t.w.wait_until_ms = 500;
+    check(!send_take_locked(&t.w, 499, &wait_ms) && wait_ms == 1,
+        "down: not before the probe's time");
+    t.w.in_flight = 1;
+    check(!send_take_locked(&t.w, 500, &wait_ms) && wait_ms == -1, "down: one probe at a time");
+    t.w.in_flight = 0;
+    static const uint64_t order[] = {5, 4, 1};
+    for (size_t i = 0; i < COUNT(order); i++) {
+        d = hook_take(&t, 500);
+        check(d && d->alert->number == order[i], "probe %zu is the one tried longest ago", i);
+        send_forget_locked(&t.w, d);
+    }
+    hook_push(&t, 0);
+    t.w.stopping = true;
+    check(!hook_take(&t, 500), "no probes while stopping");
+    t.w.state = WEBHOOK_UP;
+    d = hook_take(&t, 500);
+    check(d != NULL, "but what is due of one that is up");
+    send_forget_locked(&t.w, d);
+    hook_done(&t);
+}
+
+/* What a call's result does to the webhook, the delivery, the counters and the log. */
+static void
+test_settle(void)
+{
+    struct test_hook t;
+    struct delivery *d;
+    int64_t now;
+
+    hook_begin(&t);
+    hook_push(&t, 0);
+    d = hook_take(&t, 0);
+    hook_settle(&t, d, HTTP_ANSWERED, 200, -1);
+    check(t.counters.delivered == 1 && t.w.waiting == 0, "200: done");
+    check_number(
+        log_count("info: alert 1 delivered to failure 1: 200 in 0 ms, attempt 1"), 1, "is told");
+
+    hook_push(&t, 0);
+    d = hook_take(&t, 0);
+    now = plat_now_ms();
+    hook_settle(&t, d, HTTP_ANSWERED, 500, -1);
+    check(t.w.state == WEBHOOK_UP && t.w.waiting == 1 && d->attempts == 1 && d->tried_ms >= now,
+        "500: kept");
+    check(d->due_ms >= now && d->due_ms <= plat_now_ms() + 1000, "due within a second");
+    check_number(
+        log_count("warn: alert 2 to failure 1: because; attempt 1, next in "), 1, "is told");
+    for (int i = 2; i <= 12; i++) {
+        d = hook_take(&t, INT64_MAX / 2);
+        hook_settle(&t, d, HTTP_ANSWERED, 500, -1);
+    }
+    check(d->due_ms <= plat_now_ms() + BACKOFF_MAX_MS && d->attempts == 12,
+        "backoff is at most five minutes");
+    d = hook_take(&t, INT64_MAX / 2);
+    hook_settle(&t, d, HTTP_ANSWERED, 404, -1);
+    check(t.counters.dead == 1 && t.w.waiting == 0, "404: a dead letter");
+    check_number(
+        log_count(
+            "error: alert 2 given up for failure 1 after 13 attempts: because; alert: {\"event\":"),
+        1, "is told with the whole alert");
+
+    hook_push(&t, 0); /* 3 */
+    hook_push(&t, 0); /* 4 */
+    d = hook_take(&t, 0);
+    now = plat_now_ms();
+    hook_settle(&t, d, HTTP_UNSENT, 0, -1);
+    check(t.w.state == WEBHOOK_DOWN && t.w.limit == 1 && t.w.waiting == 2, "not reached: down");
+    check(t.w.wait_until_ms >= now && t.w.wait_until_ms <= plat_now_ms() + 1000,
+        "a probe within a second");
+    check_number(log_count("warn: webhook failure 1 is down: because"), 1, "is told");
+    d = hook_take(&t, t.w.wait_until_ms);
+    check_number((long long)d->alert->number, 4, "the next probe is the other alert");
+    t.w.wait_until_ms = 0;
+    hook_settle(&t, d, HTTP_UNSENT, 0, -1);
+    check_number(log_count("is down"), 1, "is not told again");
+    check(t.w.wait_until_ms <= plat_now_ms() + 2000, "the wait doubles");
+    d = hook_take(&t, t.w.wait_until_ms);
+    check_number((long long)d->alert->number, 3, "then the first again");
+    t.w.wait_until_ms = 0;
+    hook_settle(&t, d, HTTP_ANSWERED, 200, -1);
+    check(t.w.state == WEBHOOK_UP && t.w.failures == 0, "answered: up");
+    check_number(log_count("info: webhook failure 1 is up again"), 1, "is told");
+    check_number(t.w.limit, 1, "still one call at a time");
+    d = hook_take(&t, INT64_MAX / 2);
+    hook_settle(&t, d, HTTP_ANSWERED, 200, -1);
+    check_number(t.w.limit, 2, "then two");
+    for (int i = 0; i < 5; i++) {
+        hook_push(&t, 0);
+        hook_settle(&t, hook_take(&t, 0), HTTP_ANSWERED, 200, -1);
+    }
+    check_number(t.w.limit, SENDERS_MAX, "up to the most");
+    hook_done(&t);
+}
+
+/* A webhook that asks for time. */
+static void
+test_settle_wait(void)
+{
+    struct test_hook t;
+    struct delivery *d, *other, *third, *fourth;
+    int64_t now, wait_ms;
+
+    hook_begin(&t);
+    for (int i = 0; i < 4; i++)
+        hook_push(&t, 0);
+    d = hook_take(&t, 0);
+    other = hook_take(&t, 0);
+    third = hook_take(&t, 0);
+    fourth = hook_take(&t, 0);
+
+    now = plat_now_ms();
+    hook_settle(&t, d, HTTP_ANSWERED, 429, 30);
+    check(t.w.state == WEBHOOK_PACED && t.w.wait_until_ms >= now + 30000 &&
+            t.w.wait_until_ms <= plat_now_ms() + 30000,
+        "429: the webhook waits as a whole");
+    check_number(log_count("warn: webhook failure 1 asked to wait: 429, for 30.0 s"), 1, "is told");
+    hook_settle(&t, other, HTTP_ANSWERED, 503, 100);
+    check(t.w.wait_until_ms >= now + 100000 && t.w.wait_until_ms <= plat_now_ms() + 100000,
+        "of two that were in flight the longer time counts");
+    now = t.w.wait_until_ms;
+    hook_settle(&t, third, HTTP_ANSWERED, 429, 5);
+    check_number(t.w.wait_until_ms, now, "a shorter one does not");
+    hook_settle(&t, fourth, HTTP_ANSWERED, 200, -1);
+    check(t.w.state == WEBHOOK_PACED && t.w.wait_until_ms == now, "nor that one was taken");
+    check(!send_take_locked(&t.w, now - 1, &wait_ms) && wait_ms == 1, "nothing goes before");
+    d = hook_take(&t, now);
+    t.w.in_flight = 1;
+    check(d && !hook_take(&t, now), "then one probe");
+    t.w.in_flight = 0;
+    t.w.wait_until_ms = 0; /* as if that time had come */
+    hook_settle(&t, d, HTTP_ANSWERED, 200, -1);
+    check(t.w.state == WEBHOOK_UP, "answered: up");
+    hook_done(&t);
+}
+
+/* Alerts without an HTTP answer: three different ones in a row, and the webhook is down. */
+static void
+test_settle_broken(void)
+{
+    struct test_hook t;
+    struct delivery *d[3];
+
+    hook_begin(&t);
+    hook_push(&t, 0);
+    for (int i = 0; i < 10; i++)
+        hook_settle(&t, hook_take(&t, INT64_MAX / 2), HTTP_BROKEN, 0, -1);
+    check(t.w.state == WEBHOOK_UP, "one alert alone makes no webhook down");
+    hook_push(&t, 0);
+    hook_push(&t, 0);
+    for (int i = 0; i < 3; i++)
+        d[i] = hook_take(&t, INT64_MAX / 2);
+    hook_settle(&t, d[0], HTTP_BROKEN, 0, -1);
+    check(t.w.state == WEBHOOK_UP, "two neither");
+    hook_settle(&t, d[1], HTTP_ANSWERED, 500, -1);
+    hook_settle(&t, d[2], HTTP_BROKEN, 0, -1);
+    check(t.w.state == WEBHOOK_UP, "an answer between them counts");
+    for (int i = 0; i < 3; i++)
+        d[i] = hook_take(&t, INT64_MAX / 2);
+    hook_settle(&t, d[0], HTTP_BROKEN, 0, -1);
+    hook_settle(&t, d[1], HTTP_BROKEN, 0, -1);
+    hook_settle(&t, d[2], HTTP_BROKEN, 0, -1);
+    check(t.w.state == WEBHOOK_DOWN, "three in a row do");
+    check_number(log_count("is down"), 1, "is told");
+    hook_done(&t);
+}
+
+/* Whatever the state and the failure: a webhook is not called again and again without a pause. */
+static void
+test_pauses(void)
+{
+    static const struct {
+        enum http_end end;
+        int status;
+        int64_t retry_after_s;
+    } rows[] = {
+        {HTTP_UNSENT, 0, -1},
+        {HTTP_BROKEN, 0, -1},
+        {HTTP_ANSWERED, 500, -1},
+        {HTTP_ANSWERED, 429, -1},
+        {HTTP_ANSWERED, 429, 0},
+        {HTTP_ANSWERED, 503, 0},
+    };
+    static const enum webhook_state states[] = {WEBHOOK_UP, WEBHOOK_DOWN, WEBHOOK_PACED};
+    static const char *const names[] = {"up", "down", "paced"};
+
+    for (size_t i = 0; i < COUNT(rows); i++)
+        for (size_t s = 0; s < COUNT(states); s++) {
+            struct test_hook t;
+            int64_t pauses = 0;
+            hook_begin(&t);
+            hook_push(&t, 0);
+            t.w.state = states[s];
+            for (int k = 0; k < 12; k++) {
+                int64_t now = plat_now_ms(), wait_ms;
+                struct delivery *d = send_take_locked(&t.w, now, &wait_ms);
+                if (!d) {
+                    pauses += wait_ms;
+                    d = hook_take(&t, now + wait_ms);
+                }
+                hook_settle(&t, d, rows[i].end, rows[i].status, rows[i].retry_after_s);
+                if (t.w.state != WEBHOOK_UP && t.w.wait_until_ms > plat_now_ms())
+                    pauses += t.w.wait_until_ms - plat_now_ms(), t.w.wait_until_ms = plat_now_ms();
+            }
+            check(pauses > 1000,
+                "end %d, status %d, Retry-After %lld, at first %s: 12 calls within %lld ms",
+                (int)rows[i].end, rows[i].status, (long long)rows[i].retry_after_s, names[s],
+                (long long)pauses);
+            hook_done(&t);
+        }
+}
+
+/* Bounds of the queue: the oldest goes, and is logged whole. */
+static void
+test_queue_full(void)
+{
+    struct test_hook t;
+    struct buf large = {0};
+
+    hook_begin(&t);
+    t.w.stopping = true; /* so that no sender is started */
+    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;u;" IDS ";M"));
+    for (int i = 0; i < QUEUE_MAX_ALERTS; i++) {
+        alert->number = (uint64_t)i + 1;
+        send_add(&t.w, alert);
+    }
+    check(t.w.waiting == QUEUE_MAX_ALERTS && t.counters.lost == 0, "10,000 alerts fit");
+    t.w.heap[0]->due_ms = INT64_MAX; /* age counts, not when it is due */
+    send_add(&t.w, alert);
+    check(t.w.waiting == QUEUE_MAX_ALERTS && t.counters.lost == 1,
+        "one more takes the oldest one's place");
+    bool oldest = false;
+    for (size_t i = 0; i < t.w.waiting; i++)
+        oldest = oldest || t.w.heap[i]->order == 0;
+    check(!oldest, "which is gone");
+    check_number(
+        log_count(
+            "dropped for failure 1: its queue is full (10000 alerts); alert: {\"event\":\"Qlik Sense"),
+        1, "is told with the whole alert");
+    check(strncmp(t.w.heap[0]->id, "msg_", 4) == 0 && strlen(t.w.heap[0]->id) == 36 &&
+            strspn(t.w.heap[0]->id + 4, "0123456789abcdef") == 32,
+        "webhook-id: %s", t.w.heap[0]->id);
+    check(strcmp(t.w.heap[0]->id, t.w.heap[1]->id) != 0, "is another for each");
+    alert_free(alert);
+    hook_done(&t);
+
+    hook_begin(&t);
+    t.w.stopping = true;
+    buf_add_text(&large, FAILED ";QS1;T;A;u;" IDS ";");
+    while (large.len < 60000)
+        buf_add_char(&large, 'x');
+    for (int i = 0; i < 200; i++) {
+        alert = new_alert((struct slice){large.data, large.len});
+        alert->number = (uint64_t)i + 1;
+        send_add(&t.w, alert);
+        alert_free(alert);
+        if (t.w.waiting_bytes > QUEUE_MAX_BYTES)
+            break;
+    }
+    check(t.w.waiting_bytes <= QUEUE_MAX_BYTES, "large alerts: at most 8 MiB");
+    check(t.w.waiting + t.counters.lost == 200 && t.w.waiting > 100, "%zu are kept", t.w.waiting);
+    check(log_count("its queue is full (8 MiB)") > 0, "is told");
+    buf_free(&large);
+    hook_done(&t);
+}
+
+/* Alerts that are too old. */
+static void
+test_expire(void)
+{
+    struct test_hook t;
+    const int64_t now = plat_now_ms() + 10 * MAX_AGE_MS;
+
+    hook_begin(&t);
+    for (int i = 0; i < 40; i++) { /* the older half is too old; each fourth was never tried */
+        struct delivery *d = hook_delivery(&t, random_below(1000));
+        d->alert->accepted_ms = now - MAX_AGE_MS + (i < 20 ? i - 19 : 1);
+        d->attempts = i % 4 > 0;
+        strcpy(d->failure, "status 500");
+        send_push_locked(&t.w, d);
+    }
+    t.w.expire_ms = now + 1;
+    send_expire_locked(&t.w, now);
+    check_number((long long)t.w.waiting, 40, "it is looked at only from time to time");
+    t.w.expire_ms = now;
+    send_expire_locked(&t.w, now);
+    check_number((long long)t.w.waiting, 25, "too young, or never tried: kept");
+    check_number((long long)t.counters.dead, 15, "too old and tried: dead letters");
+    for (size_t i = 0; i < t.w.waiting; i++)
+        check(t.w.heap[i]->attempts == 0 || now - t.w.heap[i]->alert->accepted_ms < MAX_AGE_MS,
+            "the right ones");
+    check_number(log_count("given up for failure 1 after 1 attempt: not delivered for as long as "
+                           "an alert is kept; status 500; alert: {"),
+        15, "are told with the last failure");
+    check(t.w.expire_ms > now && t.w.expire_ms <= now + MAX_AGE_MS / 100,
+        "and again some minutes later");
+    hook_done(&t);
+
+    hook_begin(&t); /* very many: not all at once, for the log's sake */
+    for (int i = 0; i < EXPIRE_AT_ONCE + 50; i++) {
+        struct delivery *d = hook_delivery(&t, 0);
+        d->alert->accepted_ms = now - MAX_AGE_MS;
+        d->attempts = 1;
+        send_push_locked(&t.w, d);
+    }
+    struct delivery *flying = hook_take(&t, 0);
+    send_expire_locked(&t.w, now);
+    check_number((long long)t.counters.dead, EXPIRE_AT_ONCE, "dead letters in one go");
+    check(t.w.expire_ms <= now + 1000, "the others soon");
+    send_expire_locked(&t.w, t.w.expire_ms);
+    check(t.w.waiting == 0 && t.counters.dead == EXPIRE_AT_ONCE + 49, "all but the one in flight");
+    send_forget_locked(&t.w, flying);
+    hook_done(&t);
+}
+
+static void
+test_delivery(void)
+{
+    test_verdicts();
+    test_heap();
+    test_take();
+    test_settle();
+    test_settle_wait();
+    test_settle_broken();
+    test_pauses();
+    test_queue_full();
+    test_expire();
+    log_begin(LOG_ERROR);
+}
+
+/* ==== 11. Listener ========================================================== */
+
+static void
+test_tellers(void)
+{
+    struct teller t = {0};
+    struct plat_addr a = address("10.0.0.1", 1), same = address("::ffff:10.0.0.1", 2),
+                     b = address("10.0.0.2", 1);
+    char text[32];
+    int told = 0;
+
+    check(listen_may_tell(&t, &a, 1000), "the first time");
+    check(!listen_may_tell(&t, &a, 1000), "not again");
+    check(!listen_may_tell(&t, &same, 1000), "nor from another port or in another form");
+    check(listen_may_tell(&t, &b, 1000), "another address has its own minute");
+    check(!listen_may_tell(&t, &a, 1000 + TELL_MS - 1), "not one ms before the minute is over");
+    check(listen_may_tell(&t, &a, 1000 + TELL_MS), "when it is over");
+    check(!listen_may_tell(&t, &a, 1000 + 2 * TELL_MS - 1), "a new minute");
+    for (int i = 0; i < 100000; i++) { /* a flood from everywhere */
+        snprintf(text, sizeof text, "11.%d.%d.%d", i >> 16, i >> 8 & 255, i & 255);
+        struct plat_addr from = address(text, 1);
+        told += listen_may_tell(&t, &from, 500000);
+    }
+    check(told <= SENDERS_TOLD_MAX && told > 0, "100,000 addresses in a minute: %d are told", told);
+    check(t.count <= SENDERS_TOLD_MAX, "places are bounded");
+    check(listen_may_tell(&t, &a, 500000 + TELL_MS), "a minute later there is room");
+}
+
+static void
+test_sources(void)
+{
+    static const struct {
+        const char *source, *address;
+        bool allowed;
+    } rows[] = {
+        {"10.1.2.3", "10.1.2.3", true},
+        {"10.1.2.3", "10.1.2.4", false},
+        {"10.1.2.3", "::ffff:10.1.2.3", true},
+        {"::ffff:10.1.2.3", "10.1.2.3", true},
+        {"10.1.2.3/32", "10.1.2.3", true},
+        {"10.1.2.3/32", "10.1.2.2", false},
+        {"10.1.2.2/31", "10.1.2.3", true},
+        {"10.1.2.2/31", "10.1.2.4", false},
+        {"10.1.0.0/16", "10.1.255.255", true},
+        {"10.1.0.0/16", "10.2.0.0", false},
+        {"10.1.2.3/16", "10.1.9.9", true}, /* bits behind the range do not count */
+        {"10.0.0.0/8", "11.0.0.0", false},
+        {"128.0.0.0/1", "255.1.2.3", true},
+        {"128.0.0.0/1", "127.255.255.255", false},
+        {"172.16.0.0/12", "172.31.255.255", true},
+        {"172.16.0.0/12", "172.32.0.0", false},
+        {"0.0.0.0/0", "1.2.3.4", true},
+        {"0.0.0.0/0", "2001:db8::1", false},
+        {"::/0", "2001:db8::1", true},
+        {"::/0", "1.2.3.4", true},
+        {"2001:db8::/32", "2001:db8:ffff::1", true},
+        {"2001:db8::/32", "2001:db9::", false},
+        {"2001:db8::/33", "2001:db8:8000::", false},
+        {"2001:db8::/127", "2001:db8::1", true},
+        {"2001:db8::/127", "2001:db8::2", false},
+        {"fe80::/10", "febf::1", true},
+        {"fe80::/10", "fec0::1", false},
+        {"::1", "::1", true},
+        {"::1", "127.0.0.1", false},
+    };
+    static const struct {
+        const char *text;
+        int result; /* of cfg_read_source; 1: a name */
+    } forms[] = {{"10.0.0.0/33", -1}, {"10.0.0.0/-1", -1}, {"10.0.0.0/", -1}, {"10.0.0.0/8/8", -1},
+        {"10.0.0.0/a", -1}, {"10.0.0", -1}, {"10", -1}, {"10.0.0.256", -1}, {"10.0.0.1.2", -1},
+        {"", -1}, {"/8", -1}, {"::/129", -1}, {"name/8", -1}, {"a b", -1}, {"*", -1},
+        {"*.example", -1}, {"10.0.0.1:80", -1}, {"[::1]", -1}, {"qs1", 1}, {"qs-1.example.com", 1},
+        {"localhost", 1}, {"b\xc3\xbc.example", 1}, {"10.0.0.0/0", 0}};
+    struct source source;
+
+    for (size_t i = 0; i < COUNT(forms); i++) {
+        int result = cfg_read_source(forms[i].text, &source);
+        check(result == 0 ? (source.name != NULL) == forms[i].result && forms[i].result >= 0
+                          : forms[i].result == -1,
+            "source \"%s\"", forms[i].text);
+    }
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct config c = {.source_validation = true, .source = &source, .sources = 1};
+        struct listener l = {.config = &c, .source = &source};
+        struct plat_addr from = address(rows[i].address, 1);
+        plat_mutex_init(&l.lock);
+        check_number(cfg_read_source(rows[i].source, &source), 0, rows[i].source);
+        check(listen_is_allowed(&l, &from) == rows[i].allowed, "%s from %s", rows[i].address,
+            rows[i].source);
+        c.source_validation = false;
+        check(listen_is_allowed(&l, &from), "without validation everybody may send");
+        c.source_validation = true;
+        c.sources = 0;
+        check(listen_is_allowed(&l, &from), "an empty list is no check");
+        plat_mutex_done(&l.lock);
+    }
+}
+
+/* A listener without threads and socket, with one webhook for each kind. */
+struct test_listener {
+    struct test_peer peer;
+    struct counters counters;
+    struct listener l;
+    struct webhook hook[3];
+};
+
+static void
+listener_begin(struct test_listener *t, const char *udp)
+{
+    struct buf b = {0};
+    struct err e;
+
+    *t = (struct test_listener){0};
+    log_begin(LOG_VERBOSE);
+    buf_format(&b,
+        HOOK
+        "        - {webhookURL: 'http://h/2', httpMethod: PUT}\n    reloadTaskAborted:\n      rateLimit: 60\n"
+        "      webhooks: [{webhookURL: 'http://h/3', httpMethod: GET}]\n  udpServerConfig: {enable: true%s}\n",
+        udp);
+    load(&t->peer.reader, &t->peer.config, (struct slice){b.data, b.len});
+    check_problems(&t->peer.reader, NULL, 0, udp);
+    buf_free(&b);
+    for (int i = 0; i < 3; i++) {
+        check_number(send_init(&t->hook[i], &t->peer.config,
+                         i < 2 ? &t->peer.config.webhook[ALERT_FAILURE][i]
+                               : &t->peer.config.webhook[ALERT_ABORTED][0],
+                         &t->peer.store, &t->counters, &e),
+            0, "send_init");
+        t->hook[i].stopping = true; /* no senders */
+    }
+    t->l = (struct listener){.config = &t->peer.config, .sock = -1};
+    t->l.webhook = t->hook;
+    t->l.webhooks = 3;
+    t->l.counters = &t->counters;
+    t->l.source = t->peer.config.source;
+    t->l.last = &t->l.first;
+    plat_mutex_init(&t->l.lock);
+    plat_cond_init(&t->l.wake);
+    for (int kind = 0; kind < ALERT_KINDS; kind++) {
+        t->l.rate[kind].length_ms = t->peer.config.rate_limit_s[kind] * 1000;
+        t->l.seen[kind].length_ms = t->peer.config.dedup_enable
+            ? t->peer.config.dedup_minutes * 60000
+            : 0;
+    }
+}
+
+static void
+listener_done(struct test_listener *t)
+{
+    for (int i = 0; i < 3; i++) {
+        while (t->hook[i].waiting > 0)
+            send_forget_locked(&t->hook[i], send_pop_locked(&t->hook[i], 0));
+        send_done(&t->hook[i]);
+    }
+    for (int kind = 0; kind < ALERT_KINDS; kind++) {
+        window_done(&t->l.rate[kind]);
+        window_done(&t->l.seen[kind]);
+    }
+    plat_cond_done(&t->l.wake);
+    plat_mutex_done(&t->l.lock);
+    cfg_done(&t->peer.config);
+}
+
+static void
+listener_gets(struct test_listener *t, const char *from, struct slice datagram, int64_t now_ms)
+{
+    struct inbox_item *item = x_calloc(1, sizeof *item + datagram.len);
+
+    item->from = address(from, 5000);
+    item->len = datagram.len;
+    memcpy(item->data, datagram.data, datagram.len);
+    listen_handle(&t->l, item, now_ms);
+    free(item);
+}
+
+/* The same with a failed event of a task and an execution. */
+static void
+listener_gets_event(struct test_listener *t, const char *id, int task, int run, int64_t now_ms)
+{
+    char text[400];
+
+    snprintf(text, sizeof text,
+        "%s;QS1;T;A;u;%08d-1680-44ef-8dc2-e2bfb180af87;" APP_ID ";" WHEN ";INFO;run %d;M", id, task,
+        run);
+    listener_gets(t, "10.0.0.1", slice_of(text), now_ms);
+}
+
+static void
+test_dispatch(void)
+{
+    struct test_listener t;
+
+    listener_begin(&t, "");
+    listener_gets(&t, "10.0.0.1", SLICE(FAILED ";QS1;T\n;A;u;" IDS ";M"), 1000);
+    check(t.counters.accepted == 1 && t.hook[0].waiting == 1 && t.hook[1].waiting == 1 &&
+            t.hook[2].waiting == 0,
+        "a failure goes to each webhook for failures");
+    check_number(log_count("info: alert 1 accepted: reload failed, task \"T\\x0a\" (" TASK_ID
+                           "), app \"A\", execution " RUN_ID ", for 2 webhooks"),
+        1, "is told");
+    check(t.hook[0].heap[0]->alert == t.hook[1].heap[0]->alert, "they share it");
+    check(strcmp(t.hook[0].heap[0]->id, t.hook[1].heap[0]->id) != 0, "but not the webhook-id");
+    listener_gets(&t, "10.0.0.1", SLICE(ABORTED ";QS1;T;A;u;" IDS ";M"), 1000);
+    check(t.counters.accepted == 2 && t.hook[2].waiting == 1,
+        "an abort of the same execution is another kind");
+    check_number(log_count("info: alert 2 accepted: reload aborted, task \"T\""), 1, "is told");
+    check_number(log_count(", for 1 webhook"), 1, "one webhook");
+    listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/;QS1;T;A;u;" IDS ";M"), 1000);
+    check_number(log_count("verbose: ignored: /scheduler-reload-success/"), 1, "a success");
+    listener_gets(&t, "10.0.0.1", SLICE("/x\x1b/;QS1"), 1000);
+    listener_gets(&t, "10.0.0.1", SLICE("/y/"), 1001);
+    listener_gets(&t, "10.0.0.2", SLICE("/z/"), 1002);
+    check_number(
+        log_count("warn: unknown message id \"/x\\x1b/\" from 10.0.0.1"), 1, "an unknown id");
+    check_number(log_count("unknown message id"), 2, "once a minute for each sender");
+    listener_gets(&t, "10.0.0.1", SLICE(FAILED ";a\nb"), 1000);
+    check_number(log_count("warn: malformed datagram from 10.0.0.1: no taskId"), 1, "malformed");
+    check_number(log_count(": \"" FAILED ";a\\x0ab\""), 1, "with its text");
+    check(t.counters.accepted == 2 && t.counters.ignored == 1 && t.counters.unknown == 3 &&
+            t.counters.malformed == 1 && t.counters.refused == 0,
+        "what became of all");
+    listener_done(&t);
+
+    listener_begin(&t, ", maxMessageSize: 30");
+    listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/;123"), 1000);
+    check_number(log_count("verbose: ignored"), 1, "a datagram of the largest size");
+    listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/;1234"), 1000);
+    check_number(
+        log_count(
+            "error: datagram of 31 bytes from 10.0.0.1 dropped: larger than maxMessageSize (30)"),
+        1, "one byte more");
+    listener_done(&t);
+
+    listener_begin(&t, ", enableSourceValidation: true, allowedSources: [10.0.0.0/24]");
+    listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/"), 1000);
+    listener_gets(&t, "10.0.1.1", SLICE("/scheduler-reload-success/"), 1000);
+    listener_gets(&t, "10.0.1.1", SLICE("/scheduler-reload-success/"), 1000);
+    check_number(log_count("verbose: ignored"), 1, "who may send");
+    check_number(log_count("warn: datagram from 10.0.1.1 ignored: not in allowedSources"), 1,
+        "and who may not, told once");
+    check_number((long long)t.counters.refused, 2, "but counted");
+    listener_done(&t);
+}
+
+static void
+test_held_back(void)
+{
+    static const struct {
+        const char *id;
+        int task, run;
+        int64_t now_ms;
+        const char *what; /* accepted, duplicate, limited */
+    } rows[] = {
+        {FAILED, 1, 1, 0, "accepted"},
+        {FAILED, 1, 1, 0, "duplicate"},
+        {ABORTED, 1, 1, 0, "accepted"},
+        {ABORTED, 1, 6, 59999, "limited"}, /* 60 s for aborted ones */
+        {ABORTED, 1, 7, 60000, "accepted"},
+        {FAILED, 1, 2, 299999, "limited"},
+        {FAILED, 2, 3, 299999, "accepted"},
+        {FAILED, 1, 1, 299999, "duplicate"},
+        {FAILED, 1, 4, 300000, "accepted"}, /* suppressed ones did not extend the window */
+        {FAILED, 1, 5, 599999, "limited"},
+        {FAILED, 1, 1, 599999, "duplicate"}, /* ten minutes since the first */
+        {FAILED, 3, 1, 599999, "duplicate"}, /* by execution alone */
+        {FAILED, 1, 1, 600000, "accepted"},
+    };
+    struct test_listener t;
+
+    listener_begin(&t, "");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        log_forget();
+        listener_gets_event(&t, rows[i].id, rows[i].task, rows[i].run, rows[i].now_ms);
+        const char *got = log_count(" accepted: ")             ? "accepted"
+            : log_count("info: duplicate ignored: ")           ? "duplicate"
+            : log_count("info: held back by the rate limit: ") ? "limited"
+                                                               : "nothing";
+        check_number(log_count(""), 1, "one line for each");
+        check(strcmp(got, rows[i].what) == 0, "row %zu, task %d, run %d at %lld: %s", i,
+            rows[i].task, rows[i].run, (long long)rows[i].now_ms, got);
+    }
+    log_forget();
+    listener_gets_event(&t, FAILED, 1, 100, 700000);
+    listener_gets_event(&t, FAILED, 1, 101, 700001);
+    check_number(
+        log_count("task \"T\" (00000001-1680-44ef-8dc2-e2bfb180af87), 1 since the last alert"), 1,
+        "counted");
+    check_number(log_count(", 2 since the last alert"), 1, "and again");
+    log_forget();
+    for (int i = 0; i < 3; i++)
+        listener_gets(&t, "10.0.0.1", SLICE(FAILED ";QS1;T;A;u;;" APP_ID ";;INFO;;M"), 0);
+    check_number(
+        log_count(" accepted: "), 3, "without taskId and executionId nothing is held back");
+    listener_done(&t);
+
+    listener_begin(&t, ", deduplication: {enable: false}");
+    listener_gets(&t, "10.0.0.1", SLICE(FAILED ";QS1;T;A;u;" IDS ";M"), 0);
+    listener_gets(&t, "10.0.0.1", SLICE(FAILED ";QS1;T;A;u;" IDS ";M"), 0);
+    check_number(
+        log_count("held back by the rate limit"), 1, "without de-duplication the rate limit holds");
+    listener_done(&t);
+}
+
+static void
+test_datagram_rate(void)
+{
+    struct test_listener t;
+
+    listener_begin(&t, ", rateLimit: {enable: true, maxMessagesPerMinute: 3}");
+    for (int i = 0; i < 10; i++)
+        listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/"), 100000 + i);
+    check_number(log_count("verbose: ignored"), 3, "three in a minute");
+    check_number(log_count("error: udpServerConfig.rateLimit: over 3 datagrams in a minute"), 1,
+        "told once");
+    listen_tell_rate(&t.l, 159999);
+    check_number(log_count("dropped in the last minute"), 0, "the minute is not over");
+    listen_tell_rate(&t.l, 160000);
+    check_number(
+        log_count("error: udpServerConfig.rateLimit: 7 datagrams dropped in the last minute"), 1,
+        "it is");
+    listen_tell_rate(&t.l, 170000);
+    check_number(log_count("dropped in the last minute"), 1, "told once");
+    listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/"), 159999);
+    check_number(log_count("verbose: ignored"), 3, "still the same minute");
+    listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/"), 160000);
+    check_number(log_count("verbose: ignored"), 4, "a new one");
+    listener_done(&t);
+    listener_begin(&t, "");
+    for (int i = 0; i < 5000; i++)
+        listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/"), 0);
+    check_number(log_count("verbose: ignored"), 5000, "no limit unless asked for");
+    listener_done(&t);
+}
+
+/* The inbox: order, and its bound. */
+static void
+test_inbox(void)
+{
+    struct test_listener t;
+    struct plat_batch *b = plat_batch_new();
+    struct inbox_item *items;
+    int n = 0;
+
+    listener_begin(&t, "");
+    for (int i = 0; i < RECV_BATCH; i++) {
+        b->from[i] = address("10.0.0.1", 1);
+        b->len[i] = (size_t)snprintf(b->data[i], DATAGRAM_ROOM, "datagram %d", i);
+    }
+    listen_store(&t.l, b, 3);
+    listen_store(&t.l, b, 0);
+    listen_store(&t.l, b, RECV_BATCH);
+    items = listen_take(&t.l);
+    for (struct inbox_item *next; items; items = next, n++) {
+        char want[32];
+        snprintf(want, sizeof want, "datagram %d", n < 3 ? n : n - 3);
+        check_bytes((struct slice){items->data, items->len}, slice_of(want), "in order");
+        next = items->next;
+        free(items);
+    }
+    check_number(n, 3 + RECV_BATCH, "all are there");
+    check(t.l.bytes == 0 && !t.l.first, "the inbox is empty");
+
+    t.l.bytes = INBOX_MAX_BYTES - 3 * (sizeof *items + 10);
+    listen_store(&t.l, b, RECV_BATCH);
+    check(t.l.bytes <= INBOX_MAX_BYTES && t.l.overflowed == RECV_BATCH - 3,
+        "full: %llu did not fit", (unsigned long long)t.l.overflowed);
+    items = listen_take(&t.l);
+    for (n = 0; items; n++) {
+        struct inbox_item *next = items->next;
+        free(items);
+        items = next;
+    }
+    check_number(n, 3, "what fitted is there");
+    check_number(
+        log_count("error: 29 datagrams dropped: the inbox was full"), 1, "the others are told");
+    t.l.closed = true;
+    check(!listen_take(&t.l), "closed and empty");
+    plat_batch_free(b);
+    listener_done(&t);
+}
+
+/* Until names were looked up, datagrams that only a name may allow wait. */
+static void
+test_hold(void)
+{
+    struct test_listener t;
+    struct inbox_item *items[3], *taken;
+
+    listener_begin(
+        &t, ", enableSourceValidation: true, allowedSources: [10.0.0.0/24, qs1.example]");
+    t.l.has_names = true;
+    t.l.held_last = &t.l.held;
+    for (int i = 0; i < 3; i++) {
+        items[i] = x_calloc(1, sizeof **items + 1);
+        items[i]->from = address(i == 0 ? "10.0.0.1" : "10.9.9.9", 1);
+        items[i]->len = 1;
+    }
+    check(!listen_hold(&t.l, items[0]), "an address that is allowed does not wait");
+    check(listen_hold(&t.l, items[1]) && listen_hold(&t.l, items[2]), "others do");
+    check_number((long long)t.l.bytes, (long long)(2 * (sizeof **items + 1)),
+        "they count as bytes of the inbox");
+    t.l.looked_up = true;
+    taken = listen_take(&t.l);
+    check(taken == items[1] && taken->next == items[2] && !items[2]->next,
+        "then they come, in order");
+    check(t.l.bytes == 0 && t.l.held_bytes == 0, "and count no more");
+    check(!listen_hold(&t.l, items[1]), "from then on none waits");
+    t.l.looked_up = false;
+    t.l.closed = true;
+    check(!listen_hold(&t.l, items[1]), "nor when no more can come");
+    t.l.closed = false;
+    t.l.has_names = false;
+    check(!listen_hold(&t.l, items[1]), "nor without names");
+    for (int i = 0; i < 3; i++)
+        free(items[i]);
+    listener_done(&t);
+}
+
+static void
+test_listener(void)
+{
+    test_tellers();
+    test_sources();
+    test_dispatch();
+    test_held_back();
+    test_datagram_rate();
+    test_inbox();
+    test_hold();
+    log_begin(LOG_ERROR);
+}
+
+/* ==== 12. Program and 13. Command line ====================================== */
+
+/* Runs main in a process of its own. Gives its exit code (-1: it crashed), and what it wrote. */
+static int
+run_main(const char *const *args, struct buf *out, struct buf *err)
+{
+    char *argv[5] = {"butler_webhook", NULL}, out_path[300], err_path[300];
+    int argc = 1, status = 0;
+    pid_t child;
+
+    while (argc < 4 && args[argc - 1]) {
+        argv[argc] = x_strdup(args[argc - 1]);
+        argc++;
+    }
+    snprintf(out_path, sizeof out_path, "%s/out", folder);
+    snprintf(err_path, sizeof err_path, "%s/err", folder);
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        if (!freopen(out_path, "w", stdout) || !freopen(err_path, "w", stderr))
+            _exit(99);
+        status = butler_webhook_main(argc, argv);
+        fflush(stdout);
+        fflush(stderr);
+        _exit(status);
+    }
+    waitpid(child, &status, 0);
+    for (int i = 1; i < argc; i++)
+        free(argv[i]);
+    for (int i = 0; i < 2; i++) {
+        char *text;
+        size_t len;
+        if (plat_read_file(i ? err_path : out_path, 1 << 20, &text, &len) == 0) {
+            buf_add(i ? err : out, text, len);
+            free(text);
+        }
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void
+test_commands(void)
+{
+    static const char usage[] = "butler_webhook --check";
+    /* GOOD, BAD, WARN and OFF stand for files; NULL: nothing at all is written there */
+    static const struct {
+        const char *args[4];
+        int code;
+        const char *out, *err;
+    } rows[] = {
+        {{NULL}, 2, NULL, usage},
+        {{"--version"}, 0, "butler_webhook " VERSION "\n", NULL},
+        {{"--help"}, 0, usage, NULL},
+        {{"-h"}, 0, usage, NULL},
+        {{"--licenses"}, 0, "Mbed TLS", NULL},
+        {{"--nonsense"}, 2, NULL, "--nonsense"},
+        {{"--pending", "GOOD"}, 2, NULL, usage},
+        {{"--replay", "GOOD"}, 2, NULL, usage},
+        {{"--version", "GOOD"}, 2, NULL, usage},
+        {{"--check"}, 2, NULL, usage},
+        {{"--check", "GOOD", "GOOD"}, 2, NULL, usage},
+        {{"GOOD", "GOOD"}, 2, NULL, usage},
+        {{"GOOD", "--check"}, 2, NULL, usage},
+        {{"--check", "GOOD"}, 0, " is valid: 0 errors, 0 warnings\n", NULL},
+        {{"--check", "WARN"}, 0, " is valid: 0 errors, 1 warning\n", "WARN:9:33: warning: "},
+        {{"--check", "WARN"}, 0, "NOT CHECKED", "warning"},
+        {{"--check", "BAD"}, 2, ": 2 errors, 0 warnings\n", "BAD:6:24: error: "},
+        {{"--check", "TWICE"}, 2, ": 1 error, 0 warnings\n", "TWICE:9:5: error: the key "},
+        {{"--check", "OFF"}, 0, "disabled by webhookNotification.enable: false",
+            "OFF:6:23: warning: "},
+        {{"--check", "/nonexistent"}, 2, ": 1 error, 0 warnings\n", "/nonexistent:1:1: error: "},
+        {{"BAD"}, 2, NULL, "BAD:6:24: error: "},
+        {{"/nonexistent"}, 2, NULL, "/nonexistent:1:1: error: "},
+        {{"OFF"}, 0, "nothing to do", NULL},
+        {{"--test", "BAD"}, 2, NULL, "BAD:6:24: error: "},
+        {{"--test", "OFF"}, 2, NULL, "OFF:6:23: error: "},
+        {{"--test", "GOOD"}, 1, "FAILED", NULL},
+        {{"--test", "/nonexistent"}, 2, NULL, "/nonexistent:1:1: error: "},
+    };
+    char here[300];
+
+    write_file("GOOD", SLICE(HOOK));
+    write_file("WARN", SLICE(TLS_HOOK "            rejectUnauthorized: false\n"));
+    write_file("BAD", SLICE(HOOKS "        - {webhookURL: x, httpMethod: NO}\n"));
+    write_file("OFF", SLICE(OFF_HOOK));
+    write_file("TWICE",
+        SLICE(HOOK
+            "  udpServerConfig: {enable: true, allowedSources: [10.0.0.1, 10.0.0.2, a, b, c],\n"
+            "    allowedSources: [10.0.0.1]}\n"));
+    check(getcwd(here, sizeof here) && chdir(folder) == 0, "the folder for tests");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf out = {0}, err = {0}, what = {0};
+        buf_add_text(&what, "butler_webhook");
+        for (int k = 0; k < 4 && rows[i].args[k]; k++)
+            buf_format(&what, " %s", rows[i].args[k]);
+        int code = run_main(rows[i].args, &out, &err);
+        buf_add(&out, "", 0);
+        buf_add(&err, "", 0);
+        check(code == rows[i].code, "%s: exit code %d, wanted %d", what.data, code, rows[i].code);
+        check(rows[i].out ? strstr(out.data, rows[i].out) != NULL : out.len == 0,
+            "%s prints \"%s\"", what.data, show((struct slice){out.data, out.len}));
+        check(rows[i].err ? strstr(err.data, rows[i].err) != NULL : err.len == 0,
+            "%s prints on stderr \"%s\"", what.data, show((struct slice){err.data, err.len}));
+        buf_free(&out);
+        buf_free(&err);
+        buf_free(&what);
+    }
+    check(chdir(here) == 0, "back");
+}
+
+/* Deletes a file of the folder for tests. */
+static void
+remove_file(const char *name, void *arg)
+{
+    char path[600];
+
+    (void)arg;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    unlink(path);
+}
+
+int
+main(void)
+{
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = {
+        {"2. Platform", test_platform},
+        {"3. Base", test_utf8},
+        {"3. Base", test_base},
+        {"4. Log", test_log},
+        {"5. Alert", test_alert},
+        {"6. URL", test_url},
+        {"7. Configuration", test_config},
+        {"8. Windows of time", test_windows},
+        {"9. HTTP client", test_http},
+        {"10. Delivery", test_delivery},
+        {"11. Listener", test_listener},
+        {"12. Program and 13. Command line", test_commands},
+    };
+
+    for (size_t i = 0; i < COUNT(PROXY_VARIABLES); i++)
+        unsetenv(PROXY_VARIABLES[i]);
+    x_check(mkdtemp(folder));
+    for (size_t i = 0; i < COUNT(tests); i++) {
+        section = tests[i].name;
+        tests[i].run();
+        fflush(stdout);
+    }
+    section = "at the end";
+    log_begin(LOG_ERROR);
+    check(__lsan_do_recoverable_leak_check() == 0, "memory was not given back");
+    plat_folder_each(folder, remove_file, NULL);
+    check(rmdir(folder) == 0, "the folder for tests is empty");
+    printf("%d passed, %d failed\n", passed, failed);
+    fflush(stdout);
+    _exit(failed ? 1 : 0); /* what is left was looked for above */
+}
