@@ -1994,6 +1994,8 @@ alert_read_fields(struct alert *alert, struct err *e)
     struct slice rest = {alert->text.data, alert->text.len}, id, names, *field = alert->field;
     enum alert_sort sort = ALERT_UNKNOWN;
 
+    while (rest.len > 0 && (rest.data[rest.len - 1] == '\r' || rest.data[rest.len - 1] == '\n'))
+        rest.len--;
     if (!alert_take(&rest, &id))
         id = rest, rest.len = 0;
     for (size_t i = 0; i < sizeof ALERT_IDS / sizeof *ALERT_IDS; i++)
@@ -2010,10 +2012,6 @@ alert_read_fields(struct alert *alert, struct err *e)
         err_set(e, "no taskId;appId;date;level;executionId behind host, task, app and user");
         return ALERT_MALFORMED;
     }
-    while (field[FIELD_MESSAGE].len > 0 &&
-        strchr("\r\n", field[FIELD_MESSAGE].data[field[FIELD_MESSAGE].len - 1]) &&
-        field[FIELD_MESSAGE].data[field[FIELD_MESSAGE].len - 1])
-        field[FIELD_MESSAGE].len--;
     for (int i = 0; i < FIELD_MESSAGE; i++)
         if (alert_is_unset(field[i]))
             field[i].len = 0;
@@ -4578,7 +4576,8 @@ conn_wait(struct conn *conn)
     while ((left = http_time_left(conn->client)) > 0) {
         int want = PLAT_READ | (conn->out.len > 0 ? PLAT_WRITE : 0);
         if (plat_wait(&conn->sock, 1, want, left < SLICE_MS ? left : SLICE_MS)) {
-            conn_flush(conn); /* if it fails, reading will say why */
+            if (conn_flush(conn) == -1) /* reading will say why */
+                conn->out.len = conn->out_at = 0;
             return 0;
         }
     }
@@ -4755,11 +4754,11 @@ conn_write_all(struct conn *conn, const struct buf *out, bool *wrote)
         *wrote = at > 0;
     }
     while (conn->out.len > 0 && !failed) {
-        if (http_time_left(conn->client) == 0)
-            failed = -1;
-        else if (plat_wait(&conn->sock, 1, PLAT_WRITE, SLICE_MS))
+        bool late = http_time_left(conn->client) == 0;
+        if (!late && plat_wait(&conn->sock, 1, PLAT_WRITE, SLICE_MS))
             failed = conn_flush(conn) == -1 ? -1 : 0;
-        else if (plat_wait(&conn->sock, 1, PLAT_READ, 0) && conn_read_once(conn) != PLAT_AGAIN)
+        else if (late ||
+            (plat_wait(&conn->sock, 1, PLAT_READ, 0) && conn_read_once(conn) != PLAT_AGAIN))
             failed = -1;
     }
     return failed;
@@ -4938,6 +4937,7 @@ http_settle_body(struct http_head *h)
     h->keep = h->keep && !h->close;
     if (h->status < 200 || h->status == 204 || h->status == 304) {
         h->body.kind = BODY_NONE;
+        h->framing = NULL; /* there is no body for it */
         return;
     }
     if (h->chunked) {

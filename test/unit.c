@@ -747,7 +747,7 @@ static const struct {
     {S("/Engine-Reload-FAILED/"), "ignored", S("/Engine-Reload-FAILED/")},
     {S(""), "unknown", S("")},
     {S(";"), "unknown", S("")},
-    {S("\n"), "unknown", S("\\x0a")},
+    {S("\n"), "unknown", S("")},
     {S("/scheduler-reload-failed;QS1;T;A;u;" IDS ";M"), "unknown", S("/scheduler-reload-failed")},
     {S(" " FAILED ";QS1;T;A;u;" IDS ";M"), "unknown", S(" " FAILED)},
     {S("/user-event/;x"), "unknown", S("/user-event/")},
