@@ -10,11 +10,11 @@
  * The path of an alert
  *
  *     UDP socket
- *         |  receiver thread: empties the socket, does nothing else
+ *         |  one listener thread empties the socket, does nothing else meanwhile
  *         v
  *       inbox (memory, at most INBOX_MAX_BYTES)
- *         |  dispatcher thread: decodes, parses, sorts out what is not ours,
- *         |  malformed, a duplicate or rate limited; logs "accepted"
+ *         |  the other one dispatches: decodes, parses, sorts out what is not
+ *         |  ours, malformed, a duplicate or rate limited; logs "accepted"
  *         v
  *     one queue for each webhook of the alert's kind
  *         |  sender threads of that webhook, its own connections
@@ -27,20 +27,20 @@
  *     thread      starts in     owns                      may touch
  *     main        -             configuration, app        all, before start and after the end
  *     log         log_start     console, log file         the log's queue
- *     receiver    listen_start  the socket                the inbox
- *     dispatcher  listen_start  windows of time, tellers  inbox, queues of all webhooks
+ *     listener x2 listen_start  the socket, or windows    inbox, queues of all webhooks
+ *                               of time and tellers
  *     look-up     listen_start  -                         addresses of allowedSources
  *     sender      send_kick     its HTTP client           its webhook's queue and state
  *
  *     thread      ends when
  *     log         log_stop was called and its queue is written
- *     receiver    listen_stop was called and the socket is empty
- *     dispatcher  the receiver has ended and the inbox is empty
+ *     listener    listen_stop was called, socket and inbox are empty
  *     look-up     listen_stop was called; left behind inside the system's resolver
  *     sender      it had nothing to do for SENDER_IDLE_MS, or send_stop was called
  *                 and nothing is due; left behind inside the system's resolver
  *
- * Locks: a webhook's lock, then the log's. The listener's lock, then the log's.
+ * Locks: a webhook's lock, then the log's. The listener's receive lock, then its
+ * lock, then the log's.
  * The TLS store's lock stands alone. None is held across network I/O.
  *
  * On disk: nothing but the log file, if fileLogging is true; it may be deleted
@@ -66,7 +66,7 @@
  *     8. Windows of time      window_ rate limit, de-duplication
  *     9. HTTP client  tls_ conn_ http_  one call
  *    10. Delivery             send_   queues, verdicts, backoff, sender threads
- *    11. Listener             listen_ UDP socket, receiver, dispatcher
+ *    11. Listener             listen_ UDP socket, inbox, dispatching
  *    12. Program              app_    start, wait, stop
  *    13. Command line         cli_    options, --check, --test
  */
@@ -125,6 +125,7 @@
 
 #define DATAGRAM_MAX 65507     /* most that one UDP datagram over IPv4 can carry */
 #define DATAGRAM_ROOM 65536    /* a receive buffer that no datagram can fill */
+#define LISTENERS 2            /* threads: one receives while the other dispatches */
 #define RECV_BATCH 32          /* datagrams for one system call; more gains nothing */
 #define RECV_COST 640          /* of these bytes, taken by one datagram of 300 */
 #define RECV_BUFFER (16 << 20) /* asked of the kernel: 26,000 datagrams of 300 bytes */
@@ -3967,7 +3968,7 @@ cfg_listen_text(const struct config *c, char *out, size_t size)
  * one that ends soonest goes, so one alert too many may be sent, never one too
  * few.
  *
- * Threads: the dispatcher only.
+ * Threads: the listener that dispatches.
  */
 
 struct window_entry {
@@ -5629,7 +5630,7 @@ http_client_done(struct http_client *c)
  * one probe at a time goes out, always with the alert that was tried longest
  * ago, until one is answered. One that asks for time is left alone that long.
  *
- * Threads: the dispatcher adds, senders take; the lock guards all that moves.
+ * Threads: the listeners add, senders take; the lock guards all that moves.
  */
 
 enum verdict {
@@ -6169,7 +6170,7 @@ send_make_id(char id[40])
     id[36] = '\0';
 }
 
-/* Queues an alert for a webhook. Dispatcher thread. */
+/* Queues an alert for a webhook. The listener that dispatches. */
 static void
 send_add(struct webhook *w, struct alert *alert)
 {
@@ -6271,12 +6272,15 @@ send_done(struct webhook *w)
 }
 /* ==== 11. Listener ==========================================================
  *
- * The receiver thread only empties the socket into the inbox, so that nothing
- * slow makes the kernel drop datagrams. The dispatcher thread takes them out,
- * sorts them, and hands each accepted alert to every webhook of its kind.
+ * Two threads take turns: one reads the socket into the inbox, and whoever has
+ * read something dispatches it while the other one reads on. So nothing slow
+ * makes the kernel drop datagrams, and a single datagram is dispatched by the
+ * thread that is awake already. To dispatch is to sort the datagrams in their
+ * order and to hand each accepted alert to every webhook of its kind; one
+ * thread at a time does that.
  *
- * Threads: receiver, dispatcher, and, if allowedSources holds host names, one
- * that looks them up.
+ * Threads: two listeners and, if allowedSources holds host names, one that
+ * looks them up.
  */
 
 struct inbox_item {
@@ -6301,8 +6305,12 @@ struct listener {
     struct webhook *webhook; /* of all kinds, in the configuration's order */
     size_t webhooks;
     intptr_t sock;
-    struct plat_thread receiver_thread, dispatcher_thread, lookup_thread;
+    struct plat_thread thread[LISTENERS], lookup_thread;
     bool has_names;
+    struct plat_mutex receive; /* held by the thread that reads the socket */
+    struct plat_batch *batch;  /* guarded by receive */
+    bool failed;               /* guarded by receive: told that it cannot be read */
+    int64_t empty_by_ms;       /* guarded by lock: when reading it ends, if stopping */
     struct plat_mutex lock;
     struct plat_cond wake;
     struct inbox_item *first, **last;     /* guarded by lock, as all up to source */
@@ -6310,11 +6318,12 @@ struct listener {
     size_t held_bytes;                    /* of these, counted in bytes, too */
     size_t bytes;                         /* guarded by lock: of all items */
     uint64_t overflowed;                  /* guarded by lock: dropped, not told yet */
+    bool dispatching;                     /* guarded by lock: a thread is at it */
     bool stopping, closed;                /* guarded by lock; closed: no more will come */
     bool looked_up;                       /* guarded by lock: names have been, once */
     bool lookup_ended;                    /* guarded by lock */
     struct source *source;                /* addresses guarded by lock */
-    struct window_table rate[ALERT_KINDS], seen[ALERT_KINDS]; /* dispatcher only, as the rest */
+    struct window_table rate[ALERT_KINDS], seen[ALERT_KINDS]; /* who dispatches, as the rest */
     struct teller unknown, refused;
     int64_t minute_ms; /* when the minute of rateLimit began */
     int64_t minute_count, minute_dropped;
@@ -6566,78 +6575,67 @@ listen_store(struct listener *l, const struct plat_batch *b, int n)
     }
     l->overflowed += overflowed;
     plat_unlock(&l->lock);
-    plat_cond_wake(&l->wake);
 }
 
-/* Empties the socket for as long as the program runs, then once more, and closes it. */
-static void
-listen_receiver_thread(void *arg)
+/*
+ * Waits up to a second for datagrams and stores them; when stopping, reads the
+ * socket empty and closes it. False: it is closed. Only one thread at a time
+ * gets past the lock: the one that receives.
+ */
+static bool
+listen_receive(struct listener *l)
 {
-    struct listener *l = arg;
-    struct plat_batch *batch = x_check(plat_batch_new());
-    bool stopping = false, failed = false;
-    int64_t empty_by_ms = 0;
+    bool stopping, stored = false;
 
-    for (;;) {
-        int n = plat_udp_receive(l->sock, batch, !stopping);
+    plat_lock(&l->receive);
+    for (int waits = 0; l->sock >= 0 && !stored && waits * SLICE_MS < 1000; waits++) {
+        int n;
+        plat_lock(&l->lock);
+        stopping = l->stopping;
+        plat_unlock(&l->lock);
+        n = plat_udp_receive(l->sock, l->batch, !stopping);
         if (n > 0) {
             atomic_fetch_add(&l->counters->received, (unsigned)n);
-            listen_store(l, batch, n);
+            listen_store(l, l->batch, n);
+            stored = true;
         }
-        if (n < 0 && !failed)
+        if (n < 0 && !l->failed)
             log_line(LOG_ERROR, "cannot receive: %s", plat_error());
-        failed = n < 0;
-        if (stopping && (n <= 0 || plat_now_ms() > empty_by_ms))
-            break;
+        l->failed = n < 0;
         plat_lock(&l->lock);
-        if (l->stopping && !stopping)
-            empty_by_ms = plat_now_ms() + STOP_RECEIVE_MS;
-        stopping = l->stopping;
-        if (failed && !stopping)
+        if (stopping && (n <= 0 || plat_now_ms() > l->empty_by_ms)) {
+            plat_close(l->sock);
+            l->sock = -1;
+            l->closed = true;
+        } else if (l->failed)
             plat_cond_wait(&l->wake, &l->lock, SLICE_MS);
         plat_unlock(&l->lock);
     }
-    plat_close(l->sock);
-    plat_batch_free(batch);
-    plat_lock(&l->lock);
-    l->closed = true;
-    plat_cond_wake(&l->wake);
-    plat_unlock(&l->lock);
+    stored = l->sock >= 0;
+    plat_unlock(&l->receive);
+    return stored;
 }
 
-/* Takes all that is in the inbox; NULL: it is closed and empty. Waits for something to do. */
+/* Takes all that can be dispatched now out of the inbox, or NULL; *overflowed: what found no room. */
 static struct inbox_item *
-listen_take(struct listener *l)
+listen_take_locked(struct listener *l, uint64_t *overflowed)
 {
     struct inbox_item *items = NULL;
-    uint64_t overflowed = 0;
 
-    plat_lock(&l->lock);
-    while (!items) {
-        if (l->held && (l->looked_up || l->closed)) {
-            items = l->held;
-            l->held = NULL;
-            l->held_last = &l->held;
-            l->bytes -= l->held_bytes;
-            l->held_bytes = 0;
-        } else if (l->first) {
-            items = l->first;
-            l->first = NULL;
-            l->last = &l->first;
-            l->bytes = l->held_bytes;
-            overflowed = l->overflowed;
-            l->overflowed = 0;
-        } else if (l->closed)
-            break;
-        else {
-            plat_cond_wait(&l->wake, &l->lock, l->minute_dropped ? 1000 : -1);
-            listen_tell_rate(l, plat_now_ms());
-        }
+    *overflowed = l->overflowed;
+    l->overflowed = 0;
+    if (l->held && (l->looked_up || l->closed)) {
+        items = l->held;
+        l->held = NULL;
+        l->held_last = &l->held;
+        l->bytes -= l->held_bytes;
+        l->held_bytes = 0;
+    } else if (l->first) {
+        items = l->first;
+        l->first = NULL;
+        l->last = &l->first;
+        l->bytes = l->held_bytes;
     }
-    plat_unlock(&l->lock);
-    if (overflowed > 0)
-        log_line(LOG_ERROR, "%llu datagrams dropped: the inbox was full",
-            (unsigned long long)overflowed);
     return items;
 }
 
@@ -6665,31 +6663,62 @@ listen_hold(struct listener *l, struct inbox_item *item)
     return hold;
 }
 
-/* Sorts everything that the receiver brings, in its order, until the inbox is closed and empty. */
+/* Sorts datagrams in their order; frees them. */
 static void
-listen_dispatcher_thread(void *arg)
+listen_dispatch_items(struct listener *l, struct inbox_item *items)
+{
+    while (items) {
+        struct inbox_item *next = items->next;
+        int64_t now_ms = plat_now_ms();
+        listen_tell_rate(l, now_ms);
+        if (http_left_ms(INT64_MAX) <= STOP_CALLS_MS - STOP_SORT_MS) {
+            atomic_fetch_add(&l->counters->unsorted, 1);
+            free(items);
+        } else if (!listen_hold(l, items)) {
+            listen_handle(l, items, now_ms);
+            free(items);
+        }
+        items = next;
+    }
+}
+
+/* Empties the inbox, unless another thread is at it, which then sees to all that is there. */
+static void
+listen_dispatch(struct listener *l)
+{
+    bool busy;
+
+    plat_lock(&l->lock);
+    busy = l->dispatching;
+    l->dispatching = true;
+    while (!busy) {
+        uint64_t overflowed;
+        struct inbox_item *items = listen_take_locked(l, &overflowed);
+        if (!items && !overflowed) {
+            l->dispatching = false;
+            break;
+        }
+        plat_unlock(&l->lock);
+        if (overflowed > 0)
+            log_line(LOG_ERROR, "%llu datagrams dropped: the inbox was full",
+                (unsigned long long)overflowed);
+        listen_dispatch_items(l, items);
+        plat_lock(&l->lock);
+    }
+    plat_unlock(&l->lock);
+}
+
+/* Receives, then dispatches what it has received while the other thread receives. */
+static void
+listen_thread(void *arg)
 {
     struct listener *l = arg;
-    struct inbox_item *items;
+    bool open;
 
-    while ((items = listen_take(l)) != NULL)
-        while (items) {
-            struct inbox_item *next = items->next;
-            int64_t now_ms = plat_now_ms();
-            listen_tell_rate(l, now_ms);
-            if (http_left_ms(INT64_MAX) <= STOP_CALLS_MS - STOP_SORT_MS) {
-                atomic_fetch_add(&l->counters->unsorted, 1);
-                free(items);
-            } else if (!listen_hold(l, items)) {
-                listen_handle(l, items, now_ms);
-                free(items);
-            }
-            items = next;
-        }
-    listen_tell_rate(l, INT64_MAX);
-    if (atomic_load(&l->counters->unsorted) > 0)
-        log_line(LOG_ERROR, "%llu datagrams lost: stopped before they were looked at",
-            atomic_load(&l->counters->unsorted));
+    do {
+        open = listen_receive(l);
+        listen_dispatch(l);
+    } while (open);
 }
 
 /* Looks one name of allowedSources up; an answer replaces the old addresses, a failure does not. */
@@ -6731,7 +6760,9 @@ listen_lookup_thread(void *arg)
         }
         plat_lock(&l->lock);
         l->looked_up = true;
-        plat_cond_wake(&l->wake);
+        plat_unlock(&l->lock);
+        listen_dispatch(l);
+        plat_lock(&l->lock);
         for (until_ms = plat_now_ms() + (all ? LOOKUP_MS : LOOKUP_AGAIN_MS);
              !l->stopping && (left = until_ms - plat_now_ms()) > 0;)
             plat_cond_wait(&l->wake, &l->lock, left);
@@ -6785,6 +6816,7 @@ listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
     struct counters *counters, struct err *e)
 {
     const struct config *c = l->config;
+    bool failed = false;
 
     l->webhook = webhook;
     l->webhooks = webhooks;
@@ -6792,6 +6824,8 @@ listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
     l->last = &l->first;
     l->held_last = &l->held;
     l->source = c->source;
+    l->batch = x_check(plat_batch_new());
+    plat_mutex_init(&l->receive);
     plat_mutex_init(&l->lock);
     plat_cond_init(&l->wake);
     for (int kind = 0; kind < ALERT_KINDS; kind++) {
@@ -6801,8 +6835,9 @@ listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
     for (size_t i = 0; i < c->sources; i++)
         l->has_names = l->has_names || (c->source_validation && c->source[i].name);
     l->lookup_ended = !l->has_names;
-    if (plat_thread_start(&l->receiver_thread, listen_receiver_thread, l) != 0 ||
-        plat_thread_start(&l->dispatcher_thread, listen_dispatcher_thread, l) != 0 ||
+    for (int i = 0; i < LISTENERS; i++)
+        failed = failed || plat_thread_start(&l->thread[i], listen_thread, l) != 0;
+    if (failed ||
         (l->has_names && plat_thread_start(&l->lookup_thread, listen_lookup_thread, l) != 0)) {
         err_set(e, "cannot start the listener's threads");
         return -1;
@@ -6821,10 +6856,15 @@ listen_stop(struct listener *l)
 
     plat_lock(&l->lock);
     l->stopping = true;
+    l->empty_by_ms = plat_now_ms() + STOP_RECEIVE_MS;
     plat_cond_wake(&l->wake);
     plat_unlock(&l->lock);
-    plat_thread_join(&l->receiver_thread);
-    plat_thread_join(&l->dispatcher_thread);
+    for (int i = 0; i < LISTENERS; i++)
+        plat_thread_join(&l->thread[i]);
+    listen_tell_rate(l, INT64_MAX);
+    if (atomic_load(&l->counters->unsorted) > 0)
+        log_line(LOG_ERROR, "%llu datagrams lost: stopped before they were looked at",
+            atomic_load(&l->counters->unsorted));
     plat_lock(&l->lock);
     if (!l->lookup_ended)
         plat_cond_wait(&l->wake, &l->lock, SLICE_MS);
@@ -6840,8 +6880,10 @@ listen_stop(struct listener *l)
         window_done(&l->rate[kind]);
         window_done(&l->seen[kind]);
     }
+    plat_batch_free(l->batch);
     plat_cond_done(&l->wake);
     plat_mutex_done(&l->lock);
+    plat_mutex_done(&l->receive);
     return true;
 }
 

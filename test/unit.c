@@ -4797,6 +4797,18 @@ test_datagram_rate(void)
     listener_done(&t);
 }
 
+/* All that can be dispatched; *overflowed: what the inbox had no room for. */
+static struct inbox_item *
+take_all(struct listener *l, uint64_t *overflowed)
+{
+    struct inbox_item *items;
+
+    plat_lock(&l->lock);
+    items = listen_take_locked(l, overflowed);
+    plat_unlock(&l->lock);
+    return items;
+}
+
 /* The inbox: order, and its bound. */
 static void
 test_inbox(void)
@@ -4804,6 +4816,7 @@ test_inbox(void)
     struct test_listener t;
     struct plat_batch *b = plat_batch_new();
     struct inbox_item *items;
+    uint64_t overflowed;
     int n = 0;
 
     listener_begin(&t, "");
@@ -4814,7 +4827,7 @@ test_inbox(void)
     listen_store(&t.l, b, 3);
     listen_store(&t.l, b, 0);
     listen_store(&t.l, b, RECV_BATCH);
-    items = listen_take(&t.l);
+    items = take_all(&t.l, &overflowed);
     for (struct inbox_item *next; items; items = next, n++) {
         char want[32];
         snprintf(want, sizeof want, "datagram %d", n < 3 ? n : n - 3);
@@ -4829,17 +4842,16 @@ test_inbox(void)
     listen_store(&t.l, b, RECV_BATCH);
     check(t.l.bytes <= INBOX_MAX_BYTES && t.l.overflowed == RECV_BATCH - 3,
         "full: %llu did not fit", (unsigned long long)t.l.overflowed);
-    items = listen_take(&t.l);
+    items = take_all(&t.l, &overflowed);
     for (n = 0; items; n++) {
         struct inbox_item *next = items->next;
         free(items);
         items = next;
     }
     check_number(n, 3, "what fitted is there");
-    check_number(
-        log_count("error: 29 datagrams dropped: the inbox was full"), 1, "the others are told");
+    check_number((long long)overflowed, 29, "the others are counted");
     t.l.closed = true;
-    check(!listen_take(&t.l), "closed and empty");
+    check(!take_all(&t.l, &overflowed), "closed and empty");
     plat_batch_free(b);
     listener_done(&t);
 }
@@ -4850,6 +4862,7 @@ test_hold(void)
 {
     struct test_listener t;
     struct inbox_item *items[3], *taken;
+    uint64_t overflowed;
 
     listener_begin(
         &t, ", enableSourceValidation: true, allowedSources: [10.0.0.0/24, qs1.example]");
@@ -4865,7 +4878,7 @@ test_hold(void)
     check_number((long long)t.l.bytes, (long long)(2 * (sizeof **items + 1)),
         "they count as bytes of the inbox");
     t.l.looked_up = true;
-    taken = listen_take(&t.l);
+    taken = take_all(&t.l, &overflowed);
     check(taken == items[1] && taken->next == items[2] && !items[2]->next,
         "then they come, in order");
     check(t.l.bytes == 0 && t.l.held_bytes == 0, "and count no more");
