@@ -6814,7 +6814,7 @@ listen_open(struct listener *l, const struct config *config, struct err *e)
     return 0;
 }
 
-/* Starts the threads. -1 with e: none runs. */
+/* Starts the threads. -1 with e: the program must end, as one may run already. */
 static int
 listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
     struct counters *counters, struct err *e)
