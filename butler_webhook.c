@@ -1356,17 +1356,29 @@ log_text(struct slice s)
     return out;
 }
 
-/* Writes milliseconds since 1970 as 2026-11-22T09:30:00.123Z; the first 10 bytes are the date. */
+/*
+ * Writes milliseconds since 1970 as 2026-11-22T09:30:00.123Z; the first 10
+ * bytes are the date. Digit by digit: strftime would take most of the time that
+ * a log line costs.
+ */
 static void
 log_time(int64_t wall_ms, char out[32])
 {
+    static const char behind[] = "--T::.Z";
     time_t s = (time_t)(wall_ms / 1000);
     struct tm t;
-    size_t n;
 
     gmtime_r(&s, &t);
-    n = strftime(out, 32, "%Y-%m-%dT%H:%M:%S", &t);
-    snprintf(out + n, 32 - n, ".%03uZ", (unsigned)(wall_ms % 1000) % 1000u);
+    int part[7] = {t.tm_year + 1900, t.tm_mon + 1, t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec,
+        (int)(wall_ms % 1000)};
+    for (int i = 0; i < 7; i++) {
+        int digits = i == 0 ? 4 : i == 6 ? 3 : 2;
+        for (int at = digits; at-- > 0; part[i] /= 10)
+            out[at] = (char)('0' + part[i] % 10);
+        out[digits] = behind[i];
+        out += digits + 1;
+    }
+    *out = '\0';
 }
 
 /* Adds one whole line of a message to lines. */
