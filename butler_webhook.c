@@ -5185,7 +5185,7 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
 {
     const struct webhook_config *w = c->peer->webhook;
     const struct url *proxy = cfg_proxy_for(c->peer->config, u);
-    char target_room[1024], body_room[2048], rest[160];
+    char target_room[1024], body_room[2048];
     struct buf target = buf_in(target_room, sizeof target_room);
     struct buf body = buf_in(body_room, sizeof body_room);
 
@@ -5209,9 +5209,8 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
         buf_format(out, "Proxy-Authorization: Basic %s\r\n", proxy->auth);
     if (w->method != METHOD_GET)
         buf_format(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", body.len);
-    snprintf(rest, sizeof rest, "webhook-id: %.64s\r\nwebhook-timestamp: %lld\r\n%s\r\n", q->id,
+    buf_format(out, "webhook-id: %s\r\nwebhook-timestamp: %lld\r\n%s\r\n", q->id,
         (long long)(plat_wall_ms() / 1000), q->is_test ? "webhook-test: true\r\n" : "");
-    buf_add_text(out, rest);
     buf_add(out, body.data, body.len);
     buf_free(&target);
     buf_free(&body);
