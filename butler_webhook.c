@@ -2093,12 +2093,13 @@ json_add_string(struct buf *b, struct slice s)
             continue;
         buf_add(b, s.data + from, i - from);
         from = i + 1;
+        buf_add_char(b, '\\');
         if (c >= 0x20)
-            buf_format(b, "\\%c", c);
+            buf_add_char(b, c);
         else if (c >= 8 && c <= 13 && shorts[c - 8])
-            buf_format(b, "\\%c", shorts[c - 8]);
+            buf_add_char(b, shorts[c - 8]);
         else
-            buf_format(b, "\\u%04x", c);
+            buf_format(b, "u%04x", c);
     }
     buf_add(b, s.data + from, s.len - from);
     buf_add_char(b, '"');
