@@ -1210,9 +1210,12 @@ utf8_is_valid(const char *text, size_t len)
 {
     uint32_t point;
 
-    for (size_t i = 0, n; i < len; i += n)
-        if ((n = utf8_read(text + i, len - i, &point)) == 0)
+    for (size_t i = 0, n; i < len; i += n) {
+        for (n = 0; i + n < len && (unsigned char)text[i + n] < 0x80;)
+            n++;
+        if (n == 0 && (n = utf8_read(text + i, len - i, &point)) == 0)
             return false;
+    }
     return true;
 }
 
@@ -2015,6 +2018,7 @@ alert_read_fields(struct alert *alert, struct err *e)
         if (slice_is(id, ALERT_IDS[i].id)) {
             sort = ALERT_IDS[i].sort;
             alert->kind = ALERT_IDS[i].kind;
+            break;
         }
     if (sort != ALERT_OURS) {
         err_set(e, "%s", log_text(id).text);
@@ -2063,12 +2067,12 @@ alert_free(struct alert *alert)
 static enum alert_sort
 alert_parse(struct slice datagram, struct alert **out, struct err *e)
 {
-    struct alert *alert = x_calloc(1, sizeof *alert);
+    size_t room = datagram.len + 1;
+    struct alert *alert = x_calloc(1, sizeof *alert + room);
     enum alert_sort sort;
 
     atomic_init(&alert->refs, 1);
-    buf_reserve(&alert->text, datagram.len);
-    alert->text.data[0] = '\0';
+    alert->text = buf_in((char *)(alert + 1), room); /* one block for both, as nearly all fit */
     alert_decode(datagram, &alert->text);
     sort = alert_read_fields(alert, e);
     if (sort != ALERT_OURS) {
