@@ -1344,17 +1344,16 @@ static struct log_text
 log_text(struct slice s)
 {
     struct log_text out;
-    char room[2 * LOG_NAME_MAX];
-    struct buf b = buf_in(room, sizeof room);
+    struct buf b = buf_in(out.text, sizeof out.text);
     size_t keep = LOG_NAME_MAX;
 
     log_add_clean(&b, (struct slice){s.data, s.len < LOG_NAME_MAX + 4 ? s.len : LOG_NAME_MAX + 4});
-    if (b.len <= LOG_NAME_MAX && s.len <= LOG_NAME_MAX)
-        keep = b.len;
-    while (keep < b.len && keep > 0 && ((unsigned char)b.data[keep] & 0xc0) == 0x80)
+    if (b.len <= LOG_NAME_MAX)
+        return out;
+    while (((unsigned char)b.data[keep] & 0xc0) == 0x80)
         keep--;
-    snprintf(out.text, sizeof out.text, "%.*s%s", (int)keep, b.data,
-        keep < b.len || s.len > LOG_NAME_MAX ? "..." : "");
+    memmove(out.text, b.data, keep); /* it has outgrown out, or is there */
+    strcpy(out.text + keep, "...");
     buf_free(&b);
     return out;
 }
@@ -1384,7 +1383,19 @@ log_time(int64_t wall_ms, char out[32])
     *out = '\0';
 }
 
-/* Adds one whole line of a message to lines. */
+/* Adds what printf would print, cleaned. */
+__attribute__((format(printf, 2, 0))) static void
+log_add_message(struct buf *message, const char *format, va_list args)
+{
+    char room[1024];
+    struct buf raw = buf_in(room, sizeof room);
+
+    buf_vformat(&raw, format, args);
+    log_add_clean(message, (struct slice){raw.data, raw.len});
+    buf_free(&raw);
+}
+
+/* Adds one whole line of a cleaned message to lines. */
 static void
 log_add_line(struct buf *lines, enum log_level level, const struct buf *message)
 {
@@ -1395,13 +1406,33 @@ log_add_line(struct buf *lines, enum log_level level, const struct buf *message)
     buf_add_char(lines, ' ');
     buf_add_text(lines, LOG_LEVELS[level]);
     buf_add_text(lines, ": ");
-    log_add_clean(lines, (struct slice){message->data, message->len});
+    buf_add(lines, message->data, message->len);
     buf_add_char(lines, '\n');
 }
 
-/* Queues one line, if its level is wanted; the log thread need not hear of it yet. */
-__attribute__((format(printf, 2, 0))) static void
-log_queue_line(enum log_level level, const char *format, va_list args)
+/*
+ * Unlocks the log's lock and, if now, has queued lines written. The log thread is
+ * woken only if it is at rest; it then gathers what comes in LOG_GATHER_MS, so
+ * that a burst does not wake it for each line.
+ */
+static void
+log_wake_unlock(bool now)
+{
+    bool rested = now && the_log.resting;
+
+    if (rested)
+        the_log.resting = false;
+    plat_unlock(&the_log.lock);
+    if (rested)
+        plat_cond_wake(&the_log.wake);
+}
+
+/*
+ * Queues one line, if its level is wanted; now says whether the log thread is to
+ * hear of it. Many threads want the lock: all that can be done before it is.
+ */
+__attribute__((format(printf, 3, 0))) static void
+log_queue_line(bool now, enum log_level level, const char *format, va_list args)
 {
     char room[1024];
     struct buf message = buf_in(room, sizeof room);
@@ -1409,7 +1440,7 @@ log_queue_line(enum log_level level, const char *format, va_list args)
 
     if (level > the_log.level)
         return;
-    buf_vformat(&message, format, args);
+    log_add_message(&message, format, args);
     plat_lock(&the_log.lock);
     len = the_log.queue.len;
     if (len < LOG_QUEUE_MAX)
@@ -1418,26 +1449,8 @@ log_queue_line(enum log_level level, const char *format, va_list args)
         the_log.queue.len = len;
         the_log.dropped++;
     }
-    plat_unlock(&the_log.lock);
+    log_wake_unlock(now);
     buf_free(&message);
-}
-
-/*
- * Has queued lines written. The log thread is woken only if it is at rest; it
- * then gathers what comes in LOG_GATHER_MS, so that a burst does not wake it
- * for each line.
- */
-static void
-log_flush(void)
-{
-    bool rested;
-
-    plat_lock(&the_log.lock);
-    rested = the_log.resting;
-    the_log.resting = false;
-    plat_unlock(&the_log.lock);
-    if (rested)
-        plat_cond_wake(&the_log.wake);
 }
 
 /* Logs one line, if its level is wanted. Never waits for anything but the queue's lock. */
@@ -1447,9 +1460,8 @@ log_line(enum log_level level, const char *format, ...)
     va_list args;
 
     va_start(args, format);
-    log_queue_line(level, format, args);
+    log_queue_line(true, level, format, args);
     va_end(args);
-    log_flush();
 }
 
 /* The same for a line that log_flush, called soon, or the next log_line will have written. */
@@ -1459,8 +1471,16 @@ log_line_later(enum log_level level, const char *format, ...)
     va_list args;
 
     va_start(args, format);
-    log_queue_line(level, format, args);
+    log_queue_line(false, level, format, args);
     va_end(args);
+}
+
+/* Has the lines of log_line_later written. */
+static void
+log_flush(void)
+{
+    plat_lock(&the_log.lock);
+    log_wake_unlock(true);
 }
 
 /* Deletes a log file whose name holds a date before the_log's oldest day (arg). */
@@ -1513,7 +1533,7 @@ log_own_line(struct buf *lines, enum log_level level, const char *format, ...)
     va_list args;
 
     va_start(args, format);
-    buf_vformat(&message, format, args);
+    log_add_message(&message, format, args);
     va_end(args);
     log_add_line(lines, level, &message);
     buf_free(&message);
