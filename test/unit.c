@@ -448,6 +448,16 @@ test_base(void)
         buf_free(&b);
     }
 
+    buf_format(&b, "%d %d %lld %lld %llu %zu%s", INT_MIN, 0, LLONG_MIN, LLONG_MAX, ULLONG_MAX,
+        (size_t)10, "");
+    check_text(b.data,
+        "-2147483648 0 -9223372036854775808 9223372036854775807 18446744073709551615 10",
+        "formats of whole numbers");
+    buf_free(&b);
+    buf_format(&b, "%s|%.2s|%s|%d%%, %s", "a", "bcd", "", 5, "e"); /* some are left to printf */
+    check_text(b.data, "a|bc||5%, e", "formats of both kinds");
+    buf_free(&b);
+
     err_set(&e, "%0*d", 2000, 1);
     check_number((long long)strlen(e.text), (long long)sizeof e.text - 1, "a long error is cut");
     err_set(&e, "why");
