@@ -13,7 +13,7 @@ ifeq ($(origin CC),default)
 CC = gcc
 endif
 CLANG ?= clang
-CFLAGS ?= -Os
+CFLAGS ?= -O2
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 10
 Q = $(if $(V),,@)
