@@ -5485,6 +5485,8 @@ http_exchange(
             err_set(&res->reason, "the connection broke before the request was written");
         else {
             res->end = HTTP_BROKEN;
+            if (whole && conn_rest(conn).len == 0)
+                conn_wait(conn); /* reading at once would find nothing yet */
             if (http_read_head(conn, &c->head, &began, &res->reason) == 0) {
                 res->end = HTTP_ANSWERED;
                 res->status = c->head.status;
