@@ -942,32 +942,6 @@ struct arena {
     } * blocks;
 };
 
-/* Writes the text, cut to what fits. */
-__attribute__((format(printf, 2, 3))) static void
-err_set(struct err *e, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(e->text, sizeof e->text, format, args);
-    va_end(args);
-}
-
-/* Puts words before the text that a callee has left. */
-__attribute__((format(printf, 2, 3))) static void
-err_prefix(struct err *e, const char *format, ...)
-{
-    struct err old = *e;
-    va_list args;
-    int n;
-
-    va_start(args, format);
-    n = vsnprintf(e->text, sizeof e->text, format, args);
-    va_end(args);
-    if (n >= 0 && (size_t)n < sizeof e->text)
-        snprintf(e->text + n, sizeof e->text - (size_t)n, "%s", old.text);
-}
-
 /* Running out of memory ends the program: every size from outside is bounded before. */
 static void *
 x_check(void *p)
@@ -1150,6 +1124,46 @@ buf_free(struct buf *b)
     if (!b->lent)
         free(b->data);
     *b = (struct buf){0};
+}
+
+/* Makes b, cut to what fits, the text of e. Takes b. */
+static void
+err_take(struct err *e, struct buf *b)
+{
+    size_t len = b->len < sizeof e->text ? b->len : sizeof e->text - 1;
+
+    memcpy(e->text, b->data, len);
+    e->text[len] = '\0';
+    buf_free(b);
+}
+
+/* Writes the text, cut to what fits. */
+__attribute__((format(printf, 2, 3))) static void
+err_set(struct err *e, const char *format, ...)
+{
+    char room[sizeof e->text];
+    struct buf b = buf_in(room, sizeof room);
+    va_list args;
+
+    va_start(args, format);
+    buf_vformat(&b, format, args);
+    va_end(args);
+    err_take(e, &b);
+}
+
+/* Puts words before the text that a callee has left. */
+__attribute__((format(printf, 2, 3))) static void
+err_prefix(struct err *e, const char *format, ...)
+{
+    char room[sizeof e->text];
+    struct buf b = buf_in(room, sizeof room);
+    va_list args;
+
+    va_start(args, format);
+    buf_vformat(&b, format, args);
+    va_end(args);
+    buf_add_text(&b, e->text);
+    err_take(e, &b);
 }
 
 /* Zeroed memory that lives as long as the arena. */
