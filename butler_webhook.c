@@ -1431,7 +1431,7 @@ log_text(struct slice s)
     while (((unsigned char)b.data[keep] & 0xc0) == 0x80)
         keep--;
     memmove(out.text, b.data, keep); /* it has outgrown out, or is there */
-    strcpy(out.text + keep, "...");
+    memcpy(out.text + keep, "...", sizeof "...");
     buf_free(&b);
     return out;
 }
