@@ -999,15 +999,17 @@ buf_reserve(struct buf *b, size_t more)
 }
 
 /*
- * memcpy for the short pieces of a text, with which the C library's is slow. The
- * last step goes over bytes again that were copied before.
+ * memcpy for the pieces of a text, most of them short, with which the C
+ * library's is slow. The last step goes over bytes again that were copied before.
  */
 static void
 buf_copy(char *to, const char *from, size_t len)
 {
     size_t at = 0;
 
-    if (len >= 16) {
+    if (len > 128)
+        memcpy(to, from, len);
+    else if (len >= 16) {
         for (; at + 16 < len; at += 16)
             memcpy(to + at, from + at, 16); /* a fixed length: the compiler makes moves of it */
         memcpy(to + len - 16, from + len - 16, 16);
