@@ -14,23 +14,32 @@
  *         v
  *       inbox (memory, at most INBOX_MAX_BYTES)
  *         |  the other one dispatches: decodes, parses, sorts out what is not
- *         |  ours, malformed, a duplicate or rate limited; logs "accepted"
+ *         |  ours, malformed, a duplicate or rate limited
  *         v
- *     one queue for each webhook of the alert's kind
+ *       journal (disk): from here on the alert is accepted, and logged as such
+ *         |
+ *         v
+ *     one list of deliveries for each webhook of the alert's kind
  *         |  sender threads of that webhook, its own connections
  *         v
  *     one HTTP call -> verdict: delivered | later | webhook waits | webhook is
- *                               down | dead letter
+ *         |                     down | dead letter
+ *         v
+ *       journal: what became of it
  *
  * Threads
  *
  *     thread      starts in     owns                      may touch
  *     main        -             configuration, app        all, before start and after the end
  *     log         log_start     console, log file         the log's queue
- *     listener x2 listen_start  the socket, or windows    inbox, queues of all webhooks
- *                               of time and tellers
- *     look-up     listen_start  -                         addresses of allowedSources
- *     sender      send_kick     its HTTP client           its webhook's queue and state
+ *     listener x2 listen_start  the socket, or the group  inbox, windows of time, journal's
+ *                               that is accepted next     file, lists of all webhooks
+ *     look-up     listen_start  -                         addresses of allowedSources, and as a
+ *                                                         listener what it dispatches
+ *     sender      send_kick     its HTTP client           its webhook's lists and state,
+ *                                                         outcomes for the journal
+ *     journal     keep_start    dead letters, the new     journal, lists of all webhooks,
+ *                               file while it rewrites    windows of time
  *
  *     thread      ends when
  *     log         log_stop was called and its queue is written
@@ -38,21 +47,29 @@
  *     look-up     listen_stop was called; left behind inside the system's resolver
  *     sender      it had nothing to do for SENDER_IDLE_MS, or send_stop was called
  *                 and nothing is due; left behind inside the system's resolver
+ *     journal     keep_stop was called and all is written and synced; left behind
+ *                 if the disk hangs
  *
- * Locks: a webhook's lock, then the log's. The listener's receive lock, then its
- * lock, then the log's.
- * The TLS store's lock stands alone. None is held across network I/O.
+ * Locks: the journal's file lock, a webhook's lock, the journal's other lock, the
+ * log's, in this order. The listener's receive lock, then its lock, then the
+ * log's. Those of the TLS store and the windows of time stand alone. None is held
+ * across network I/O; the journal's file lock is held while it is written to.
  *
- * On disk: nothing but the log file, if fileLogging is true; it may be deleted
- * at any time.
+ * On disk: the state directory (see section 9), which may be deleted while the
+ * program does not run, and then nothing waits any more; log files, if fileLogging
+ * is true, which may be deleted at any time.
  *
  * What is promised
  *
  *     A webhook that is down, slow or broken delays no other, and never the
- *     reception. An accepted alert is tried again until the webhook takes it,
- *     refuses it for good, or MAX_AGE_MS have passed; what is given up is logged
- *     whole. A stop loses nothing silently: what was not delivered is logged
- *     whole. A crash or kill -9 loses what waits in memory.
+ *     reception. An accepted alert survives kill -9, and is tried again until the
+ *     webhook takes it, refuses it for good, or maxAgeHours have passed; then it is
+ *     a dead letter, which --replay sends again. After a crash an alert can be sent
+ *     twice, with the same webhook-id. A power cut costs at most what arrived
+ *     during the last sync and was not yet delivered. When the disk is full or
+ *     fails alerts go on from memory. What must be dropped for want of room is
+ *     logged whole, and datagrams that were never looked at are counted: no loss is
+ *     silent.
  *
  * Contents
  *
@@ -60,15 +77,17 @@
  *     2. Platform             plat_   all that the operating system gives
  *     3. Base          err_ buf_ ...  error text, buffers, UTF-8
  *     4. Log                  log_    levels, lines, file, console
- *     5. Alert                alert_  datagram -> alert -> JSON or query
+ *     5. Alert         alert_ json_   datagram -> alert -> JSON or query
  *     6. URL                  url_    as the WHATWG URL Standard reads them
  *     7. Configuration        cfg_    Butler's YAML -> struct config
  *     8. Windows of time      window_ rate limit, de-duplication
- *     9. HTTP client  tls_ conn_ http_  one call
- *    10. Delivery             send_   queues, verdicts, backoff, sender threads
- *    11. Listener             listen_ UDP socket, inbox, dispatching
- *    12. Program              app_    start, wait, stop
- *    13. Command line         cli_    options, --check, --test
+ *     9. Journal              journal_ what survives a crash
+ *    10. HTTP client  tls_ conn_ http_  one call
+ *    11. Delivery             send_   lists, verdicts, backoff, sender threads
+ *    12. Upkeep               keep_   loading, journal thread, replay
+ *    13. Listener             listen_ UDP socket, inbox, dispatching
+ *    14. Program              app_    start, wait, stop
+ *    15. Command line         cli_    options, --check, --test, --pending, --replay
  */
 
 /* ==== 1. Build settings and limits ==========================================
@@ -108,11 +127,11 @@
 #define VERSION "0.1.0"
 #define USER_AGENT "butler_webhook/" VERSION
 
-#ifndef TIMEOUT_MS
-#define TIMEOUT_MS 10000 /* for a whole call: what Butler gives a GET */
+#ifndef TIMEOUT_UNIT_MS
+#define TIMEOUT_UNIT_MS 1000 /* a second of timeoutSeconds */
 #endif
-#ifndef MAX_AGE_MS
-#define MAX_AGE_MS (72 * 3600 * INT64_C(1000)) /* a long weekend; then a dead letter */
+#ifndef AGE_UNIT_MS
+#define AGE_UNIT_MS INT64_C(3600000) /* an hour of maxAgeHours */
 #endif
 #ifndef QUEUE_MAX_ALERTS
 #define QUEUE_MAX_ALERTS 10000 /* waiting for one webhook, in memory */
@@ -120,35 +139,60 @@
 #ifndef SENDER_IDLE_MS
 #define SENDER_IDLE_MS 60000 /* then a sender closes its connection and ends */
 #endif
-#define QUEUE_MAX_BYTES (8u << 20)  /* the same, for large alerts */
-#define INBOX_MAX_BYTES (64u << 20) /* received, not yet looked at: over 200,000 datagrams */
+#ifndef JOURNAL_REWRITE_MIN
+#define JOURNAL_REWRITE_MIN (1 << 20) /* bytes; a smaller journal is not worth rewriting */
+#endif
+#ifndef JOURNAL_HEAL_MS
+#define JOURNAL_HEAL_MS 5000 /* a disk that failed is tried again after this */
+#endif
+#define QUEUE_MAX_BYTES (8u << 20) /* QUEUE_MAX_ALERTS for large alerts */
+#define INBOX_MAX_BYTES                                                                            \
+    (64u << 20) /* received, not yet dispatched: 190,000 datagrams of 300 bytes */
 
-#define DATAGRAM_MAX 65507     /* most that one UDP datagram over IPv4 can carry */
-#define DATAGRAM_ROOM 65536    /* a receive buffer that no datagram can fill */
-#define LISTENERS 2            /* threads: one receives while the other dispatches */
-#define RECV_BATCH 32          /* datagrams for one system call; more gains nothing */
-#define RECV_COST 640          /* of these bytes, taken by one datagram of 300 */
-#define RECV_BUFFER (16 << 20) /* asked of the kernel: 26,000 datagrams of 300 bytes */
-#define CUT_NAME_MAX 1024      /* bytes of an app name that is looked for in a task name */
-#define CUT_TOKENS_MAX 64      /* pieces between which names are looked for in every pair */
+#define DATAGRAM_MAX 65507          /* most that one UDP datagram over IPv4 can carry */
+#define DATAGRAM_ROOM 65536         /* a receive buffer that no datagram can fill */
+#define LISTENERS 2                 /* threads: one receives while the other dispatches */
+#define RECV_BATCH 32               /* datagrams for one system call; more gains nothing */
+#define RECV_COST 640               /* of these bytes, taken by one datagram of 300 */
+#define RECV_BUFFER (128 << 20)     /* asked of the kernel, which takes memory only as it fills */
+#define RECV_BUFFER_GOOD (16 << 20) /* enough for a burst of 26,000 datagrams of 300 bytes */
+#define CUT_NAME_MAX 1024           /* bytes of an app name that is looked for in a task name */
+#define CUT_TOKENS_MAX 64           /* pieces between which names are looked for in every pair */
 
-#define ADDRESSES_MAX 8              /* of one host name that are tried */
-#define CONNECT_STAGGER_MS 250       /* RFC 8305, section 5: head start of each address */
-#define BACKOFF_MIN_MS 1000          /* first wait after a failure, doubled each time ... */
-#define BACKOFF_MAX_MS 300000        /* ... up to five minutes */
-#define RETRY_AFTER_MAX_S 3600       /* longest wait that a webhook may ask for */
-#define BROKEN_IN_A_ROW 3            /* different alerts without an HTTP answer: webhook is down */
-#define EXPIRE_MS (MAX_AGE_MS / 720) /* how closely MAX_AGE_MS is kept */
-#define EXPIRE_AT_ONCE 100           /* alerts given up for their age in one go */
-#define SENDERS_MAX 4                /* calls in flight for one webhook */
-#define REDIRECTS_MAX 5              /* followed for one call */
-#define HEAD_MAX 65536               /* bytes of one response head; real ones stay under 20 KB */
-#define HEADERS_MAX 256              /* header lines in it */
-#define INTERIM_MAX 32               /* 1xx answers before the final one */
-#define DRAIN_MAX 65536              /* bytes of a body read to keep the connection ... */
-#define DRAIN_MS 2000                /* ... and time for it */
-#define GET_TARGET_MAX 2000 /* IIS refuses queries over 2,048 bytes unless told otherwise */
-#define URL_MAX 8192        /* bytes of a webhookURL or Location */
+#define ADDRESSES_MAX 8        /* of one host name that are tried */
+#define CONNECT_STAGGER_MS 250 /* RFC 8305, section 5: head start of each address */
+#define BACKOFF_MIN_MS 1000    /* first wait after a failure, doubled each time ... */
+#define BACKOFF_MAX_MS 300000  /* ... up to five minutes */
+#define RETRY_AFTER_MAX_S 3600 /* longest wait that a webhook may ask for */
+#define BROKEN_IN_A_ROW 3      /* different alerts without an HTTP answer: webhook is down */
+#define EXPIRE_PARTS 720       /* of maxAgeHours: how closely it is kept */
+#define EXPIRE_AT_ONCE 100     /* alerts given up for their age in one go */
+#define REDIRECTS_MAX 5        /* followed for one call */
+#define HEAD_MAX 65536         /* bytes of one response head; real ones stay under 20 KB */
+#define HEADERS_MAX 256        /* header lines in it */
+#define INTERIM_MAX 32         /* 1xx answers before the final one */
+#define DRAIN_MAX 65536        /* bytes of a body read to keep the connection ... */
+#define DRAIN_MS 2000          /* ... and time for it */
+#define GET_TARGET_MAX 2000    /* IIS refuses queries over 2,048 bytes unless told otherwise */
+#define URL_MAX 8192           /* bytes of a webhookURL or Location */
+
+#define GROUP_MAX_ALERTS 64          /* accepted with one write to the journal ... */
+#define GROUP_MAX_BYTES (256u << 10) /* ... or so many bytes of lines */
+#define JOURNAL_LINE_MAX (1u << 20)  /* bytes; 65,507 control characters make 393,042 of JSON */
+#define JOURNAL_READ 65536           /* bytes read from a file at a time */
+#define JOURNAL_COPY (256u << 10)    /* bytes of lines rewritten in one go */
+#define WINDOW_LINE 80               /* bytes, at most, of an open window in the journal */
+#define SALVAGE_MAX 16               /* places in a damaged line where records may begin */
+#define JOURNAL_SYNC_MS 5            /* least time between two syncs: in a burst one costs 0.1 ms */
+#define JOURNAL_GATHER_MS 20         /* outcomes of this time are written together */
+#define JOURNAL_ROOM_MS 2000         /* given to rewriting before an alert is kept in memory only */
+#define KEEP_PROBE 65536 /* bytes that must find room before a disk that was full works again */
+#define KEEP_TICK_MS (JOURNAL_HEAL_MS / 5) /* the journal thread looks around at least so often */
+#define OUTCOMES_MAX (4u << 20)         /* bytes of outcomes that wait for a disk that has failed */
+#define LETTERS_MAX (INT64_C(64) << 20) /* bytes of dead letters in one file */
+#define LETTERS_WAIT_MAX (8u << 20) /* bytes of dead letters that wait for a disk that has failed */
+#define CROWDED_PERCENT 80          /* of the room for waiting alerts: then it is told */
+#define REPLAY_MS 10000             /* given to a running service for --replay */
 
 #define WINDOW_MAX 100000       /* tasks or executions remembered, for each kind of event */
 #define SENDERS_TOLD_MAX 64     /* addresses for which "once a minute" is kept */
@@ -164,18 +208,19 @@
 #define CONFIG_WEBHOOKS_MAX 200  /* for one kind of event */
 #define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
 
-#define LOG_QUEUE_MAX (1u << 20) /* bytes of lines that wait for the console and the file */
-#define LOG_QUEUE_KEEP 65536     /* memory for lines that is kept between bursts */
-#define LOG_GATHER_MS 20         /* lines of this time are written together */
-#define LOG_KEEP_DAYS 30         /* log files older than that are deleted */
-#define MALFORMED_MAX 4096       /* bytes of a malformed datagram shown in a log line */
-#define LOG_NAME_MAX 200         /* bytes of a task or app name shown in a log line */
+#define LOG_QUEUE_MAX (1u << 20)    /* bytes of lines that wait for the console and the file */
+#define LOG_QUEUE_KEEP (256u << 10) /* memory for lines that is kept between bursts */
+#define LOG_GATHER_MS 20            /* lines of this time are written together */
+#define LOG_KEEP_DAYS 30            /* log files older than that are deleted */
+#define MALFORMED_MAX 4096          /* bytes of a malformed datagram shown in a log line */
+#define LOG_NAME_MAX 200            /* bytes of a task or app name shown in a log line */
 
 #define THREAD_STACK (256u << 10) /* a TLS handshake needs 40 KB, the resolver 12 */
 #define SLICE_MS 100              /* longest wait that does not look at the stop flag */
 #define STOP_CALLS_MS 4000        /* given to calls in flight when stopping */
 #define STOP_RECEIVE_MS 200       /* given to reading the socket empty, in a flood, too */
 #define STOP_SORT_MS 2000         /* given to sorting what is in the inbox */
+#define STOP_SYNC_MS 300          /* given to the journal's last sync */
 #define STOP_LOG_MS 400           /* given to a console that may not be read */
 
 /* ==== 2. Platform ===========================================================
@@ -196,11 +241,14 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define SK_MEMINFO_DROPS 8 /* as in the kernel's linux/sock_diag.h, which musl does not have */
+#define SK_MEMINFO_VARS 9
 #define PLAT_AGAIN (-2) /* a read or write that would have to wait */
 
 enum plat_want { PLAT_READ = 1, PLAT_WRITE = 2 };
@@ -312,6 +360,14 @@ plat_wall_ms(void)
 
     clock_gettime(CLOCK_REALTIME, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void
+plat_sleep_ms(int ms)
+{
+    struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
+
+    nanosleep(&t, NULL);
 }
 
 /* Fills out with len bytes of the system's random numbers; -1 if it has none. */
@@ -546,6 +602,18 @@ plat_addr_text(const struct plat_addr *addr, bool with_port, char out[64])
         snprintf(out, 64, is6 ? "[%s]:%d" : "%s:%d", host, port);
 }
 
+/* Writes an address given as by plat_addr_bytes. */
+static void
+plat_bytes_text(const uint8_t bytes[16], char out[64])
+{
+    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6};
+    struct plat_addr addr = {.len = sizeof in6};
+
+    memcpy(&in6.sin6_addr, bytes, 16);
+    memcpy(&addr.ss, &in6, sizeof in6);
+    plat_addr_text(&addr, false, out);
+}
+
 /*
  * Binds a UDP socket to addr. Its receive buffer gets as large as the system
  * allows, *buffer_len says how large. Gives the socket, or -1 with errno set.
@@ -624,6 +692,17 @@ plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
         b->from[i].len = b->msg[i].msg_hdr.msg_namelen;
     }
     return n;
+}
+
+/* How many datagrams the system has thrown away because the socket's buffer was full. */
+static uint32_t
+plat_udp_drops(intptr_t sock)
+{
+    uint32_t info[SK_MEMINFO_VARS] = {0};
+    socklen_t len = sizeof info;
+
+    return getsockopt((int)sock, SOL_SOCKET, SO_MEMINFO, info, &len) == 0 ? info[SK_MEMINFO_DROPS]
+                                                                          : 0;
 }
 
 /* Starts connecting to addr without waiting; the socket, or -1 with errno set. */
@@ -776,9 +855,12 @@ plat_path_folder_len(const char *path)
     return slash ? (size_t)(slash - path) + 1 : 0;
 }
 
-/* Makes the folder for log files and those above it, unless they are there; -1 with errno set. */
+/*
+ * Makes a folder and those above it, unless they are there; to itself only when
+ * is_private. -1 with errno set.
+ */
 static int
-plat_make_folder(const char *path)
+plat_make_folder(const char *path, bool is_private)
 {
     char *part = strdup(path);
     struct stat st;
@@ -788,7 +870,7 @@ plat_make_folder(const char *path)
         if (part[i] != '/' && part[i] != '\0')
             continue;
         part[i] = '\0';
-        if (mkdir(part, 0750) != 0 && errno != EEXIST)
+        if (mkdir(part, is_private ? 0700 : 0750) != 0 && errno != EEXIST)
             failed = errno;
         part[i] = path[i];
         if (path[i] == '\0')
@@ -829,6 +911,146 @@ plat_file_close(int handle)
 {
     if (handle >= 0)
         close(handle);
+}
+
+/* Whether others than the owner may look into a folder. */
+static bool
+plat_folder_is_open(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && (st.st_mode & 077) != 0;
+}
+
+/*
+ * Opens a file of the state directory for reading and, unless read_only,
+ * appending, made if need be; empty emptied. What root makes (--replay) belongs
+ * to the folder's owner, so that the service can go on with it. A handle, or -1 with errno set,
+ * EINVAL for what is no file.
+ */
+static int
+plat_state_open(const char *path, bool read_only, bool empty)
+{
+    int flags = read_only ? O_RDONLY : O_RDWR | O_APPEND | O_CREAT | (empty ? O_TRUNC : 0);
+    int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0600);
+    struct stat st, folder;
+    char *name = strdup(path);
+
+    if (name)
+        name[plat_path_folder_len(path)] = '\0';
+    if (fd >= 0 && !read_only && name && geteuid() == 0 && stat(name, &folder) == 0 &&
+        folder.st_uid != 0 && fchown(fd, folder.st_uid, folder.st_gid) != 0)
+        (void)0; /* the service, which is not root, will say that it cannot write */
+    free(name);
+    if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
+        return fd;
+    close(fd);
+    errno = EINVAL;
+    return -1;
+}
+
+/*
+ * Locks a file against other processes, for as long as it stays open. 0, or -1
+ * with errno set, EWOULDBLOCK: another one has it.
+ */
+static int
+plat_file_lock(int handle)
+{
+    return flock(handle, LOCK_EX | LOCK_NB);
+}
+
+/* Whether plat_file_lock failed because another process has the lock. */
+static bool
+plat_is_locked_error(void)
+{
+    return errno == EWOULDBLOCK;
+}
+
+/* Reads up to len bytes from an offset; how many, 0 at the end, -1 with errno set. */
+static int64_t
+plat_read_at(int handle, void *data, size_t len, int64_t offset)
+{
+    ssize_t n;
+
+    do
+        n = pread(handle, data, len, (off_t)offset);
+    while (n < 0 && errno == EINTR);
+    return n;
+}
+
+/* Length of an open file, -1 with errno set. */
+static int64_t
+plat_file_len(int handle)
+{
+    struct stat st;
+
+    return fstat(handle, &st) == 0 ? (int64_t)st.st_size : -1;
+}
+
+/* Length of the file at path, 0 if there is none. */
+static int64_t
+plat_path_len(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 ? (int64_t)st.st_size : 0;
+}
+
+/* Whether an open file is the one that path names. */
+static bool
+plat_file_is_at(int handle, const char *path)
+{
+    struct stat mine, named;
+
+    return fstat(handle, &mine) == 0 && stat(path, &named) == 0 && mine.st_ino == named.st_ino &&
+        mine.st_dev == named.st_dev;
+}
+
+/* Whether path names a file, itself and not through a link. */
+static bool
+plat_path_is_file(const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* Cuts a file off at len bytes; -1 with errno set. */
+static int
+plat_file_cut(int handle, int64_t len)
+{
+    return ftruncate(handle, (off_t)len);
+}
+
+/* Returns when what was written to a file would survive a power cut; -1 with errno set. */
+static int
+plat_file_sync(int handle)
+{
+    return fdatasync(handle);
+}
+
+/* The same for the names in a folder. */
+static int
+plat_folder_sync(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int failed = fd < 0 ? -1 : fsync(fd);
+
+    plat_file_close(fd);
+    return failed;
+}
+
+/* Puts one file in the place of another; -1 with errno set. */
+static int
+plat_file_replace(const char *from, const char *to)
+{
+    return rename(from, to);
+}
+
+static int
+plat_process_id(void)
+{
+    return (int)getpid();
 }
 
 /* Calls each(name, arg) for every name in a folder; a folder that cannot be read has none. */
@@ -1223,6 +1445,18 @@ slice_trim(struct slice s, const char *blank)
     while (s.len > 0 && s.data[s.len - 1] && strchr(blank, s.data[s.len - 1]))
         s.len--;
     return s;
+}
+
+/* Takes what stands before the next separator off the front of *rest, the separator, too. */
+static struct slice
+slice_take(struct slice *rest, char separator)
+{
+    const char *end = rest->len ? memchr(rest->data, separator, rest->len) : NULL;
+    struct slice part = {rest->data, end ? (size_t)(end - rest->data) : rest->len};
+
+    rest->data += part.len + (end ? 1 : 0);
+    rest->len -= part.len + (end ? 1 : 0);
+    return part;
 }
 
 /* Reads a whole decimal number without sign; -1 if it is none or over max. */
@@ -1741,7 +1975,7 @@ log_start(const char *folder, struct err *e)
 {
     if (folder) {
         the_log.folder = x_strdup(folder);
-        if (plat_make_folder(folder) != 0) {
+        if (plat_make_folder(folder, false) != 0) {
             err_set(e, "cannot make the folder %s: %s", folder, plat_error());
             return -1;
         }
@@ -1832,12 +2066,8 @@ static const struct {
     {"aborted", "reload aborted", "Qlik Sense reload aborted", "reloadTaskAborted"},
 };
 
-/* Frozen once made; shared by the deliveries to each webhook. */
 struct alert {
     enum alert_kind kind;
-    uint64_t number;     /* since the start, for the log */
-    int64_t accepted_ms; /* plat_now_ms */
-    atomic_int refs;
     struct slice field[ALERT_FIELDS]; /* into text, but for event */
     struct buf text;                  /* the datagram in UTF-8 */
 };
@@ -1978,13 +2208,9 @@ alert_is_level(struct slice s)
 static bool
 alert_take(struct slice *rest, struct slice *part)
 {
-    const char *end = rest->len ? memchr(rest->data, ';', rest->len) : NULL;
-
-    if (!end)
+    if (rest->len == 0 || !memchr(rest->data, ';', rest->len))
         return false;
-    *part = (struct slice){rest->data, (size_t)(end - rest->data)};
-    rest->len -= part->len + 1;
-    rest->data = end + 1;
+    *part = slice_take(rest, ';');
     return true;
 }
 
@@ -2142,28 +2368,16 @@ alert_read_fields(struct alert *alert, struct err *e)
     return ALERT_OURS;
 }
 
-/* Adds a reference for another holder. */
-static struct alert *
-alert_share(struct alert *alert)
-{
-    atomic_fetch_add(&alert->refs, 1);
-    return alert;
-}
-
-/* Gives a reference back; the last one frees the alert. */
 static void
 alert_free(struct alert *alert)
 {
-    if (!alert || atomic_fetch_sub(&alert->refs, 1) > 1)
+    if (!alert)
         return;
     buf_free(&alert->text);
     free(alert);
 }
 
-/*
- * Makes an alert of one datagram. *out is the caller's (one reference) if it is
- * ours, else NULL and e has the reason.
- */
+/* Makes an alert of one datagram. *out is the caller's if it is ours, else NULL and e says why. */
 static enum alert_sort
 alert_parse(struct slice datagram, struct alert **out, struct err *e)
 {
@@ -2171,7 +2385,6 @@ alert_parse(struct slice datagram, struct alert **out, struct err *e)
     struct alert *alert = x_calloc(1, sizeof *alert + room);
     enum alert_sort sort;
 
-    atomic_init(&alert->refs, 1);
     alert->text = buf_in((char *)(alert + 1), room); /* one block for both, as nearly all fit */
     alert_decode(datagram, &alert->text);
     sort = alert_read_fields(alert, e);
@@ -2220,6 +2433,165 @@ alert_add_json(const struct alert *alert, struct buf *b)
         json_add_string(b, alert->field[i]);
     }
     buf_add_char(b, '}');
+}
+
+/* Whitespace that may stand between JSON's tokens (RFC 8259, section 2). */
+static void
+json_skip_space(struct slice *s)
+{
+    while (s->len > 0 && strchr(" \t\r\n", *s->data) && *s->data)
+        s->data++, s->len--;
+}
+
+/* Length of the string, quotes included, that s starts with; 0: it has no end. */
+static size_t
+json_string_len(struct slice s)
+{
+    for (size_t i = 1; i < s.len; i++) {
+        if (s.data[i] == '"')
+            return i + 1;
+        i += s.data[i] == '\\';
+    }
+    return 0;
+}
+
+/*
+ * Takes one value of any kind off the front of *rest and gives its raw text;
+ * empty: there is none. What stands inside is looked at by those who read it.
+ */
+static struct slice
+json_take(struct slice *rest)
+{
+    struct slice value = {rest->data, 0};
+    size_t depth = 0, n;
+
+    do {
+        int c = rest->len > 0 ? *rest->data : '\0';
+        if (c == '"')
+            n = json_string_len(*rest);
+        else
+            n = rest->len > 0 && !(depth == 0 && strchr(",:}] \t\r\n", c));
+        if (n == 0)
+            return (struct slice){rest->data, 0};
+        depth += c == '{' || c == '[';
+        depth -= depth > 0 && (c == '}' || c == ']');
+        rest->data += n, rest->len -= n;
+        value.len += n;
+    } while (depth > 0 ||
+        (*value.data != '"' && *value.data != '{' && *value.data != '[' && rest->len > 0 &&
+            !strchr(",:}] \t\r\n", *rest->data)));
+    return value;
+}
+
+/* The raw value of a key of an object (a key without escapes); empty: it has none. */
+static struct slice
+json_get(struct slice object, const char *key)
+{
+    struct slice none = {"", 0}, name, value;
+
+    json_skip_space(&object);
+    if (object.len == 0 || *object.data != '{')
+        return none;
+    do {
+        object.data++, object.len--;
+        json_skip_space(&object);
+        name = json_take(&object);
+        json_skip_space(&object);
+        if (name.len < 2 || object.len == 0 || *object.data != ':')
+            return none;
+        object.data++, object.len--;
+        json_skip_space(&object);
+        value = json_take(&object);
+        json_skip_space(&object);
+        if (name.len == strlen(key) + 2 && memcmp(name.data + 1, key, name.len - 2) == 0)
+            return value;
+    } while (object.len > 0 && *object.data == ',');
+    return none;
+}
+
+/* Reads the four digits of a \u escape; -1 if they are not all there. */
+static int
+json_hex4(struct slice s, size_t at)
+{
+    int value = 0;
+
+    for (size_t i = at; i < at + 4; i++) {
+        int digit = i < s.len ? hex_value(s.data[i]) : -1;
+        if (digit < 0)
+            return -1;
+        value = value * 16 + digit;
+    }
+    return value;
+}
+
+/*
+ * Adds what a raw string value stands for; a surrogate that stands alone
+ * becomes U+FFFD. -1: it is not a string of JSON in UTF-8.
+ */
+static int
+json_read_string(struct slice raw, struct buf *out)
+{
+    static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+
+    if (raw.len < 2 || *raw.data != '"' || json_string_len(raw) != raw.len ||
+        !utf8_is_valid(raw.data, raw.len))
+        return -1;
+    for (size_t i = 1; i + 1 < raw.len; i++) {
+        const char *escape;
+        int unit, low;
+        if ((unsigned char)raw.data[i] < 0x20)
+            return -1;
+        if (raw.data[i] != '\\') {
+            buf_add_char(out, raw.data[i]);
+            continue;
+        }
+        escape = raw.data[++i] ? strchr(escapes, raw.data[i]) : NULL;
+        if (escape) {
+            buf_add_char(out, meant[escape - escapes]);
+            continue;
+        }
+        if (raw.data[i] != 'u' || (unit = json_hex4(raw, i + 1)) < 0)
+            return -1;
+        i += 4;
+        low = unit >= 0xd800 && unit < 0xdc00 && raw.data[i + 1] == '\\' && raw.data[i + 2] == 'u'
+            ? json_hex4(raw, i + 3)
+            : -1;
+        if (low >= 0xdc00 && low < 0xe000) {
+            utf8_add(out, 0x10000 + (((uint32_t)unit - 0xd800) << 10) + ((uint32_t)low - 0xdc00));
+            i += 6;
+        } else
+            utf8_add(out, (uint32_t)unit);
+    }
+    return 0;
+}
+
+/*
+ * Reads an alert from the JSON that alert_add_json made. The caller owns it;
+ * NULL: it is not such JSON.
+ */
+static struct alert *
+alert_read_json(struct slice json)
+{
+    struct alert *alert = x_calloc(1, sizeof *alert);
+    size_t begin[ALERT_FIELDS + 1] = {0};
+    bool whole = true;
+    int kind = 0;
+
+    for (int i = 0; i < ALERT_FIELDS; i++) {
+        whole = whole && json_read_string(json_get(json, FIELD_NAMES[i]), &alert->text) == 0;
+        begin[i + 1] = alert->text.len;
+    }
+    for (int i = 0; i < ALERT_FIELDS; i++)
+        alert->field[i] = (struct slice){
+            alert->text.data ? alert->text.data + begin[i] : "", begin[i + 1] - begin[i]};
+    while (kind < ALERT_KINDS && !slice_is(alert->field[FIELD_EVENT], KINDS[kind].event))
+        kind++;
+    if (!whole || kind == ALERT_KINDS) {
+        alert_free(alert);
+        return NULL;
+    }
+    alert->kind = (enum alert_kind)kind;
+    return alert;
 }
 
 /* URL Standard: what application/x-www-form-urlencoded leaves as it is. */
@@ -2309,7 +2681,6 @@ alert_new_test(enum alert_kind kind, const char *host_name)
     struct alert *alert = x_calloc(1, sizeof *alert);
     char when[32];
 
-    atomic_init(&alert->refs, 1);
     alert->kind = kind;
     log_time(plat_wall_ms(), when);
     buf_format(&alert->text, "%s%.10s %.8s,%.3s", host_name, when, when + 11, when + 20);
@@ -2933,6 +3304,9 @@ struct webhook_config {
     enum trust trust;
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
+    size_t place;                 /* in its list, from 0 */
+    char key[33];                 /* how the journal knows it, see cfg_make_key */
+    const char *url_text;         /* webhookURL as it stands in the file; NULL: none */
 };
 
 /* What is read from text that a webhook's entry in the file holds. */
@@ -2973,7 +3347,12 @@ struct config {
     int64_t rate_limit_s[ALERT_KINDS];
     int own_enable; /* -1: not set */
     const char *own_host;
-    int64_t own_port; /* 0: not set */
+    int64_t own_port;            /* 0: not set */
+    const char *state_directory; /* NULL: alerts are kept in memory only */
+    int64_t max_state_mb;
+    int64_t max_age_hours;
+    int64_t timeout_s;
+    int64_t max_concurrent;
     struct webhook_config *webhook[ALERT_KINDS];
     size_t webhooks[ALERT_KINDS];
     struct url proxy[2]; /* for http, for https; host NULL: none */
@@ -2989,6 +3368,7 @@ enum cfg_type {
     CFG_INT,      /* int64_t */
     CFG_TEXT,     /* const char *, NULL if empty */
     CFG_PATH,     /* the same, of a file or folder */
+    CFG_STATE,    /* the same, where '' says that there is none */
     CFG_HOST,     /* the same, of an address or host name */
     CFG_CHOICE,   /* int, place in choices */
     CFG_SOURCES,  /* read by cfg_read_sources */
@@ -3054,6 +3434,11 @@ static const struct cfg_key CFG_KEYS[] = {
     {"butlerWebhook.enable", CFG_OVERRIDE, CFG_AT(own_enable), "", 0, 0, NULL},
     {"butlerWebhook.serverHost", CFG_HOST, CFG_AT(own_host), "", 0, 0, NULL},
     {"butlerWebhook.port", CFG_INT, CFG_AT(own_port), "0", 1, 65535, NULL},
+    {"butlerWebhook.stateDirectory", CFG_STATE, CFG_AT(state_directory), "", 0, 0, NULL},
+    {"butlerWebhook.maxStateMB", CFG_INT, CFG_AT(max_state_mb), "1024", 1, 1 << 20, NULL},
+    {"butlerWebhook.maxAgeHours", CFG_INT, CFG_AT(max_age_hours), "72", 1, 8760, NULL},
+    {"butlerWebhook.timeoutSeconds", CFG_INT, CFG_AT(timeout_s), "10", 1, 300, NULL},
+    {"butlerWebhook.maxConcurrent", CFG_INT, CFG_AT(max_concurrent), "4", 1, 16, NULL},
     {NULL, CFG_LEFT, 0, NULL, 0, 0, NULL},
 };
 
@@ -3621,7 +4006,7 @@ cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cf
         return;
     else if (n->kind != NODE_SCALAR)
         CFG_ERROR(r, n, "%s must be a single value", key->path);
-    else if (cfg_is_null(n) || (!*n->text && key->type != CFG_HOST)) {
+    else if (cfg_is_null(n) || (!*n->text && key->type != CFG_HOST && key->type != CFG_STATE)) {
         if (!key->standard)
             CFG_ERROR(r, n, "%s has no value", key->path);
     } else if (key->type == CFG_BOOL || key->type == CFG_OVERRIDE) {
@@ -3638,7 +4023,7 @@ cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cf
         cfg_read_choice(r, key, n, at);
     else if (key->type == CFG_HOST && cfg_read_host(n->text, &addr) < 0)
         CFG_ERROR(r, n, "%s must be an address or a host name, without port", key->path);
-    else if (key->type == CFG_PATH && cfg_has_control(n->text))
+    else if ((key->type == CFG_PATH || key->type == CFG_STATE) && cfg_has_control(n->text))
         CFG_ERROR(r, n,
             "%s holds a control character; in double quotes \"\\\" starts an escape: "
             "write a Windows path in single quotes, 'C:\\path'",
@@ -3660,7 +4045,8 @@ cfg_set_defaults(const struct cfg_key *keys, void *base)
             *(int *)at = -1;
         else if (k->type == CFG_INT)
             *(int64_t *)at = slice_number(slice_of(text), INT32_MAX);
-        else if (k->type == CFG_TEXT || k->type == CFG_PATH || k->type == CFG_HOST)
+        else if (k->type == CFG_TEXT || k->type == CFG_PATH || k->type == CFG_HOST ||
+            k->type == CFG_STATE)
             *(const char **)at = *text ? text : NULL;
         else if (k->type == CFG_CHOICE)
             for (int i = 0; *text && k->choices[i]; i++)
@@ -3803,6 +4189,42 @@ cfg_proxy_for(const struct config *c, const struct url *u)
     return proxy->host && !url_is_excepted(u, c->no_proxy) ? proxy : NULL;
 }
 
+/* Adds len bytes in hexadecimal; out has room for 2 * len + 1. */
+static void
+cfg_hex(const uint8_t *bytes, size_t len, char *out)
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < len; i++) {
+        out[2 * i] = digits[bytes[i] >> 4];
+        out[2 * i + 1] = digits[bytes[i] & 15];
+    }
+    out[2 * len] = '\0';
+}
+
+/*
+ * Makes the name under which the journal knows a webhook, so that neither its
+ * URL nor a secret in it comes to the disk: SHA-256 of kind, method, URL's text
+ * and how many entries before it have the same.
+ */
+static void
+cfg_make_key(const struct config *c, struct webhook_config *w)
+{
+    struct buf text = {0};
+    uint8_t hash[32];
+    int twins = 0;
+
+    for (const struct webhook_config *v = c->webhook[w->kind]; v < w; v++)
+        twins += v->method == w->method && v->url_text && w->url_text &&
+            strcmp(v->url_text, w->url_text) == 0;
+    buf_format(&text, "%s\n%s\n%s\n%d", KINDS[w->kind].name, METHODS[w->method],
+        w->url_text ? w->url_text : "", twins);
+    mbedtls_sha256((const unsigned char *)text.data, text.len, hash, 0);
+    mbedtls_platform_zeroize(text.data, text.len);
+    buf_free(&text);
+    cfg_hex(hash, (sizeof w->key - 1) / 2, w->key);
+}
+
 /* Reads one entry of a webhooks list. */
 static void
 cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const struct node *entry)
@@ -3812,6 +4234,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const
     struct err e;
 
     w->kind = kind;
+    w->place = place;
     snprintf(w->name, sizeof w->name, "%s %zu", KINDS[kind].name, place + 1);
     if (entry->kind != NODE_MAP) {
         CFG_ERROR(r, entry, "a webhook needs the keys description, webhookURL and httpMethod");
@@ -3824,6 +4247,8 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const
     w->cert_enable = text.cert_enable;
     w->reject_unauthorized = text.reject_unauthorized;
     w->description = text.description;
+    w->url_text = text.url;
+    cfg_make_key(r->config, w);
     if (text.description)
         snprintf(w->name, sizeof w->name, "%s %zu (\"%s\")", KINDS[kind].name, place + 1,
             log_text(slice_of(text.description)).text);
@@ -3969,6 +4394,11 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
             c->udp_host);
     if (c->log_directory)
         c->log_directory = cfg_path(r, c->log_directory);
+    if (!c->state_directory) /* systemd names the one that it has made for the service */
+        c->state_directory = getenv("STATE_DIRECTORY");
+    if (!c->state_directory)
+        c->state_directory = "butler_webhook.state";
+    c->state_directory = *c->state_directory ? cfg_path(r, c->state_directory) : NULL;
 }
 
 /* Reads what stands under "Butler:". */
@@ -4085,7 +4515,7 @@ cfg_listen_text(const struct config *c, char *out, size_t size)
  * one that ends soonest goes, so one alert too many may be sent, never one too
  * few.
  *
- * Threads: the listener that dispatches.
+ * Threads: the listener that dispatches; the journal thread writes them down.
  */
 
 struct window_entry {
@@ -4095,11 +4525,27 @@ struct window_entry {
     uint32_t next; /* in its chain, place + 1; 0: last */
 };
 
+struct window_key {
+    uint8_t bytes[16];
+    bool none;
+};
+
 struct window_table {
     int64_t length_ms;          /* set before start; 0: nothing is ever held back */
     struct window_entry *entry; /* ring of cap places */
     uint32_t *chain;            /* heads, place + 1; as many as cap */
     uint32_t cap, first, count; /* cap is a power of two, or WINDOW_MAX rounded up to one */
+};
+
+enum window_use { WINDOW_RATE, WINDOW_SEEN };
+#define WINDOW_USES 2
+
+static const char *const WINDOW_NAMES[] = {"rate", "seen"}; /* in the journal */
+
+/* All tables: the rate limit's by task, de-duplication's by execution. */
+struct windows {
+    struct plat_mutex lock;
+    struct window_table table[ALERT_KINDS][WINDOW_USES]; /* guarded by lock */
 };
 
 /* Frees the table's memory; it is then as new. */
@@ -4163,11 +4609,15 @@ window_grow(struct window_table *t)
     *t = bigger;
 }
 
-/* The key of an id, so that GUIDs are the same in any case and with or without braces. */
-static void
-window_key(struct slice id, uint8_t key[16])
+/*
+ * The key of an id, so that GUIDs are the same in any case and with or without
+ * braces. An empty id has none: it gets no window.
+ */
+static struct window_key
+window_key(struct slice id)
 {
     struct slice guid = alert_guid(id);
+    struct window_key key = {.none = id.len == 0};
     struct buf lower = {0};
     uint8_t hash[32];
 
@@ -4175,44 +4625,797 @@ window_key(struct slice id, uint8_t key[16])
     for (size_t i = 0; i < lower.len; i++)
         lower.data[i] = (char)tolower((unsigned char)lower.data[i]);
     mbedtls_sha256((const unsigned char *)lower.data, lower.len, hash, 0);
-    memcpy(key, hash, 16);
+    memcpy(key.bytes, hash, sizeof key.bytes);
     buf_free(&lower);
+    return key;
 }
 
-/* The open window of id at now_ms, or NULL; an empty id never has one. */
+/* The open window of a key at now_ms, or NULL. */
 static struct window_entry *
-window_find(struct window_table *t, struct slice id, int64_t now_ms)
+window_find(struct window_table *t, const struct window_key *key, int64_t now_ms)
 {
-    uint8_t key[16];
-
     while (t->count > 0 && t->entry[t->first].begin_ms + t->length_ms <= now_ms)
         window_drop_first(t);
-    if (t->count == 0 || id.len == 0)
+    if (t->count == 0 || key->none)
         return NULL;
-    window_key(id, key);
-    for (uint32_t i = *window_chain(t, key); i; i = t->entry[i - 1].next)
-        if (memcmp(t->entry[i - 1].key, key, sizeof key) == 0)
+    for (uint32_t i = *window_chain(t, key->bytes); i; i = t->entry[i - 1].next)
+        if (memcmp(t->entry[i - 1].key, key->bytes, sizeof key->bytes) == 0 &&
+            t->entry[i - 1].begin_ms + t->length_ms > now_ms)
             return &t->entry[i - 1];
     return NULL;
 }
 
-/* Opens a window for id at now_ms; the caller has looked that it has none. */
+/* Opens a window at begin_ms; the caller has looked that the key has none. */
 static void
-window_open(struct window_table *t, struct slice id, int64_t now_ms)
+window_open(struct window_table *t, const struct window_key *key, int64_t begin_ms)
 {
-    struct window_entry entry = {.begin_ms = now_ms};
+    struct window_entry entry = {.begin_ms = begin_ms};
 
-    if (t->length_ms == 0 || id.len == 0)
+    if (t->length_ms == 0 || key->none)
         return;
     if (t->count == WINDOW_MAX)
         window_drop_first(t);
     else if (t->count == t->cap)
         window_grow(t);
-    window_key(id, entry.key);
+    memcpy(entry.key, key->bytes, sizeof entry.key);
     window_append(t, &entry);
 }
 
-/* ==== 9. HTTP client ========================================================
+/* Readies the tables of all kinds. */
+static void
+windows_init(struct windows *w, const struct config *c)
+{
+    *w = (struct windows){0};
+    plat_mutex_init(&w->lock);
+    for (int kind = 0; kind < ALERT_KINDS; kind++) {
+        w->table[kind][WINDOW_RATE].length_ms = c->rate_limit_s[kind] * 1000;
+        w->table[kind][WINDOW_SEEN].length_ms = c->dedup_enable ? c->dedup_minutes * 60000 : 0;
+    }
+}
+
+/* Frees them. */
+static void
+windows_done(struct windows *w)
+{
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (int use = 0; use < WINDOW_USES; use++)
+            window_done(&w->table[kind][use]);
+    plat_mutex_done(&w->lock);
+}
+
+/* ==== 9. Journal ============================================================
+ *
+ * What survives kill -9 and a power cut: one append-only file of lines, each
+ * with a CRC-32. An alert is written to it before any sender hears of it, and
+ * leaves it only when its webhook has had it or it was given up.
+ *
+ *   CRC<TAB>accepted<TAB>wall ms<TAB>key:id,key:id...<TAB>{alert}
+ *   CRC<TAB>waiting<TAB>wall ms<TAB>key:id<TAB>{alert}      one webhook's share
+ *   CRC<TAB>retry<TAB>id<TAB>attempts<TAB>tried<TAB>next<TAB>"why"
+ *   CRC<TAB>delivered | dead | dropped<TAB>id
+ *   CRC<TAB>webhook<TAB>key<TAB>kind<TAB>place<TAB>count<TAB>"description"
+ *   CRC<TAB>window<TAB>kind<TAB>rate | seen<TAB>wall ms<TAB>key
+ *
+ * id is the webhook-id, key what cfg_make_key made. JSON holds no raw TAB, so
+ * that a good record is found again inside of a damaged line.
+ *
+ * Outcomes wait in memory until somebody writes: the dispatcher with its next
+ * alerts, or the journal thread. Lost outcomes cost a second call, never an alert.
+ *
+ * Threads: the dispatcher appends alerts, senders note outcomes, the journal
+ * thread (section 12) writes, syncs and rewrites. Writing needs the file lock;
+ * what waits in memory is guarded by the other one.
+ */
+
+enum journal_word {
+    JOURNAL_ACCEPTED,
+    JOURNAL_WAITING,
+    JOURNAL_RETRY,
+    JOURNAL_DELIVERED,
+    JOURNAL_DEAD,
+    JOURNAL_DROPPED,
+    JOURNAL_WEBHOOK,
+    JOURNAL_WINDOW
+};
+#define JOURNAL_FIELDS 5
+
+static const struct {
+    const char *name;
+    int fields;
+} JOURNAL_WORDS[] = {
+    [JOURNAL_ACCEPTED] = {"accepted", 3},
+    [JOURNAL_WAITING] = {"waiting", 3},
+    [JOURNAL_RETRY] = {"retry", 5},
+    [JOURNAL_DELIVERED] = {"delivered", 1},
+    [JOURNAL_DEAD] = {"dead", 1},
+    [JOURNAL_DROPPED] = {"dropped", 1},
+    [JOURNAL_WEBHOOK] = {"webhook", 5},
+    [JOURNAL_WINDOW] = {"window", 4},
+};
+#define JOURNAL_WORDS_COUNT (sizeof JOURNAL_WORDS / sizeof *JOURNAL_WORDS)
+
+/* One record; the fields point into the line. */
+struct journal_line {
+    enum journal_word word;
+    struct slice field[JOURNAL_FIELDS];
+};
+
+struct journal {
+    char *folder;        /* set before start, as all up to file_lock; NULL: none, nothing is kept */
+    int64_t live_max;    /* bytes of waiting alerts */
+    int64_t file_max;    /* bytes of the file: then it must be rewritten */
+    int64_t letters_max; /* bytes of dead letters in one file */
+    int lock_file;       /* -1: none, read only */
+    bool taken;          /* another process has the lock */
+    struct plat_mutex file_lock;
+    int file[2];       /* guarded by file_lock; for reading also by any webhook's lock */
+    int now;           /* guarded by file_lock, as all up to lock: which of file is in use */
+    int64_t end;       /* its length */
+    bool failed;       /* told; alerts are kept in memory only until it works again */
+    bool uncut;        /* something half-written may stand behind end */
+    bool unsafe;       /* what was written may not be on the disk: it must be rewritten */
+    struct buf merged; /* what is being written */
+    struct plat_mutex lock;
+    struct plat_cond wake;
+    struct buf outcomes;        /* guarded by lock, as all below: lines to be written */
+    struct buf letters, buried; /* dead letters, and the lines that say so */
+    int64_t live_bytes;         /* of lines whose alerts wait */
+    int64_t kept_bytes;         /* of lines in it that rewriting keeps besides */
+    size_t live, unsaved;       /* deliveries that wait; those that are not in the journal */
+    bool unsynced;              /* alerts were written since the last sync */
+    bool crowded;               /* told: most of its room is used */
+    bool letters_failed;        /* told */
+    bool rewrite_failed;        /* told; rewriting is tried again later */
+    bool rewrite;               /* wanted at once */
+    bool no_room;               /* told: alerts stay in memory as long as the file is full */
+    bool resting;               /* the journal thread waits for work */
+    bool gathering;             /* it waits for more outcomes */
+    bool stopping, ended;
+};
+
+/* CRC-32 as zlib's (polynomial 0xedb88320), eight bytes at a time. */
+static uint32_t crc_table[8][256]; /* set before start */
+
+/* Fills the table. Main, first of all. */
+static void
+crc_init(void)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t c = i;
+        for (int bit = 0; bit < 8; bit++)
+            c = c >> 1 ^ (c & 1 ? 0xedb88320u : 0);
+        crc_table[0][i] = c;
+    }
+    for (uint32_t i = 0; i < 256; i++)
+        for (int k = 1; k < 8; k++)
+            crc_table[k][i] = crc_table[k - 1][i] >> 8 ^ crc_table[0][crc_table[k - 1][i] & 255];
+}
+
+/* The CRC-32 of some bytes. */
+static uint32_t
+crc_of(const void *data, size_t len)
+{
+    const unsigned char *p = data;
+    uint32_t c = UINT32_MAX;
+
+    for (; len >= 8; len -= 8, p += 8) {
+        c ^= p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+        c = crc_table[7][c & 255] ^ crc_table[6][c >> 8 & 255] ^ crc_table[5][c >> 16 & 255] ^
+            crc_table[4][c >> 24] ^ crc_table[3][p[4]] ^ crc_table[2][p[5]] ^ crc_table[1][p[6]] ^
+            crc_table[0][p[7]];
+    }
+    for (; len > 0; len--)
+        c = c >> 8 ^ crc_table[0][(c ^ *p++) & 255];
+    return ~c;
+}
+
+/* Starts a line; what it gives belongs to journal_end_line. */
+static size_t
+journal_begin_line(struct buf *b, enum journal_word word)
+{
+    size_t begin = b->len;
+
+    buf_add_text(b, "00000000\t");
+    buf_add_text(b, JOURNAL_WORDS[word].name);
+    return begin;
+}
+
+/* Ends a line: its CRC and LF. */
+static void
+journal_end_line(struct buf *b, size_t begin)
+{
+    static const char digits[] = "0123456789abcdef";
+    uint32_t crc = crc_of(b->data + begin + 9, b->len - begin - 9);
+
+    for (size_t i = 0; i < 8; i++)
+        b->data[begin + i] = digits[crc >> (28 - 4 * i) & 15];
+    buf_add_char(b, '\n');
+}
+
+/* Adds an alert's line; targets are key:id,key:id... */
+static void
+journal_add_alert(struct buf *b, enum journal_word word, int64_t wall_ms, const struct buf *targets,
+    struct slice json)
+{
+    size_t begin = journal_begin_line(b, word);
+
+    buf_format(b, "\t%lld\t", (long long)wall_ms);
+    buf_add(b, targets->data, targets->len);
+    buf_add_char(b, '\t');
+    buf_add(b, json.data, json.len);
+    journal_end_line(b, begin);
+}
+
+/* Adds the line of an outcome. */
+static void
+journal_add_outcome(struct buf *b, enum journal_word word, const char *id)
+{
+    size_t begin = journal_begin_line(b, word);
+
+    buf_add_char(b, '\t');
+    buf_add_text(b, id);
+    journal_end_line(b, begin);
+}
+
+/* Adds what is known of a webhook, so that it is found again after the configuration was edited. */
+static void
+journal_add_webhook(struct buf *b, const struct webhook_config *w, size_t count)
+{
+    size_t begin = journal_begin_line(b, JOURNAL_WEBHOOK);
+
+    buf_format(b, "\t%s\t%s\t%zu\t%zu\t", w->key, KINDS[w->kind].name, w->place + 1, count);
+    json_add_string(b, slice_of(w->description ? w->description : ""));
+    journal_end_line(b, begin);
+}
+
+/*
+ * Reads one line, without its LF. -1: it is damaged, or no record of ours.
+ * Pure; out points into line.
+ */
+static int
+journal_read_line(struct slice line, struct journal_line *out)
+{
+    struct slice rest = {line.data + 9, line.len - 9}, word;
+    uint32_t crc = 0;
+    int fields = 0;
+
+    if (line.len < 10 || line.data[8] != '\t')
+        return -1;
+    for (size_t i = 0; i < 8; i++) {
+        int digit = hex_value((unsigned char)line.data[i]);
+        if (digit < 0)
+            return -1;
+        crc = crc << 4 | (uint32_t)digit;
+    }
+    if (crc_of(rest.data, rest.len) != crc)
+        return -1;
+    word = slice_take(&rest, '\t');
+    *out = (struct journal_line){0};
+    while (fields < JOURNAL_FIELDS && rest.len > 0)
+        out->field[fields++] = slice_take(&rest, '\t');
+    for (size_t i = 0; i < JOURNAL_WORDS_COUNT; i++)
+        if (slice_is(word, JOURNAL_WORDS[i].name)) {
+            out->word = (enum journal_word)i;
+            return fields == JOURNAL_WORDS[i].fields && rest.len == 0 ? 0 : -1;
+        }
+    return -1;
+}
+
+/* Whether a record may begin there: eight hex digits, a TAB, one of the words, a TAB. */
+static bool
+journal_may_begin(struct slice s)
+{
+    size_t digits = 0;
+    struct slice word;
+
+    while (digits < 8 && digits < s.len && hex_value((unsigned char)s.data[digits]) >= 0)
+        digits++;
+    if (digits < 8 || s.len < 10 || s.data[8] != '\t')
+        return false;
+    s.data += 9, s.len -= 9;
+    word = slice_take(&s, '\t');
+    for (size_t i = 0; i < JOURNAL_WORDS_COUNT; i++)
+        if (slice_is(word, JOURNAL_WORDS[i].name))
+            return true;
+    return false;
+}
+
+/* Finds where records may begin at or behind from; gives how many, at most SALVAGE_MAX. */
+static size_t
+journal_find_starts(struct slice line, size_t from, size_t start[SALVAGE_MAX])
+{
+    size_t n = 0;
+    const char *tab;
+
+    for (size_t i = from + 8; i < line.len && n < SALVAGE_MAX; i++) {
+        if (!(tab = memchr(line.data + i, '\t', line.len - i)))
+            break;
+        i = (size_t)(tab - line.data);
+        if (journal_may_begin((struct slice){line.data + i - 8, line.len - i + 8}))
+            start[n++] = i - 8;
+    }
+    return n;
+}
+
+/*
+ * Finds the first good record at or behind from inside of a damaged line: one
+ * that another was glued to, or that stands behind the damage. Gives its offset
+ * and *len; SIZE_MAX: there is none. Pure.
+ */
+static size_t
+journal_salvage(struct slice line, size_t from, size_t *len)
+{
+    size_t start[SALVAGE_MAX], n = journal_find_starts(line, from, start);
+    struct journal_line record;
+
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = i + 1; k <= n; k++)
+            for (size_t lost = 0; lost < 2; lost++) { /* the LF between two: damaged, or gone */
+                size_t end = k == n ? line.len : start[k] - 1 + lost;
+                *len = end - start[i];
+                if (journal_read_line((struct slice){line.data + start[i], *len}, &record) == 0)
+                    return start[i];
+            }
+    return SIZE_MAX;
+}
+
+/* Reads a file line by line. */
+struct line_reader {
+    int file;
+    struct buf in;
+    size_t used;     /* of in, looked at */
+    int64_t at;      /* offset of in's begin in the file */
+    bool cut;        /* the last line had no LF, or was too long for one piece */
+    int64_t line_at; /* offset of the last line */
+};
+
+/* Gives the next line, without its LF: 1, 0 at the end, -1: the file cannot be read (errno). */
+static int
+line_read(struct line_reader *r, struct slice *line)
+{
+    for (;;) {
+        char *begin, *end;
+        size_t have = r->in.len - r->used;
+        int64_t n;
+        buf_reserve(&r->in, JOURNAL_READ);
+        begin = r->in.data + r->used;
+        end = memchr(begin, '\n', have);
+        if (end || have > JOURNAL_LINE_MAX) {
+            *line = (struct slice){begin, end ? (size_t)(end - begin) : have};
+            r->cut = !end;
+            r->line_at = r->at + (int64_t)r->used;
+            r->used += line->len + (end ? 1 : 0);
+            return 1;
+        }
+        if (r->used > 0) {
+            memmove(r->in.data, begin, have);
+            r->at += (int64_t)r->used;
+            r->in.len = have;
+            r->used = 0;
+        }
+        n = plat_read_at(r->file, r->in.data + r->in.len, JOURNAL_READ, r->at + (int64_t)r->in.len);
+        if (n > 0) {
+            r->in.len += (size_t)n;
+            continue;
+        }
+        if (n < 0 || have == 0)
+            return n < 0 ? -1 : 0;
+        *line = (struct slice){r->in.data, have};
+        r->cut = true;
+        r->line_at = r->at;
+        r->used = have;
+        return 1;
+    }
+}
+
+/* The path of a file in the state directory. The caller frees it. */
+static char *
+journal_path(const struct journal *j, const char *name)
+{
+    struct buf path = {0};
+
+    buf_format(&path, "%s/%s", j->folder, name);
+    return path.data;
+}
+
+/* Opens a file in the state directory; a handle, or -1 with errno set. */
+static int
+journal_open_file(const struct journal *j, const char *name, bool read_only, bool empty)
+{
+    char *path = journal_path(j, name);
+    int file = plat_state_open(path, read_only, empty);
+    int failed = errno;
+
+    free(path);
+    errno = failed;
+    return file;
+}
+
+/* Removes a file of the state directory. */
+static void
+journal_remove_file(const struct journal *j, const char *name)
+{
+    char *path = journal_path(j, name);
+
+    plat_remove(path);
+    free(path);
+}
+
+/* Puts one file of the state directory in the place of another. -1 with errno set. */
+static int
+journal_replace_file(const struct journal *j, const char *from, const char *to)
+{
+    char *from_path = journal_path(j, from), *to_path = journal_path(j, to);
+    int failed = plat_file_replace(from_path, to_path), why = errno;
+
+    free(from_path);
+    free(to_path);
+    errno = why;
+    return failed;
+}
+
+/* Makes the state directory its own. -1 with e. */
+static int
+journal_take_lock(struct journal *j, struct err *e)
+{
+    char owner[16] = "";
+
+    j->lock_file = journal_open_file(j, "lock", false, false);
+    if (j->lock_file < 0) {
+        err_set(e, "cannot write in %s: %s", j->folder, plat_error());
+        return -1;
+    }
+    if (plat_file_lock(j->lock_file) == 0) {
+        snprintf(owner, sizeof owner, "%d\n", plat_process_id());
+        if (plat_file_cut(j->lock_file, 0) == 0)
+            plat_write(j->lock_file, owner, strlen(owner)); /* only for the message below */
+        return 0;
+    }
+    if (!plat_is_locked_error()) {
+        err_set(e, "cannot lock %s/lock: %s", j->folder, plat_error());
+        return -1;
+    }
+    j->taken = true;
+    if (plat_read_at(j->lock_file, owner, sizeof owner - 1, 0) < 0)
+        owner[0] = '\0';
+    owner[strcspn(owner, "\n")] = '\0';
+    err_set(e, "%s is used by another butler_webhook (process %s)", j->folder,
+        log_text(slice_of(owner)).text);
+    plat_file_close(j->lock_file);
+    j->lock_file = -1;
+    return -1;
+}
+
+/* Readies a journal that keeps nothing yet: what a program without a state directory has. */
+static void
+journal_init(struct journal *j, const struct config *c)
+{
+    int64_t room = c->max_state_mb << 20;
+
+    *j = (struct journal){.lock_file = -1, .file = {-1, -1}};
+    plat_mutex_init(&j->file_lock);
+    plat_mutex_init(&j->lock);
+    plat_cond_init(&j->wake);
+    /* While it is rewritten there are two journals; beside them two files of dead letters. */
+    j->live_max = room * 30 / 100;
+    j->file_max = room * 40 / 100;
+    j->letters_max = room / 16 < LETTERS_MAX ? room / 16 : LETTERS_MAX;
+}
+
+/*
+ * Opens the state directory, made if need be, and locks it; read_only: as far as
+ * it is there, without lock. -1 with e.
+ */
+static int
+journal_open(struct journal *j, const struct config *c, bool read_only, struct err *e)
+{
+    if (!c->state_directory)
+        return 0;
+    j->folder = x_strdup(c->state_directory);
+    if (!read_only && plat_make_folder(j->folder, true) != 0) {
+        err_set(e, "cannot make the folder %s: %s", j->folder, plat_error());
+        return -1;
+    }
+    if (!read_only && journal_take_lock(j, e) != 0)
+        return -1;
+    if (!read_only) { /* what a rewriting or a replay that was killed has left */
+        journal_remove_file(j, "journal.new");
+        journal_remove_file(j, "dead-letters.new");
+    }
+    if (!read_only && plat_folder_is_open(j->folder))
+        log_line(LOG_WARN, "state directory %s: other users of this machine can look into it",
+            j->folder);
+    j->file[0] = journal_open_file(j, "journal", read_only, false);
+    if (j->file[0] >= 0 && (j->end = plat_file_len(j->file[0])) >= 0 &&
+        (read_only || plat_folder_sync(j->folder) == 0))
+        return 0;
+    if (read_only && errno == ENOENT)
+        return 0;
+    err_set(e, "cannot open %s/journal: %s", j->folder,
+        errno == EINVAL ? "it is not a file" : plat_error());
+    return -1;
+}
+
+/* Closes it all. */
+static void
+journal_done(struct journal *j)
+{
+    plat_file_close(j->file[0]);
+    plat_file_close(j->file[1]);
+    plat_file_close(j->lock_file);
+    free(j->folder);
+    buf_free(&j->merged);
+    buf_free(&j->outcomes);
+    buf_free(&j->letters);
+    buf_free(&j->buried);
+    plat_cond_done(&j->wake);
+    plat_mutex_done(&j->lock);
+    plat_mutex_done(&j->file_lock);
+}
+
+/* From here on alerts are kept in memory only, which is told once. The file lock is held. */
+static void
+journal_fail_locked(struct journal *j, const char *what)
+{
+    if (!j->failed)
+        log_line(
+            LOG_ERROR, "state directory: %s: %s; alerts go on from memory", what, plat_error());
+    j->failed = true;
+}
+
+/* Cuts off what a failed write has left. 0, or -1: it is still there. The file lock is held. */
+static int
+journal_cut_locked(struct journal *j)
+{
+    if (j->uncut && plat_file_cut(j->file[j->now], j->end) != 0)
+        return -1;
+    j->uncut = false;
+    return 0;
+}
+
+/*
+ * Writes lines, with_outcomes those that wait before them, all or nothing. Gives
+ * the offset of lines, or -1: nothing was added, and journal_fail_locked was
+ * told. The file lock is held.
+ */
+static int64_t
+journal_write_locked(struct journal *j, struct slice lines, bool with_outcomes)
+{
+    struct buf other;
+    size_t outcomes;
+    int failed;
+
+    plat_lock(&j->lock);
+    if (with_outcomes) {
+        other = j->merged;
+        j->merged = j->outcomes;
+        j->outcomes = other;
+    }
+    plat_unlock(&j->lock);
+    outcomes = j->merged.len;
+    buf_add(&j->merged, lines.data, lines.len);
+    failed = journal_cut_locked(j);
+    if (!failed && j->merged.len > 0) {
+        j->uncut = true;
+        failed = plat_write(j->file[j->now], j->merged.data, j->merged.len);
+    }
+    if (failed) {
+        journal_fail_locked(j, "cannot write the journal");
+        journal_cut_locked(j);
+        j->merged.len = outcomes;
+        plat_lock(&j->lock);
+        buf_add(&j->merged, j->outcomes.data, j->outcomes.len);
+        other = j->merged;
+        j->merged = j->outcomes;
+        j->outcomes = other;
+        plat_unlock(&j->lock);
+    } else {
+        j->uncut = false;
+        j->end += (int64_t)j->merged.len;
+    }
+    j->merged.len = 0;
+    if (j->merged.cap > LOG_QUEUE_KEEP)
+        buf_free(&j->merged);
+    return failed ? -1 : j->end - (int64_t)lines.len;
+}
+
+/* Counts deliveries that begin (1) or cease (-1) to wait, with the length of their line, 0: none. */
+static void
+journal_count(struct journal *j, int count, size_t len)
+{
+    plat_lock(&j->lock);
+    j->live = (size_t)((int64_t)j->live + count);
+    j->live_bytes += count * (int64_t)len;
+    if (len == 0)
+        j->unsaved = (size_t)((int64_t)j->unsaved + count);
+    plat_unlock(&j->lock);
+}
+
+/* Unlocks the journal's lock and wakes its thread if that rests. */
+static void
+journal_wake_unlock(struct journal *j)
+{
+    bool rested = j->resting;
+
+    j->resting = false;
+    plat_unlock(&j->lock);
+    if (rested)
+        plat_cond_wake(&j->wake);
+}
+
+/* A delivery that ends, for the journal. */
+struct journal_end {
+    const char *id;
+    size_t len;   /* of its line in the file in use, 0: it has none there */
+    bool written; /* it has a line there, or in the file that is to take its place */
+};
+
+/* Counts an end. */
+static void
+journal_count_end_locked(struct journal *j, const struct journal_end *end)
+{
+    j->live--;
+    j->live_bytes -= (int64_t)end->len;
+    j->unsaved -= end->len == 0;
+}
+
+/* Notes that a delivery is over. Any thread. */
+static void
+journal_note_end(struct journal *j, enum journal_word word, const struct journal_end *end)
+{
+    if (!j->folder)
+        return;
+    plat_lock(&j->lock);
+    journal_count_end_locked(j, end);
+    if (end->written && j->outcomes.len < OUTCOMES_MAX)
+        journal_add_outcome(&j->outcomes, word, end->id);
+    else if (end->written)
+        j->rewrite = true; /* when the disk works again; until then it would be sent once more */
+    journal_wake_unlock(j);
+}
+
+/*
+ * By how many bytes the alerts that wait would exceed their room with so many
+ * more; a disk that fails needs no room. Dispatcher.
+ */
+static int64_t
+journal_over(struct journal *j, int64_t bytes)
+{
+    int64_t over;
+    bool failed;
+
+    plat_lock(&j->file_lock);
+    failed = j->failed;
+    plat_unlock(&j->file_lock);
+    plat_lock(&j->lock);
+    over = failed ? 0 : j->live_bytes + bytes - j->live_max;
+    plat_unlock(&j->lock);
+    return over;
+}
+
+/*
+ * Waits, for a short time, while the file is being rewritten and has no room
+ * for len more bytes. False: it still has none. Dispatcher.
+ */
+static bool
+journal_await_room(struct journal *j, size_t len)
+{
+    int64_t until_ms = plat_now_ms() + JOURNAL_ROOM_MS, left;
+    bool room, told;
+
+    do {
+        plat_lock(&j->file_lock);
+        room = j->failed || j->end + (int64_t)len <= j->file_max + j->file_max / 8;
+        plat_unlock(&j->file_lock);
+        left = until_ms - plat_now_ms();
+        plat_lock(&j->lock);
+        if (j->no_room || j->rewrite_failed || j->letters_failed)
+            left = 0;
+        if (!room && left > 0) {
+            j->rewrite = true;
+            plat_cond_wake(&j->wake);
+            plat_cond_wait(&j->wake, &j->lock, left < SLICE_MS ? left : SLICE_MS);
+        }
+        told = j->no_room;
+        j->no_room = !room && left <= 0;
+        plat_unlock(&j->lock);
+    } while (!room && left > 0);
+    if (!room && !told)
+        log_line(LOG_ERROR,
+            "state directory: the journal has no room, as it cannot be rewritten; "
+            "alerts go on from memory");
+    return room;
+}
+
+/* Has the alerts that were just written synced. Dispatcher. */
+static void
+journal_want_sync(struct journal *j)
+{
+    plat_lock(&j->lock);
+    j->unsynced = true;
+    j->resting = j->resting || j->gathering;
+    journal_wake_unlock(j);
+}
+
+/* What a failed attempt leaves in the journal, for --pending and for the time after a restart. */
+struct journal_retry {
+    const char *id;
+    int attempts;
+    int64_t tried_wall_ms, next_wall_ms;
+    const char *why;
+};
+
+/* Adds the line of a failed attempt. */
+static void
+journal_add_retry(struct buf *b, const struct journal_retry *retry)
+{
+    size_t begin = journal_begin_line(b, JOURNAL_RETRY);
+
+    buf_format(b, "\t%s\t%d\t%lld\t%lld\t", retry->id, retry->attempts,
+        (long long)retry->tried_wall_ms, (long long)retry->next_wall_ms);
+    json_add_string(b, slice_of(retry->why));
+    journal_end_line(b, begin);
+}
+
+/* Notes a failed attempt. Any thread. */
+static void
+journal_note_retry(struct journal *j, const struct journal_retry *retry)
+{
+    plat_lock(&j->lock);
+    if (j->outcomes.len < OUTCOMES_MAX)
+        journal_add_retry(&j->outcomes, retry);
+    journal_wake_unlock(j);
+}
+
+/*
+ * Hands over a dead letter (a line of JSON); the journal thread writes it, and
+ * only then the line that ends the delivery. False: too many wait already. Any
+ * thread.
+ */
+static bool
+journal_note_letter(struct journal *j, const struct buf *letter, const struct journal_end *end)
+{
+    bool room;
+
+    plat_lock(&j->lock);
+    room = j->letters.len < LETTERS_WAIT_MAX;
+    journal_count_end_locked(j, end);
+    if (room) {
+        buf_add(&j->letters, letter->data, letter->len);
+        journal_add_outcome(&j->buried, JOURNAL_DEAD, end->id);
+    }
+    journal_wake_unlock(j);
+    return room;
+}
+
+/*
+ * Reads the alert whose line stands at an offset into line; *json points into
+ * it. -1 with errno set, 0: EBADMSG, the line is damaged. A webhook's lock or
+ * the file lock is held.
+ */
+static int
+journal_fetch(const struct journal *j, int which, int64_t at, size_t len, struct buf *line,
+    struct slice *json)
+{
+    struct journal_line record;
+    int64_t n;
+
+    line->len = 0;
+    buf_reserve(line, len);
+    n = plat_read_at(j->file[which], line->data, len, at);
+    if (n < 0)
+        return -1;
+    line->len = (size_t)n;
+    errno = EBADMSG;
+    if (line->len != len ||
+        journal_read_line((struct slice){line->data, line->len}, &record) != 0 ||
+        record.word > JOURNAL_WAITING)
+        return -1;
+    *json = record.field[2];
+    return 0;
+}
+
+/* ==== 10. HTTP client ========================================================
  *
  * One call: look up, connect, TLS, one HTTP/1.1 request, one response head, the
  * redirects that may be followed. The body of the answer is drained afterwards,
@@ -4261,7 +5464,8 @@ struct conn {
     int tls_failed;                                    /* last error of the TLS library, 0: none */
     char *origin;                                      /* whom it is connected to */
     bool used;                                         /* has brought an answer before */
-    struct buf in;                                     /* read and not yet used, from in_at on */
+    bool deaf;     /* TLS: the other end takes no more; it may have answered */
+    struct buf in; /* read and not yet used, from in_at on */
     size_t in_at;
     struct buf out; /* written and not yet sent, from out_at on */
     size_t out_at;
@@ -4334,8 +5538,9 @@ struct http_client {
 
 /* One alert to be sent; borrowed for the call. */
 struct http_request {
-    const struct alert *alert;
-    const char *id; /* webhook-id */
+    struct slice json; /* the alert, as alert_add_json makes it */
+    uint64_t number;   /* for the log */
+    const char *id;    /* webhook-id */
     bool is_test;
 };
 
@@ -4648,9 +5853,12 @@ conn_tls_write(struct conn *conn, const void *data, size_t len)
 static int
 conn_tls_send(void *arg, const unsigned char *data, size_t len)
 {
-    int n = conn_send(arg, data, len);
+    struct conn *conn = arg;
 
-    return n < 0 ? MBEDTLS_ERR_NET_CONN_RESET : n;
+    if (conn->deaf) /* or the library would try again before each read, and fail */
+        return (int)len;
+    conn->deaf = conn_send(conn, data, len) < 0;
+    return conn->deaf ? MBEDTLS_ERR_NET_CONN_RESET : (int)len;
 }
 
 static int
@@ -5290,15 +6498,14 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
 {
     const struct webhook_config *w = c->peer->webhook;
     const struct url *proxy = cfg_proxy_for(c->peer->config, u);
-    char target_room[1024], body_room[2048];
+    char target_room[1024];
     struct buf target = buf_in(target_room, sizeof target_room);
-    struct buf body = buf_in(body_room, sizeof body_room);
+    struct alert *alert = w->method == METHOD_GET ? alert_read_json(q->json) : NULL;
 
     buf_add_text(&target, u->target);
-    if (w->method == METHOD_GET)
-        alert_add_query(q->alert, &target, redirected, target_max);
-    else
-        alert_add_json(q->alert, &body);
+    if (alert)
+        alert_add_query(alert, &target, redirected, target_max);
+    alert_free(alert);
     buf_add_text(out, METHODS[w->method]);
     buf_add_char(out, ' ');
     if (proxy && !u->tls)
@@ -5313,12 +6520,12 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
     if (proxy && !u->tls && proxy->auth)
         buf_format(out, "Proxy-Authorization: Basic %s\r\n", proxy->auth);
     if (w->method != METHOD_GET)
-        buf_format(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", body.len);
+        buf_format(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", q->json.len);
     buf_format(out, "webhook-id: %s\r\nwebhook-timestamp: %lld\r\n%s\r\n", q->id,
         (long long)(plat_wall_ms() / 1000), q->is_test ? "webhook-test: true\r\n" : "");
-    buf_add(out, body.data, body.len);
+    if (w->method != METHOD_GET)
+        buf_add(out, q->json.data, q->json.len);
     buf_free(&target);
-    buf_free(&body);
 }
 
 /* Asks a proxy for a tunnel to u. -1: res says why not. */
@@ -5472,7 +6679,7 @@ http_explain_timeout(const struct http_client *c, struct http_result *res)
     if (atomic_load(&stop_at_ms))
         err_set(&res->reason, "no answer before the program stopped");
     else if (res->end == HTTP_BROKEN) {
-        err_set(&res->reason, "no answer within %d s", TIMEOUT_MS / 1000);
+        err_set(&res->reason, "no answer within %lld s", (long long)c->peer->config->timeout_s);
         err_set(&res->hint, "look at the log of the webhook's server");
     }
 }
@@ -5641,7 +6848,7 @@ http_follow(const struct http_client *c, const struct url *u, int hops, struct u
 }
 
 /*
- * Calls the webhook once with one alert, redirects included, within TIMEOUT_MS.
+ * Calls the webhook once with one alert, redirects included, within timeoutSeconds.
  * After an answer the caller must http_drain.
  */
 static void
@@ -5654,7 +6861,7 @@ http_call(struct http_client *c, const struct http_request *q, struct http_resul
     struct err ignored;
     bool cut = false;
 
-    c->deadline_ms = began_ms + TIMEOUT_MS;
+    c->deadline_ms = began_ms + c->peer->config->timeout_s * TIMEOUT_UNIT_MS;
     *res = (struct http_result){.retry_after_s = -1};
     for (int hops = 0;;) {
         char room[4096];
@@ -5672,7 +6879,7 @@ http_call(struct http_client *c, const struct http_request *q, struct http_resul
             log_line(LOG_WARN,
                 "alert %llu to %s: status %d to a long GET; once more with "
                 "logMessage cut",
-                (unsigned long long)q->alert->number, w->name, res->status);
+                (unsigned long long)q->number, w->name, res->status);
             cut = true;
         } else if (!http_is_redirect(res->status, w->method)) {
             http_explain_status(c, at, res);
@@ -5738,16 +6945,20 @@ http_client_done(struct http_client *c)
     conn_close(&c->conn);
     mbedtls_ssl_session_free(&c->session);
 }
-/* ==== 10. Delivery ==========================================================
+/* ==== 11. Delivery ==========================================================
  *
- * Each webhook has a queue of deliveries and up to SENDERS_MAX sender threads,
+ * Each webhook has a list of deliveries and up to maxConcurrent sender threads,
  * started when there is work for them. Nothing is shared between webhooks, so
  * none can delay another.
  *
- * The queue is a heap by due time: an alert is due when it comes, a failed one
- * again after its own backoff. A webhook that cannot be reached is down: then
- * one probe at a time goes out, always with the alert that was tried longest
- * ago, until one is answered. One that asks for time is left alone that long.
+ * Those that were never tried go out in the order of the list; a failed one
+ * goes into a heap by due time, again after its own backoff. A webhook that
+ * cannot be reached is down: then one probe at a time goes out, always with the
+ * alert that was tried longest ago, until one is answered. One that asks for
+ * time is left alone that long.
+ *
+ * At most QUEUE_MAX_ALERTS alerts or QUEUE_MAX_BYTES of one webhook are held in
+ * memory; of the others there is only the place in the journal.
  *
  * Threads: the listeners add, senders take; the lock guards all that moves.
  */
@@ -5763,23 +6974,39 @@ enum verdict {
 
 enum webhook_state { WEBHOOK_UP, WEBHOOK_DOWN, WEBHOOK_PACED };
 
+/* What is sent: an alert's JSON, shared by the deliveries to each webhook. */
+struct payload {
+    atomic_int refs;
+    size_t len;
+    char json[];
+};
+
+#define NOT_IN_HEAP UINT32_MAX
+
 /* One alert on its way to one webhook. */
 struct delivery {
-    struct alert *alert;            /* one reference */
+    struct payload *payload;        /* one reference; NULL: it stands only in the journal */
     char id[40];                    /* webhook-id */
     struct delivery *older, *newer; /* of all that the webhook has, in flight or not */
-    size_t at;                      /* its place in the heap; SIZE_MAX: in flight */
-    uint64_t order;                 /* in which it was added */
-    int64_t due_ms;
-    int64_t tried_ms; /* 0: not yet */
+    int64_t at[2];    /* where it stands in the journal's two files; -1: it does not */
+    uint32_t len[2];  /* of that line */
+    uint32_t heap_at; /* its place in the heap */
+    bool in_flight;
     int attempts;
-    char failure[120]; /* why the last attempt failed */
+    uint64_t number; /* of the alert, since the start, for the log */
+    uint64_t order;  /* in which it was added */
+    int64_t accepted_ms;
+    int64_t due_ms;
+    int64_t tried_ms; /* 0: not yet, since the start */
+    char *failure;    /* why the last attempt failed; NULL: there was none */
 };
 
 /* What has become of all alerts, for the last line of the log. */
 struct counters {
     atomic_ullong received, accepted, delivered, dead, lost;
     atomic_ullong ignored, malformed, unknown, duplicates, held_back, refused, unsorted;
+    atomic_ullong dropped; /* datagrams for which there was no room */
+    atomic_ullong numbers; /* given to alerts */
 };
 
 enum sender_state { SENDER_NONE, SENDER_RUNNING, SENDER_ENDED };
@@ -5788,34 +7015,74 @@ struct sender {
     struct webhook *webhook; /* set before start */
     struct plat_thread thread;
     enum sender_state state;   /* guarded by the webhook's lock */
-    struct delivery *delivery; /* guarded by the webhook's lock: in its hands */
     struct http_client client; /* sender only, but for resolving */
 };
 
 struct webhook {
-    struct http_peer peer; /* set before start, as name and counters */
+    struct http_peer peer; /* set before start, as all up to lock */
     const char *name;
     struct counters *counters;
+    struct journal *journal;
+    size_t listed; /* webhooks of its kind in the configuration */
+    int64_t max_age_ms;
+    int most; /* senders */
+    struct sender *sender;
     struct plat_mutex lock;
     struct plat_cond wake;
     /* from here on guarded by lock */
-    struct delivery **heap;
-    size_t waiting, heap_cap, waiting_bytes;
     struct delivery *oldest, *newest;
+    struct delivery *fresh;   /* the first that was never tried; so are all behind it */
+    struct delivery *unsaved; /* the oldest that is not in the journal */
+    size_t fresh_count;
+    struct delivery **heap; /* tried, and waiting for their time */
+    size_t heap_count, heap_cap;
+    size_t held, held_bytes;  /* payloads of those that wait */
+    bool holds_saved;         /* some of them stand in the journal, too */
+    struct delivery *copying; /* the next that the journal thread writes down */
+    int now;                  /* which of the journal's files they stand in */
     uint64_t next_order;
     enum webhook_state state;
     bool told_down;        /* the log says that it is down */
+    bool told_unread;      /* the log says that the journal cannot be read */
     int64_t wait_until_ms; /* not UP: when the next probe may go */
     int failures;          /* not UP: probes that failed in a row */
     int limit;             /* calls that may be in flight */
     int in_flight;
     int idle;                         /* senders that wait for work */
+    int64_t log_ms;                   /* since when it waits for the log, in this second */
     int64_t expire_ms;                /* when to look for alerts that are too old */
     uint64_t broken[BROKEN_IN_A_ROW]; /* alerts without an HTTP answer, in a row */
     int broken_count;
     bool stopping;
-    struct sender sender[SENDERS_MAX];
 };
+
+/* Makes a payload of some JSON, with one reference. */
+static struct payload *
+payload_new(struct slice json)
+{
+    struct payload *p = x_check(malloc(sizeof *p + json.len));
+
+    atomic_init(&p->refs, 1);
+    p->len = json.len;
+    memcpy(p->json, json.data, json.len);
+    return p;
+}
+
+/* Adds a reference for another holder. */
+static struct payload *
+payload_share(struct payload *p)
+{
+    atomic_fetch_add(&p->refs, 1);
+    return p;
+}
+
+/* Gives a reference back; the last one frees the payload. */
+static void
+payload_free(struct payload *p)
+{
+    if (p && atomic_fetch_sub(&p->refs, 1) == 1)
+        free(p);
+}
 
 /* What the result of a call means for the alert and its webhook. Pure. */
 static enum verdict
@@ -5863,10 +7130,24 @@ send_random(void)
     return plat_random(&random, sizeof random) == 0 ? random : UINT32_MAX / 2;
 }
 
+/* Whether the journal holds it, so that memory need not. */
+static bool
+send_is_saved(const struct webhook *w, const struct delivery *d)
+{
+    return d->at[w->now] >= 0;
+}
+
 static size_t
 send_size(const struct delivery *d)
 {
-    return sizeof *d + sizeof *d->alert + d->alert->text.cap;
+    return sizeof *d + sizeof *d->payload + d->payload->len;
+}
+
+/* How many deliveries wait. */
+static size_t
+send_waiting_locked(const struct webhook *w)
+{
+    return w->fresh_count + w->heap_count;
 }
 
 /* Whether a is to be taken before b. */
@@ -5881,87 +7162,243 @@ static void
 send_put_locked(struct webhook *w, size_t at, struct delivery *d)
 {
     w->heap[at] = d;
-    d->at = at;
+    d->heap_at = (uint32_t)at;
+}
+
+/* Moves a delivery from a place of the heap towards its top as far as it belongs. */
+static void
+send_sift_up_locked(struct webhook *w, size_t i, struct delivery *d)
+{
+    for (; i > 0 && send_before(d, w->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        send_put_locked(w, i, w->heap[(i - 1) / 2]);
+    send_put_locked(w, i, d);
 }
 
 /* Puts a delivery into the heap. */
 static void
 send_push_locked(struct webhook *w, struct delivery *d)
 {
-    size_t i = w->waiting++;
-
-    if (w->waiting > w->heap_cap) {
+    if (w->heap_count == w->heap_cap) {
         w->heap_cap = w->heap_cap ? w->heap_cap * 2 : 16;
         w->heap = x_realloc(w->heap, w->heap_cap * sizeof *w->heap);
     }
-    for (; i > 0 && send_before(d, w->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        send_put_locked(w, i, w->heap[(i - 1) / 2]);
-    send_put_locked(w, i, d);
-    w->waiting_bytes += send_size(d);
+    send_sift_up_locked(w, w->heap_count++, d);
 }
 
-/* Takes the delivery at a place out of the heap. */
-static struct delivery *
-send_pop_locked(struct webhook *w, size_t at)
+/* Takes a delivery out of the heap. */
+static void
+send_pop_locked(struct webhook *w, struct delivery *d)
 {
-    struct delivery *taken = w->heap[at], *last = w->heap[--w->waiting];
-    size_t i = at, child;
+    struct delivery *last = w->heap[--w->heap_count];
+    size_t i = d->heap_at, child;
 
-    taken->at = SIZE_MAX;
-    w->waiting_bytes -= send_size(taken);
-    if (at == w->waiting)
-        return taken;
-    for (; i > 0 && send_before(last, w->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        send_put_locked(w, i, w->heap[(i - 1) / 2]);
-    for (; (child = 2 * i + 1) < w->waiting; i = child) {
-        if (child + 1 < w->waiting && send_before(w->heap[child + 1], w->heap[child]))
+    d->heap_at = NOT_IN_HEAP;
+    if (last == d)
+        return;
+    for (; (child = 2 * i + 1) < w->heap_count; i = child) {
+        if (child + 1 < w->heap_count && send_before(w->heap[child + 1], w->heap[child]))
             child++;
         if (!send_before(w->heap[child], last))
             break;
         send_put_locked(w, i, w->heap[child]);
     }
-    send_put_locked(w, i, last);
-    return taken;
+    send_sift_up_locked(w, i, last);
 }
 
-/* Forgets a delivery that is not in the heap any more. Takes d. */
+/* Takes a waiting delivery from where it waits; it stays in the list. */
+static struct delivery *
+send_detach_locked(struct webhook *w, struct delivery *d)
+{
+    if (d->heap_at != NOT_IN_HEAP)
+        send_pop_locked(w, d);
+    else {
+        w->fresh_count--;
+        if (w->fresh == d)
+            w->fresh = d->newer;
+    }
+    if (d->payload) {
+        w->held--;
+        w->held_bytes -= send_size(d);
+    }
+    d->in_flight = true;
+    return d;
+}
+
+/* Counts the payload of one that begins to wait, if it has it. */
+static void
+send_hold_payload_locked(struct webhook *w, struct delivery *d)
+{
+    if (!d->payload)
+        return;
+    w->held++;
+    w->held_bytes += send_size(d);
+    w->holds_saved = w->holds_saved || send_is_saved(w, d);
+}
+
+/* Lets go of the payload of one that waits, which the journal holds as well. */
+static void
+send_release_locked(struct webhook *w, struct delivery *d)
+{
+    w->held--;
+    w->held_bytes -= send_size(d);
+    payload_free(d->payload);
+    d->payload = NULL;
+}
+
+/* Forgets a delivery that was detached. The journal has been told. Takes d. */
 static void
 send_forget_locked(struct webhook *w, struct delivery *d)
 {
     *(d->older ? &d->older->newer : &w->oldest) = d->newer;
     *(d->newer ? &d->newer->older : &w->newest) = d->older;
-    alert_free(d->alert);
+    if (w->unsaved == d)
+        do
+            w->unsaved = w->unsaved->newer;
+        while (w->unsaved && send_is_saved(w, w->unsaved));
+    if (w->copying == d)
+        w->copying = d->newer;
+    payload_free(d->payload);
+    free(d->failure);
     free(d);
 }
 
-/* Logs the whole alert that will not reach its webhook, so that a person still has it. */
-__attribute__((format(printf, 2, 3))) static void
-send_log_whole(const struct delivery *d, const char *format, ...)
+/* What the journal must know when a delivery ends. */
+static struct journal_end
+send_journal_end(const struct webhook *w, const struct delivery *d)
 {
-    struct buf why = {0}, body = {0};
+    return (struct journal_end){
+        d->id, send_is_saved(w, d) ? d->len[w->now] : 0, d->at[0] >= 0 || d->at[1] >= 0};
+}
+
+/* Tells the journal that a detached delivery is over, and forgets it. Takes d. */
+static void
+send_end_locked(struct webhook *w, struct delivery *d, enum journal_word word)
+{
+    struct journal_end end = send_journal_end(w, d);
+
+    journal_note_end(w->journal, word, &end);
+    send_forget_locked(w, d);
+}
+
+/* Sees that the payload of a delivery is in memory. -1 with errno: the journal cannot be read. */
+static int
+send_fetch_locked(struct webhook *w, struct delivery *d)
+{
+    struct buf line = {0};
+    struct slice json;
+    int failed = 0;
+
+    if (d->payload)
+        return 0;
+    errno = EBADMSG;
+    if (!send_is_saved(w, d))
+        return -1;
+    failed = journal_fetch(w->journal, w->now, d->at[w->now], d->len[w->now], &line, &json);
+    if (!failed)
+        d->payload = payload_new(json);
+    buf_free(&line);
+    return failed;
+}
+
+/* The same for one that waits. */
+static int
+send_fetch_waiting_locked(struct webhook *w, struct delivery *d)
+{
+    if (d->payload)
+        return 0;
+    if (send_fetch_locked(w, d) != 0)
+        return -1;
+    send_hold_payload_locked(w, d);
+    return 0;
+}
+
+/* Logs the whole alert that will not reach its webhook, so that a person still has it. */
+__attribute__((format(printf, 3, 4))) static void
+send_log_whole_locked(struct webhook *w, struct delivery *d, const char *format, ...)
+{
+    char room[1024];
+    struct buf why = buf_in(room, sizeof room);
     va_list args;
 
     va_start(args, format);
     buf_vformat(&why, format, args);
     va_end(args);
-    alert_add_json(d->alert, &body);
-    log_line(LOG_ERROR, "alert %llu %s; alert: %s", (unsigned long long)d->alert->number, why.data,
-        body.data);
+    if (send_fetch_locked(w, d) == 0)
+        log_line(LOG_ERROR, "alert %llu %s; alert: %.*s", (unsigned long long)d->number, why.data,
+            (int)d->payload->len, d->payload->json);
+    else
+        log_line(LOG_ERROR, "alert %llu %s; webhook-id %s cannot be read from the journal: %s",
+            (unsigned long long)d->number, why.data, d->id, plat_error());
     buf_free(&why);
-    buf_free(&body);
 }
 
-/* Makes the alert a dead letter. Takes d. */
+/* Adds a key and a text of a JSON object, with the comma before it. */
 static void
-send_bury(struct webhook *w, struct delivery *d, const char *reason, const char *hint)
+send_add_member(struct buf *b, const char *key, const char *text)
 {
+    buf_format(b, "%s\"%s\":", b->len > 0 && b->data[b->len - 1] == '{' ? "" : ",", key);
+    json_add_string(b, slice_of(text));
+}
+
+/* The same with a time, given on the monotonic clock. */
+static void
+send_add_time(struct buf *b, const char *key, int64_t at_ms)
+{
+    char when[32];
+
+    log_time(plat_wall_ms() - (plat_now_ms() - at_ms), when);
+    send_add_member(b, key, when);
+}
+
+/* Adds the line of dead-letters.ndjson for a delivery, whose payload is in memory. */
+static void
+send_add_letter(
+    struct buf *b, const struct webhook *w, const struct delivery *d, const char *reason)
+{
+    const struct webhook_config *wc = w->peer.webhook;
+
+    buf_add_char(b, '{');
+    send_add_member(b, "webhookId", d->id);
+    send_add_member(b, "webhookKey", wc->key);
+    send_add_member(b, "webhook", wc->name);
+    send_add_member(b, "description", wc->description ? wc->description : "");
+    buf_format(b, ",\"place\":%zu,\"count\":%zu", wc->place + 1, w->listed);
+    send_add_member(b, "url", wc->url.shown ? wc->url.shown : "");
+    send_add_member(b, "reason", reason);
+    buf_format(b, ",\"attempts\":%d", d->attempts);
+    send_add_time(b, "acceptedAt", d->accepted_ms);
+    send_add_time(b, "deadAt", plat_now_ms());
+    buf_add_text(b, ",\"alert\":");
+    buf_add(b, d->payload->json, d->payload->len);
+    buf_add_text(b, "}\n");
+}
+
+/* Makes a detached delivery a dead letter. Takes d. */
+static void
+send_bury_locked(struct webhook *w, struct delivery *d, const char *reason, const char *hint)
+{
+    struct buf letter = {0}, why = {0};
+    struct journal_end end = send_journal_end(w, d);
+    bool kept = true;
+
     atomic_fetch_add(&w->counters->dead, 1);
-    send_log_whole(d, "given up for %s after %d attempt%s: %s%s%s", w->name, d->attempts,
-        d->attempts == 1 ? "" : "s", reason, *hint ? "; " : "", hint);
+    buf_format(&why, "%s%s%s", reason, *hint ? "; " : "", hint);
+    send_log_whole_locked(w, d, "given up for %s after %d attempt%s: %s", w->name, d->attempts,
+        d->attempts == 1 ? "" : "s", why.data);
+    if (w->journal->folder && d->payload) {
+        send_add_letter(&letter, w, d, why.data);
+        kept = journal_note_letter(w->journal, &letter, &end);
+    } else
+        journal_note_end(w->journal, JOURNAL_DROPPED, &end);
+    if (!kept)
+        log_line(LOG_ERROR, "alert %llu has no dead letter: too many wait for the disk",
+            (unsigned long long)d->number);
+    buf_free(&letter);
+    buf_free(&why);
     send_forget_locked(w, d);
 }
 
-/* Gives up what has waited longer than MAX_AGE_MS and was tried at least once. */
+/* Gives up what has waited longer than maxAgeHours and was tried since the start. */
 static void
 send_expire_locked(struct webhook *w, int64_t now_ms)
 {
@@ -5969,20 +7406,38 @@ send_expire_locked(struct webhook *w, int64_t now_ms)
 
     if (now_ms < w->expire_ms)
         return;
-    w->expire_ms = now_ms + EXPIRE_MS;
+    w->expire_ms = now_ms + w->max_age_ms / EXPIRE_PARTS + 1;
     for (struct delivery *d = w->oldest, *next; d; d = next) {
         next = d->newer;
-        if (now_ms - d->alert->accepted_ms < MAX_AGE_MS)
+        if (now_ms - d->accepted_ms < w->max_age_ms)
             break;
-        if (d->attempts == 0 || d->at == SIZE_MAX)
+        if (d->tried_ms == 0 || d->in_flight)
             continue;
         if (++buried > EXPIRE_AT_ONCE) {
             w->expire_ms = now_ms + SLICE_MS; /* the log is bounded */
             break;
         }
-        send_pop_locked(w, d->at);
-        send_bury(w, d, "not delivered for as long as an alert is kept", d->failure);
+        if (send_fetch_waiting_locked(w, d) != 0 && errno != EBADMSG) { /* the disk may heal */
+            w->expire_ms = now_ms + JOURNAL_HEAL_MS;
+            break;
+        }
+        send_detach_locked(w, d);
+        send_bury_locked(
+            w, d, "not delivered for as long as an alert is kept", d->failure ? d->failure : "");
     }
+}
+
+/* Which alert a probe takes: the one that was tried longest ago. */
+static struct delivery *
+send_longest_ago_locked(const struct webhook *w)
+{
+    struct delivery *best = w->fresh;
+
+    for (size_t i = 0; i < w->heap_count && !w->fresh; i++)
+        if (!best || w->heap[i]->tried_ms < best->tried_ms ||
+            (w->heap[i]->tried_ms == best->tried_ms && w->heap[i]->order < best->order))
+            best = w->heap[i];
+    return best;
 }
 
 /*
@@ -5992,28 +7447,23 @@ send_expire_locked(struct webhook *w, int64_t now_ms)
 static struct delivery *
 send_take_locked(struct webhook *w, int64_t now_ms, int64_t *wait_ms)
 {
-    size_t at = 0;
+    struct delivery *next = w->fresh;
 
     *wait_ms = -1;
-    if (w->waiting == 0)
+    if (send_waiting_locked(w) == 0)
         return NULL;
     if (w->state == WEBHOOK_UP) {
         if (w->in_flight >= w->limit)
             return NULL;
-        *wait_ms = w->heap[0]->due_ms - now_ms;
-        return *wait_ms <= 0 ? send_pop_locked(w, 0) : NULL;
+        if (!next || (w->heap_count > 0 && send_before(w->heap[0], next)))
+            next = w->heap[0];
+        *wait_ms = next->due_ms - now_ms;
+        return *wait_ms <= 0 ? send_detach_locked(w, next) : NULL;
     }
     if (w->in_flight > 0 || w->stopping)
         return NULL;
     *wait_ms = w->wait_until_ms - now_ms;
-    if (*wait_ms > 0)
-        return NULL;
-    for (size_t i = 1; i < w->waiting; i++)
-        if (w->heap[i]->tried_ms < w->heap[at]->tried_ms ||
-            (w->heap[i]->tried_ms == w->heap[at]->tried_ms &&
-                w->heap[i]->order < w->heap[at]->order))
-            at = i;
-    return send_pop_locked(w, at);
+    return *wait_ms <= 0 ? send_detach_locked(w, send_longest_ago_locked(w)) : NULL;
 }
 
 /*
@@ -6077,28 +7527,56 @@ send_count_broken_locked(struct webhook *w, uint64_t number)
     return w->broken_count == BROKEN_IN_A_ROW;
 }
 
-/* Acts on the result of a call: the delivery is done, or goes back into the queue. */
+/* Puts a failed delivery back, with the payload only where there is room for it. */
+static void
+send_put_back_locked(struct webhook *w, struct delivery *d)
+{
+    d->in_flight = false;
+    send_push_locked(w, d);
+    send_hold_payload_locked(w, d);
+    if (d->payload && send_is_saved(w, d) &&
+        (w->held > QUEUE_MAX_ALERTS || w->held_bytes > QUEUE_MAX_BYTES))
+        send_release_locked(w, d);
+}
+
+/* Remembers why an attempt failed, and when the next one is; logs and journals both. */
+static void
+send_note_failure_locked(
+    struct webhook *w, struct delivery *d, const struct http_result *res, int64_t now_ms)
+{
+    int64_t next_ms = w->state == WEBHOOK_UP ? d->due_ms : w->wait_until_ms;
+    int64_t left_ms = next_ms > now_ms ? next_ms - now_ms : 0, wall_ms = plat_wall_ms();
+
+    free(d->failure);
+    d->failure = x_strdup(res->reason.text);
+    log_line(w->state == WEBHOOK_UP ? LOG_WARN : LOG_VERBOSE,
+        "alert %llu to %s: %s; attempt %d, next in %.1f s", (unsigned long long)d->number, w->name,
+        res->reason.text, d->attempts, (double)left_ms / 1000);
+    if (send_is_saved(w, d))
+        journal_note_retry(w->journal,
+            &(struct journal_retry){d->id, d->attempts, wall_ms, wall_ms + left_ms, d->failure});
+}
+
+/* Acts on the result of a call: the delivery is done, or goes back to wait. Takes d. */
 static void
 send_settle_locked(struct webhook *w, struct delivery *d, const struct http_result *res)
 {
     int64_t now_ms = plat_now_ms();
-    enum verdict verdict = send_judge(res);
 
     d->attempts++;
     d->tried_ms = now_ms;
-    switch (verdict) {
+    switch (send_judge(res)) {
     case VERDICT_DELIVERED:
-        w->limit += w->limit < SENDERS_MAX && w->state == WEBHOOK_UP;
+        w->limit += w->limit < w->most && w->state == WEBHOOK_UP;
         send_answered_locked(w, now_ms);
         atomic_fetch_add(&w->counters->delivered, 1);
         log_line(LOG_INFO, "alert %llu delivered to %s: %d in %lld ms, attempt %d",
-            (unsigned long long)d->alert->number, w->name, res->status, (long long)res->ms,
-            d->attempts);
-        send_forget_locked(w, d);
+            (unsigned long long)d->number, w->name, res->status, (long long)res->ms, d->attempts);
+        send_end_locked(w, d, JOURNAL_DELIVERED);
         return;
     case VERDICT_DEAD:
         send_answered_locked(w, now_ms);
-        send_bury(w, d, res->reason.text, res->hint.text);
+        send_bury_locked(w, d, res->reason.text, res->hint.text);
         return;
     case VERDICT_RETRY:
         send_answered_locked(w, now_ms);
@@ -6108,7 +7586,7 @@ send_settle_locked(struct webhook *w, struct delivery *d, const struct http_resu
         d->due_ms = now_ms + send_backoff_ms(d->attempts, send_random());
         if (w->stopping) /* cut short by us: says nothing about the webhook */
             break;
-        if (send_count_broken_locked(w, d->alert->number) || w->state != WEBHOOK_UP)
+        if (send_count_broken_locked(w, d->number) || w->state != WEBHOOK_UP)
             send_hold_locked(w, w->state == WEBHOOK_UP ? WEBHOOK_DOWN : w->state, now_ms, res);
         break;
     case VERDICT_WAIT:
@@ -6119,12 +7597,8 @@ send_settle_locked(struct webhook *w, struct delivery *d, const struct http_resu
             send_hold_locked(w, WEBHOOK_DOWN, now_ms, res);
         break;
     }
-    snprintf(d->failure, sizeof d->failure, "%.*s", (int)sizeof d->failure - 1, res->reason.text);
-    int64_t next_ms = (w->state == WEBHOOK_UP ? d->due_ms : w->wait_until_ms) - now_ms;
-    log_line(w->state == WEBHOOK_UP ? LOG_WARN : LOG_VERBOSE,
-        "alert %llu to %s: %s; attempt %d, next in %.1f s", (unsigned long long)d->alert->number,
-        w->name, res->reason.text, d->attempts, next_ms > 0 ? (double)next_ms / 1000 : 0.0);
-    send_push_locked(w, d);
+    send_note_failure_locked(w, d, res, now_ms);
+    send_put_back_locked(w, d);
 }
 
 /* Waits for work. NULL: the sender should end. */
@@ -6142,11 +7616,11 @@ send_wait_locked(struct webhook *w)
         d = send_take_locked(w, now_ms, &wait_ms);
         if (d || w->stopping)
             return d;
-        if (now_ms - since_ms >= SENDER_IDLE_MS && (w->waiting == 0 || w->idle > 0))
+        if (now_ms - since_ms >= SENDER_IDLE_MS && (send_waiting_locked(w) == 0 || w->idle > 0))
             return NULL;
         if (wait_ms < 0 || wait_ms > SENDER_IDLE_MS)
             wait_ms = SENDER_IDLE_MS;
-        if (w->waiting > 0 && wait_ms > w->expire_ms - now_ms)
+        if (send_waiting_locked(w) > 0 && wait_ms > w->expire_ms - now_ms)
             wait_ms = w->expire_ms - now_ms;
         w->idle++;
         plat_cond_wait(&w->wake, &w->lock, wait_ms);
@@ -6167,7 +7641,7 @@ send_kick_locked(struct webhook *w)
         plat_cond_wake_one(&w->wake);
         return;
     }
-    for (int i = 0; i < SENDERS_MAX; i++)
+    for (int i = 0; i < w->most; i++)
         if (w->sender[i].state == SENDER_RUNNING)
             running++;
         else if (!s)
@@ -6188,36 +7662,67 @@ send_kick_locked(struct webhook *w)
 static void
 send_pass_on_locked(struct webhook *w)
 {
-    if (w->waiting > 0 && w->state == WEBHOOK_UP && w->in_flight < w->limit &&
-        w->heap[0]->due_ms <= plat_now_ms())
+    if (w->state == WEBHOOK_UP && w->in_flight < w->limit &&
+        (w->fresh || (w->heap_count > 0 && w->heap[0]->due_ms <= plat_now_ms())))
         send_kick_locked(w);
 }
 
-/* Makes one call; after an answer drains its body. The lock is held at both ends only. */
+/*
+ * What stands in the journal cannot be read: a damaged line is lost, with a
+ * failing disk it waits for another try. Takes d.
+ */
+static void
+send_miss_locked(struct webhook *w, struct delivery *d)
+{
+    if (errno == EBADMSG) {
+        atomic_fetch_add(&w->counters->lost, 1);
+        send_log_whole_locked(w, d, "lost for %s", w->name);
+        send_end_locked(w, d, JOURNAL_DROPPED);
+        return;
+    }
+    if (!w->told_unread)
+        log_line(
+            LOG_ERROR, "state directory: cannot read the journal: %s; trying again", plat_error());
+    w->told_unread = true;
+    d->due_ms = plat_now_ms() + JOURNAL_HEAL_MS;
+    if (w->state != WEBHOOK_UP)
+        w->wait_until_ms = d->due_ms;
+    send_put_back_locked(w, d);
+}
+
+/* Makes one call; after an answer drains its body. The lock is held at both ends only. Takes d. */
 static void
 send_one_locked(struct sender *s, struct delivery *d)
 {
     struct webhook *w = s->webhook;
-    struct http_request request = {d->alert, d->id, false};
-    struct alert *alert = alert_share(d->alert);
+    uint64_t number = d->number;
+    struct http_request request;
     struct http_result res;
     struct err e;
 
-    s->delivery = d;
+    if (!d->payload) {
+        if (send_fetch_locked(w, d) != 0) {
+            send_miss_locked(w, d);
+            return;
+        }
+        if (w->told_unread)
+            log_line(LOG_INFO, "state directory: works again: the journal can be read");
+        w->told_unread = false;
+    }
+    request = (struct http_request){
+        {d->payload->json, d->payload->len}, number, d->id, false}; /* d stays while in flight */
     w->in_flight++;
     send_pass_on_locked(w);
     plat_unlock(&w->lock);
     http_call(&s->client, &request, &res);
     plat_lock(&w->lock);
     w->in_flight--;
-    s->delivery = NULL;
     send_settle_locked(w, d, &res);
     send_pass_on_locked(w); /* while this one drains, and if the limit has grown */
     plat_unlock(&w->lock);
     if (res.end == HTTP_ANSWERED && http_drain(&s->client, &e) != 0 && res.status / 100 == 2)
         log_line(LOG_WARN, "alert %llu delivered to %s, but its answer was broken: %s",
-            (unsigned long long)alert->number, w->name, e.text);
-    alert_free(alert);
+            (unsigned long long)number, w->name, e.text);
     plat_lock(&w->lock);
 }
 
@@ -6245,70 +7750,163 @@ send_thread(void *arg)
 static void
 send_tick(struct webhook *w)
 {
+    bool running = false;
+
     plat_lock(&w->lock);
-    if (w->waiting > 0 && w->idle == 0 && w->in_flight == 0)
+    for (int i = 0; i < w->most; i++)
+        running = running || w->sender[i].state == SENDER_RUNNING;
+    if (send_waiting_locked(w) > 0 && !running)
         send_kick_locked(w);
     plat_unlock(&w->lock);
 }
 
-/* Drops the oldest waiting alerts until there is room for another. */
+/* Gives up a waiting delivery for want of room. */
+__attribute__((format(printf, 3, 4))) static void
+send_drop_locked(struct webhook *w, struct delivery *d, const char *format, ...)
+{
+    char why[200];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(why, sizeof why, format, args);
+    va_end(args);
+    atomic_fetch_add(&w->counters->lost, 1);
+    if (plat_now_ms() - w->log_ms > 1000)
+        w->log_ms = plat_now_ms();
+    log_await_room(w->log_ms + STOP_LOG_MS); /* many may follow; but a slow log must not hold up */
+    send_detach_locked(w, d);
+    send_log_whole_locked(w, d, "dropped for %s: %s", w->name, why);
+    send_end_locked(w, d, JOURNAL_DROPPED);
+}
+
+/* The first delivery from d on that waits and stands in the journal (or not), or NULL. */
+static struct delivery *
+send_next_locked(const struct webhook *w, struct delivery *d, bool saved)
+{
+    while (d && (d->in_flight || send_is_saved(w, d) != saved))
+        d = d->newer;
+    return d;
+}
+
+/* Whether there is no room in memory for size more bytes of one that waits. */
+static bool
+send_is_full_locked(const struct webhook *w, size_t size)
+{
+    return w->held > 0 && (w->held >= QUEUE_MAX_ALERTS || w->held_bytes + size > QUEUE_MAX_BYTES);
+}
+
+/*
+ * Makes room in memory for one that the journal does not hold: lets go of what
+ * the journal holds, too; if that is not enough drops the oldest of the others.
+ */
 static void
 send_make_room_locked(struct webhook *w, size_t size)
 {
-    while (w->waiting > 0 &&
-        (w->waiting >= QUEUE_MAX_ALERTS || w->waiting_bytes + size > QUEUE_MAX_BYTES)) {
-        bool by_count = w->waiting >= QUEUE_MAX_ALERTS;
-        struct delivery *d = w->oldest;
-        /* The analyzer does not see that send_forget_locked takes d out of the list. */
-        while (d && d->at == SIZE_MAX) /* NOLINT(clang-analyzer-unix.Malloc) */
-            d = d->newer;
-        if (!d)
-            return; /* never: something waits */
-        send_pop_locked(w, d->at);
-        atomic_fetch_add(&w->counters->lost, 1);
-        send_log_whole(d, "dropped for %s: its queue is full (%d %s)", w->name,
+    struct delivery *d = w->holds_saved ? w->oldest : NULL;
+
+    if (!send_is_full_locked(w, size))
+        return;
+    while ((d = send_next_locked(w, d, true)) != NULL) {
+        if (d->payload)
+            send_release_locked(w, d);
+        d = d->newer;
+    }
+    w->holds_saved = false;
+    while (send_is_full_locked(w, size) && (d = send_next_locked(w, w->unsaved, false)) != NULL) {
+        bool by_count = w->held >= QUEUE_MAX_ALERTS;
+        send_drop_locked(w, d, "its queue is full (%d %s)",
             by_count ? QUEUE_MAX_ALERTS : (int)(QUEUE_MAX_BYTES >> 20),
             by_count ? "alerts" : "MiB");
-        send_forget_locked(w, d);
     }
 }
+
+/* Random bytes for webhook-ids, drawn many at a time: a system call for each costs a microsecond. */
+struct id_pool {
+    uint8_t random[1024];
+    size_t left;
+};
 
 /* Makes a webhook-id: msg_ and 128 random bits in hexadecimal. */
 static void
-send_make_id(char id[40])
+send_make_id(struct id_pool *pool, char id[40])
 {
-    static const char digits[] = "0123456789abcdef";
-    uint8_t random[16];
-
-    if (plat_random(random, sizeof random) != 0) { /* still different for each alert */
-        int64_t now[2] = {plat_wall_ms() ^ (int64_t)(intptr_t)id, plat_now_ms()};
-        memcpy(random, now, sizeof random);
+    if (pool->left == 0) {
+        pool->left = sizeof pool->random;
+        if (plat_random(pool->random, pool->left) != 0) { /* still different for each alert */
+            int64_t now[2] = {plat_wall_ms() ^ (int64_t)(intptr_t)id, plat_now_ms()};
+            memcpy(pool->random, now, sizeof now);
+            pool->left = sizeof now;
+        }
     }
-    memcpy(id, "msg_", 4);
-    for (size_t i = 0; i < sizeof random; i++) {
-        id[4 + 2 * i] = digits[random[i] >> 4];
-        id[5 + 2 * i] = digits[random[i] & 15];
-    }
-    id[36] = '\0';
+    pool->left -= 16;
+    memcpy(id, "msg_", sizeof "msg_");
+    cfg_hex(pool->random + pool->left, 16, id + 4);
 }
 
-/* Queues an alert for a webhook. The listener that dispatches. */
-static void
-send_add(struct webhook *w, struct alert *alert)
+/* Makes a delivery that waits for nothing yet. */
+static struct delivery *
+send_new(uint64_t number, int64_t accepted_ms)
 {
     struct delivery *d = x_calloc(1, sizeof *d);
-    bool idle;
 
-    d->alert = alert_share(alert);
-    d->due_ms = alert->accepted_ms;
-    send_make_id(d->id);
-    plat_lock(&w->lock);
-    send_make_room_locked(w, send_size(d));
+    d->number = number;
+    d->accepted_ms = d->due_ms = accepted_ms;
+    d->at[0] = d->at[1] = -1;
+    d->heap_at = NOT_IN_HEAP;
+    return d;
+}
+
+/* Where a new delivery's alert is. */
+struct send_source {
+    struct slice json;
+    int64_t at; /* offset of its line in the journal, -1: it has none */
+    size_t len; /* of that line */
+};
+
+/*
+ * Adds a delivery as the webhook's newest, to wait for its first attempt; wakes
+ * nobody. *payload is the alert's, made if it is NULL and there is room for it
+ * in memory; the caller's reference stays. Takes d.
+ */
+static void
+send_append_locked(struct webhook *w, struct delivery *d, const struct send_source *source,
+    struct payload **payload)
+{
+    size_t size = sizeof *d + sizeof **payload + source->json.len;
+
+    d->at[w->now] = source->at;
+    d->len[w->now] = (uint32_t)source->len;
+    if (source->at < 0)
+        send_make_room_locked(w, size);
+    if (source->at < 0 || !send_is_full_locked(w, size)) {
+        if (!*payload)
+            *payload = payload_new(source->json);
+        d->payload = payload_share(*payload);
+    }
     d->order = w->next_order++;
     d->older = w->newest;
     *(w->newest ? &w->newest->newer : &w->oldest) = d;
     w->newest = d;
-    send_push_locked(w, d);
+    if (source->at < 0 && !w->unsaved)
+        w->unsaved = d;
+    if (!w->fresh)
+        w->fresh = d;
+    w->fresh_count++;
+    send_hold_payload_locked(w, d);
+}
+
+/*
+ * Queues a delivery; payload as in send_append_locked. The dispatcher or the
+ * journal thread, with the journal's file lock, so that the place holds. Takes d.
+ */
+static void
+send_add(struct webhook *w, struct delivery *d, const struct send_source *source,
+    struct payload **payload)
+{
+    bool idle;
+
+    plat_lock(&w->lock);
+    send_append_locked(w, d, source, payload);
     idle = w->idle > 0;
     if (!idle)
         send_kick_locked(w);
@@ -6317,19 +7915,142 @@ send_add(struct webhook *w, struct alert *alert)
         plat_cond_wake_one(&w->wake);
 }
 
-/* Readies a webhook. -1 with e. Main, before start. */
-static int
-send_init(struct webhook *w, const struct config *config, const struct webhook_config *wc,
-    struct tls_store *store, struct counters *counters, struct err *e)
+/*
+ * Drops the oldest waiting delivery of all webhooks, for room in the state
+ * directory. False: none waits.
+ */
+static bool
+send_drop_oldest(struct webhook *webhook, size_t count, int64_t max_mb)
 {
-    *w = (struct webhook){.name = wc->name, .counters = counters, .limit = SENDERS_MAX};
-    if (http_peer_init(&w->peer, config, wc, store, e) != 0)
-        return -1;
+    struct webhook *where = NULL;
+    struct delivery *d;
+    int64_t oldest_ms = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        struct webhook *w = &webhook[i];
+        plat_lock(&w->lock);
+        d = send_next_locked(w, w->oldest, true);
+        if (d && (!where || d->accepted_ms < oldest_ms)) {
+            where = w;
+            oldest_ms = d->accepted_ms;
+        }
+        plat_unlock(&w->lock);
+    }
+    if (!where)
+        return false;
+    plat_lock(&where->lock);
+    d = send_next_locked(where, where->oldest, true);
+    if (d)
+        send_drop_locked(
+            where, d, "the state directory is full (maxStateMB %lld)", (long long)max_mb);
+    plat_unlock(&where->lock);
+    return true;
+}
+
+/* Readies a webhook that nothing waits for; http_peer_init lets it make calls. Main, before start. */
+static void
+send_init(struct webhook *w, const struct config *c, const struct webhook_config *wc,
+    struct counters *counters, struct journal *journal)
+{
+    *w = (struct webhook){.name = wc->name,
+        .counters = counters,
+        .journal = journal,
+        .listed = c->webhooks[wc->kind],
+        .max_age_ms = c->max_age_hours * AGE_UNIT_MS,
+        .most = (int)c->max_concurrent,
+        .limit = (int)c->max_concurrent};
+    w->peer.webhook = wc;
+    w->peer.config = c;
+    w->sender = x_calloc((size_t)w->most, sizeof *w->sender);
     plat_mutex_init(&w->lock);
     plat_cond_init(&w->wake);
-    for (int i = 0; i < SENDERS_MAX; i++)
+    for (int i = 0; i < w->most; i++)
         w->sender[i].webhook = w;
+}
+
+/* What send_copy_locked writes down. */
+struct send_copy {
+    struct buf *lines;
+    int which;         /* of the journal's files they go to */
+    int64_t at;        /* offset at which lines will stand there */
+    int64_t below;     /* rewriting: only what stands below this in the file in use, or in none */
+    bool only_unsaved; /* only what stands in none */
+    int64_t bytes;     /* of lines that were added ... */
+    size_t count;      /* ... and how many */
+};
+
+/*
+ * Writes down deliveries, from w->copying on, until lines holds JOURNAL_COPY
+ * bytes. 1: there are more; 0: these were the last; -1 with errno: the journal
+ * cannot be read.
+ */
+static int
+send_copy_locked(struct webhook *w, struct send_copy *c)
+{
+    for (struct delivery *d; (d = w->copying) != NULL; w->copying = d->newer) {
+        bool had = d->payload != NULL;
+        size_t begin = c->lines->len;
+        char room[80];
+        struct buf target = buf_in(room, sizeof room);
+        int64_t now_ms = plat_now_ms(), wall_ms = plat_wall_ms();
+        if (begin >= JOURNAL_COPY)
+            return 1;
+        if (c->only_unsaved ? send_is_saved(w, d) || !had : d->at[w->now] >= c->below)
+            continue;
+        if (send_fetch_locked(w, d) != 0) {
+            if (errno == EBADMSG)
+                continue; /* lost, which is told when it is its turn */
+            return -1;
+        }
+        buf_format(&target, "%s:%s", w->peer.webhook->key, d->id);
+        journal_add_alert(c->lines, JOURNAL_WAITING, wall_ms - (now_ms - d->accepted_ms), &target,
+            (struct slice){d->payload->json, d->payload->len});
+        buf_free(&target);
+        d->at[c->which] = c->at + (int64_t)begin;
+        d->len[c->which] = (uint32_t)(c->lines->len - begin - 1);
+        c->bytes += d->len[c->which];
+        c->count++;
+        if (d->attempts > 0)
+            journal_add_retry(c->lines,
+                &(struct journal_retry){d->id, d->attempts,
+                    d->tried_ms ? wall_ms - (now_ms - d->tried_ms) : wall_ms,
+                    wall_ms + (d->due_ms > now_ms ? d->due_ms - now_ms : 0),
+                    d->failure ? d->failure : ""});
+        if (!had) {
+            payload_free(d->payload);
+            d->payload = NULL;
+        }
+    }
     return 0;
+}
+
+/*
+ * All deliveries now stand in the journal's other file, those that stood at
+ * below or behind it at the same distance behind base. Gives by how much the
+ * lines of those that wait have grown, and *unsaved how many more stand in none.
+ */
+static int64_t
+send_move_locked(struct webhook *w, int64_t below, int64_t base, int64_t *unsaved)
+{
+    int old = w->now, new = 1 - old;
+    int64_t grown = 0;
+
+    w->unsaved = NULL;
+    w->holds_saved = true;
+    for (struct delivery *d = w->oldest; d; d = d->newer) {
+        if (d->at[old] >= below) {
+            d->at[new] = d->at[old] - below + base;
+            d->len[new] = d->len[old];
+        }
+        grown += (d->at[new] >= 0 ? (int64_t)d->len[new] : 0) -
+            (d->at[old] >= 0 ? (int64_t)d->len[old] : 0);
+        *unsaved += (d->at[new] < 0) - (d->at[old] < 0);
+        if (d->at[new] < 0 && !w->unsaved)
+            w->unsaved = d;
+        d->at[old] = -1;
+    }
+    w->now = new;
+    return grown;
 }
 
 /* Tells the senders to end once nothing is due that a working webhook could take. */
@@ -6342,30 +8063,43 @@ send_stop(struct webhook *w)
     plat_unlock(&w->lock);
 }
 
-/* Logs an alert that the stop leaves undelivered. */
-static void
-send_log_lost(struct webhook *w, const struct delivery *d)
+/*
+ * Logs what the stop leaves undone and the journal does not hold (safe: what it
+ * holds is on the disk), and gives how many of the others wait for the next
+ * start. Main, after keep_stop.
+ */
+static size_t
+send_log_lost(struct webhook *w, bool safe)
 {
-    int64_t until_ms = atomic_load(&stop_at_ms) + STOP_LOG_MS;
+    int64_t until_ms = atomic_load(&stop_at_ms) + STOP_SYNC_MS + STOP_LOG_MS;
+    size_t waiting = 0;
 
-    atomic_fetch_add(&w->counters->lost, 1);
-    log_await_room(until_ms);
-    if (plat_now_ms() < until_ms) /* past that they are only counted */
-        send_log_whole(d, "lost for %s: stopped before it was delivered", w->name);
+    plat_lock(&w->lock);
+    for (struct delivery *d = w->oldest; d; d = d->newer) {
+        if (safe && send_is_saved(w, d)) {
+            waiting++;
+            continue;
+        }
+        atomic_fetch_add(&w->counters->lost, 1);
+        log_await_room(until_ms);
+        if (plat_now_ms() < until_ms) /* past that they are only counted */
+            send_log_whole_locked(w, d, "lost for %s: stopped before it was delivered", w->name);
+    }
+    plat_unlock(&w->lock);
+    return waiting;
 }
 
 /*
  * Waits until the senders have ended, but for those that are still inside the
- * system's resolver when stop_at_ms is past; logs what was not delivered. True:
- * all have ended and the webhook's memory is freed.
+ * system's resolver when stop_at_ms is past. True: all have ended.
  */
 static bool
-send_done(struct webhook *w)
+send_await_end(struct webhook *w)
 {
     bool stuck = false;
 
     plat_lock(&w->lock);
-    for (int i = 0; i < SENDERS_MAX; i++) {
+    for (int i = 0; i < w->most; i++) {
         struct sender *s = &w->sender[i];
         while (s->state == SENDER_RUNNING &&
             (http_left_ms(INT64_MAX) > 0 || !atomic_load(&s->client.resolving)))
@@ -6373,26 +8107,1513 @@ send_done(struct webhook *w)
         if (s->state == SENDER_RUNNING) {
             stuck = true;
             plat_thread_leave(&s->thread);
-            if (s->delivery)
-                send_log_lost(w, s->delivery);
         } else if (s->state == SENDER_ENDED)
             plat_thread_join(&s->thread);
     }
-    while (w->waiting > 0) {
-        struct delivery *d = send_pop_locked(w, 0);
-        send_log_lost(w, d);
-        send_forget_locked(w, d);
-    }
     plat_unlock(&w->lock);
-    if (stuck)
-        return false;
+    return !stuck;
+}
+
+/* Frees a webhook without senders, with all that waits. */
+static void
+send_done(struct webhook *w)
+{
+    plat_lock(&w->lock);
+    while (w->oldest)
+        send_forget_locked(w, w->oldest);
+    plat_unlock(&w->lock);
     free(w->heap);
+    free(w->sender);
     http_peer_done(&w->peer);
     plat_cond_done(&w->wake);
     plat_mutex_done(&w->lock);
+}
+
+/* ==== 12. Upkeep ============================================================
+ *
+ * Keeps the state directory in order: loads the journal at start, then syncs,
+ * writes dead letters, rewrites the journal when it is mostly done, tries a disk
+ * that has failed again, and sends dead letters again when --replay asks for it.
+ *
+ * A rewritten journal holds one line for each delivery that waits, and the
+ * windows of time that are open. It is copied while the old one goes on, then
+ * what came since is added, and the new file takes the place of the old one.
+ *
+ * Threads: main loads, before there are others; from then on the journal thread.
+ */
+
+/* A webhook that the journal has known, for when the configuration was edited. */
+struct known_webhook {
+    struct known_webhook *next;
+    struct webhook_config was; /* key, kind, place, description; name is made of these */
+    size_t listed;             /* webhooks of its kind in that configuration */
+    struct webhook *now;       /* the one that it is now; NULL: not looked for */
+    bool by_place;             /* only its place says so */
+    size_t waiting;            /* deliveries that were meant for it */
+    struct webhook gone;       /* what now is if there is none: holds its deliveries */
+};
+
+struct keeper {
+    const struct config *config; /* set before start, as all */
+    struct journal *journal;
+    struct windows *windows;
+    struct counters *counters;
+    struct webhook *webhook; /* of all kinds */
+    size_t webhooks;
+    struct plat_thread thread;
+    bool started;
+    struct arena arena;          /* of known */
+    struct known_webhook *known; /* main, then journal thread, as all below */
+    int64_t rewrite_ms, heal_ms; /* not again before */
+    int64_t looked_ms;           /* for what --replay asks, and whether the directory is there */
+    int64_t synced_ms;           /* when the last sync ended */
+    bool disk_fails;             /* something could not be written the last time */
+    bool gone;                   /* something still waits for webhooks that are gone */
+    bool asked;                  /* replay.request was there, and could not be removed */
+};
+
+/* Whether text from a file is a webhook-id of ours, which goes into a header as it is. */
+static bool
+keep_is_id(struct slice id)
+{
+    if (id.len < 5 || id.len >= sizeof((struct delivery *)0)->id || memcmp(id.data, "msg_", 4) != 0)
+        return false;
+    for (size_t i = 4; i < id.len; i++)
+        if (hex_value((unsigned char)id.data[i]) < 0)
+            return false;
     return true;
 }
-/* ==== 11. Listener ==========================================================
+
+/* Finds deliveries by their webhook-id; open addressing. */
+struct keep_index {
+    struct keep_slot {
+        struct delivery *delivery; /* NULL: free, or was once used if webhook is set */
+        struct webhook *webhook;
+        struct known_webhook *known; /* whom it was meant for, if that has changed */
+    } * slot;
+    size_t cap, used; /* cap is a power of two */
+};
+
+/* The place of an id, or the free one where it would stand. */
+static struct keep_slot *
+keep_find(const struct keep_index *index, const char *id)
+{
+    size_t i = crc_of(id, strlen(id));
+    struct keep_slot *slot, *reuse = NULL;
+
+    for (;; i++) {
+        slot = &index->slot[i & (index->cap - 1)];
+        if (!slot->delivery && !slot->webhook)
+            return reuse ? reuse : slot;
+        if (slot->delivery && strcmp(slot->delivery->id, id) == 0)
+            return slot;
+        if (!slot->delivery && !reuse)
+            reuse = slot;
+    }
+}
+
+/* Adds a delivery whose id is not there yet. */
+static void
+keep_index_add(struct keep_index *index, struct keep_slot entry)
+{
+    struct keep_slot *slot;
+
+    if (2 * (index->used + 1) > index->cap) {
+        struct keep_index bigger = {.cap = index->cap ? index->cap * 2 : 64};
+        bigger.slot = x_calloc(bigger.cap, sizeof *bigger.slot);
+        for (size_t i = 0; i < index->cap; i++)
+            if (index->slot[i].delivery) {
+                *keep_find(&bigger, index->slot[i].delivery->id) = index->slot[i];
+                bigger.used++;
+            }
+        free(index->slot);
+        *index = bigger;
+    }
+    slot = keep_find(index, entry.delivery->id);
+    index->used += !slot->webhook;
+    *slot = entry;
+}
+
+/* What the state of loading is. */
+struct keep_load {
+    struct keeper *k;
+    struct keep_index index;
+    bool read_only;
+    int64_t now_ms, wall_ms;
+    uint64_t alerts; /* lines, done or not */
+    int damaged;     /* lines */
+    int file;        /* to which they are set aside; -1: none yet */
+    char name[64];
+};
+
+/*
+ * Finds the webhook that stood in an earlier configuration: by key, by a
+ * description that is unique within its kind, or by its place in a list that is
+ * as long as before. NULL: there is none any more. *by_place: only by that.
+ */
+static struct webhook *
+keep_match(const struct keeper *k, const struct webhook_config *was, size_t listed, bool *by_place)
+{
+    struct webhook *named = NULL, *placed = NULL;
+    size_t count = 0;
+
+    *by_place = false;
+    for (size_t i = 0; i < k->webhooks; i++) {
+        struct webhook *w = &k->webhook[i];
+        const struct webhook_config *is = w->peer.webhook;
+        if (strcmp(is->key, was->key) == 0)
+            return w;
+        if (is->kind != was->kind)
+            continue;
+        if (is->description && was->description && *was->description &&
+            strcmp(is->description, was->description) == 0) {
+            named = w;
+            count++;
+        }
+        if (is->place == was->place && w->listed == listed)
+            placed = w;
+    }
+    *by_place = count != 1 && placed;
+    return count == 1 ? named : placed;
+}
+
+/*
+ * The webhook that a key of the journal means; one that is gone gets a place for
+ * its deliveries. *meant: what it was, if that has changed.
+ */
+static struct webhook *
+keep_webhook(struct keeper *k, struct slice key, struct known_webhook **meant)
+{
+    struct known_webhook *known = k->known;
+
+    *meant = NULL;
+    for (size_t i = 0; i < k->webhooks; i++)
+        if (slice_is(key, k->webhook[i].peer.webhook->key))
+            return &k->webhook[i];
+    while (known && !slice_is(key, known->was.key))
+        known = known->next;
+    if (!known) {
+        known = arena_alloc(&k->arena, sizeof *known);
+        *known = (struct known_webhook){.next = k->known};
+        snprintf(known->was.key, sizeof known->was.key, "%.*s", (int)key.len, key.data);
+        snprintf(known->was.name, sizeof known->was.name, "an unknown webhook");
+        k->known = known;
+    }
+    *meant = known;
+    if (known->now)
+        return known->now;
+    known->now = keep_match(k, &known->was, known->listed, &known->by_place);
+    if (!known->now) {
+        known->now = &known->gone;
+        send_init(&known->gone, k->config, &known->was, k->counters, k->journal);
+        known->gone.listed = known->listed;
+    }
+    return known->now;
+}
+
+/* Takes in the line of a webhook. */
+static void
+keep_load_webhook(struct keep_load *l, const struct journal_line *line)
+{
+    struct keeper *k = l->k;
+    struct known_webhook *known = k->known;
+    struct webhook_config *was;
+    struct buf text = {0};
+
+    while (known && !slice_is(line->field[0], known->was.key))
+        known = known->next;
+    if (known && known->now)
+        return; /* it was needed before it was described */
+    if (!known) {
+        known = arena_alloc(&k->arena, sizeof *known);
+        known->next = k->known;
+        k->known = known;
+    }
+    was = &known->was;
+    snprintf(was->key, sizeof was->key, "%.*s", (int)line->field[0].len, line->field[0].data);
+    was->kind = slice_is(line->field[1], KINDS[ALERT_ABORTED].name) ? ALERT_ABORTED : ALERT_FAILURE;
+    was->place = (size_t)slice_number(line->field[2], CONFIG_WEBHOOKS_MAX) - 1;
+    known->listed = (size_t)slice_number(line->field[3], CONFIG_WEBHOOKS_MAX);
+    snprintf(was->name, sizeof was->name, "%s %zu", KINDS[was->kind].name, was->place + 1);
+    was->description = NULL;
+    if (json_read_string(line->field[4], &text) == 0 && text.len > 0) {
+        was->description = arena_copy(&k->arena, text.data, text.len);
+        snprintf(was->name, sizeof was->name, "%s %zu (\"%s\")", KINDS[was->kind].name,
+            was->place + 1, log_text(slice_of(was->description)).text);
+    }
+    buf_free(&text);
+}
+
+/* What plat_now_ms was, or would have been, at a time of the wall clock; never in the future. */
+static int64_t
+keep_when(const struct keep_load *l, int64_t wall_ms)
+{
+    return wall_ms < l->wall_ms ? l->now_ms - (l->wall_ms - wall_ms) : l->now_ms;
+}
+
+/* Opens a window that was open when the program ended, if it still is. */
+static void
+keep_open_window(struct keep_load *l, enum alert_kind kind, enum window_use use,
+    const struct window_key *key, int64_t begin_ms)
+{
+    struct window_table *t = &l->k->windows->table[kind][use];
+
+    if (begin_ms + t->length_ms > l->now_ms && !window_find(t, key, l->now_ms))
+        window_open(t, key, begin_ms);
+}
+
+/* Opens the windows of an alert that was accepted before. */
+static void
+keep_open_windows(struct keep_load *l, enum alert_kind kind, struct slice json, int64_t begin_ms)
+{
+    static const enum alert_field ids[] = {
+        [WINDOW_RATE] = FIELD_TASK_ID, [WINDOW_SEEN] = FIELD_EXECUTION_ID};
+
+    for (int use = 0; use < WINDOW_USES; use++) {
+        struct buf id = {0};
+        struct window_key key;
+        if (begin_ms + l->k->windows->table[kind][use].length_ms <= l->now_ms)
+            continue;
+        buf_add(&id, "", 0);
+        if (json_read_string(json_get(json, FIELD_NAMES[ids[use]]), &id) == 0) {
+            key = window_key((struct slice){id.data, id.len});
+            keep_open_window(l, kind, (enum window_use)use, &key, begin_ms);
+        }
+        buf_free(&id);
+    }
+}
+
+/* Takes in an alert's line, len bytes at an offset: what it is for waits. */
+static void
+keep_load_alert(struct keep_load *l, const struct journal_line *line, int64_t at, size_t len)
+{
+    int64_t wall_ms = slice_number(line->field[0], INT64_MAX / 16);
+    int64_t accepted_ms = keep_when(l, wall_ms < 0 ? l->wall_ms : wall_ms);
+    struct slice targets = line->field[1], json = line->field[2];
+    struct payload *payload = NULL;
+    struct webhook *w = NULL;
+
+    l->alerts++;
+    while (targets.len > 0) {
+        struct slice id = slice_take(&targets, ','), key = slice_take(&id, ':');
+        struct known_webhook *meant;
+        struct delivery *d;
+        if (!keep_is_id(id) || key.len >= sizeof w->peer.webhook->key)
+            continue;
+        w = keep_webhook(l->k, key, &meant);
+        d = send_new(l->alerts, accepted_ms);
+        memcpy(d->id, id.data, id.len);
+        if (l->index.cap > 0 && keep_find(&l->index, d->id)->delivery) {
+            free(d); /* it waits already: two journals were put together */
+            continue;
+        }
+        plat_lock(&w->lock);
+        send_append_locked(w, d, &(struct send_source){json, at, len}, &payload);
+        plat_unlock(&w->lock);
+        journal_count(l->k->journal, 1, len);
+        keep_index_add(&l->index, (struct keep_slot){d, w, meant});
+        if (meant)
+            meant->waiting++;
+    }
+    payload_free(payload);
+    if (w && line->word == JOURNAL_ACCEPTED)
+        keep_open_windows(l, w->peer.webhook->kind, json, accepted_ms);
+}
+
+/* Takes in an outcome. */
+static void
+keep_load_outcome(struct keep_load *l, const struct journal_line *line)
+{
+    struct keep_slot *slot = NULL;
+    struct delivery *d;
+    char id[sizeof d->id];
+    struct buf why = {0};
+
+    snprintf(id, sizeof id, "%.*s", (int)line->field[0].len, line->field[0].data);
+    if (l->index.cap > 0)
+        slot = keep_find(&l->index, id);
+    if (!slot || !slot->delivery)
+        return; /* its alert was damaged, or is gone already */
+    d = slot->delivery;
+    plat_lock(&slot->webhook->lock);
+    if (line->word != JOURNAL_RETRY) {
+        journal_count(l->k->journal, -1, d->len[0]);
+        send_detach_locked(slot->webhook, d);
+        send_forget_locked(slot->webhook, d);
+        slot->delivery = NULL;
+        if (slot->known)
+            slot->known->waiting--;
+    } else {
+        int64_t attempts = slice_number(line->field[1], 1000000);
+        d->attempts = attempts < 0 ? 0 : (int)attempts;
+        free(d->failure);
+        d->failure = NULL;
+        if (json_read_string(line->field[4], &why) == 0 && why.data)
+            d->failure = x_strdup(why.data);
+        if (l->read_only) { /* nothing is sent: --pending shows these */
+            d->tried_ms = keep_when(l, slice_number(line->field[2], INT64_MAX / 16));
+            d->due_ms = l->now_ms + slice_number(line->field[3], INT64_MAX / 16) - l->wall_ms;
+        }
+        buf_free(&why);
+    }
+    plat_unlock(&slot->webhook->lock);
+}
+
+/* Takes in the line of an open window. */
+static void
+keep_load_window(struct keep_load *l, const struct journal_line *line)
+{
+    int64_t wall_ms = slice_number(line->field[2], INT64_MAX / 16);
+    struct window_key key = {.none = false};
+
+    if (line->field[3].len != 2 * sizeof key.bytes || wall_ms < 0)
+        return;
+    for (size_t i = 0; i < sizeof key.bytes; i++) {
+        int high = hex_value((unsigned char)line->field[3].data[2 * i]);
+        int low = hex_value((unsigned char)line->field[3].data[2 * i + 1]);
+        if (high < 0 || low < 0)
+            return;
+        key.bytes[i] = (uint8_t)(high << 4 | low);
+    }
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (int use = 0; use < WINDOW_USES; use++)
+            if (slice_is(line->field[0], KINDS[kind].name) &&
+                slice_is(line->field[1], WINDOW_NAMES[use]))
+                keep_open_window(
+                    l, (enum alert_kind)kind, (enum window_use)use, &key, keep_when(l, wall_ms));
+}
+
+/* Takes in one record, len bytes at an offset. */
+static void
+keep_load_record(struct keep_load *l, const struct journal_line *line, int64_t at, size_t len)
+{
+    switch (line->word) {
+    case JOURNAL_ACCEPTED:
+    case JOURNAL_WAITING:
+        keep_load_alert(l, line, at, len);
+        break;
+    case JOURNAL_RETRY:
+    case JOURNAL_DELIVERED:
+    case JOURNAL_DEAD:
+    case JOURNAL_DROPPED:
+        keep_load_outcome(l, line);
+        break;
+    case JOURNAL_WEBHOOK:
+        keep_load_webhook(l, line);
+        break;
+    case JOURNAL_WINDOW:
+        keep_load_window(l, line);
+        break;
+    }
+}
+
+/* Removes a file of damaged lines from the state directory of the journal arg. */
+static void
+keep_remove_damaged(const char *name, void *arg)
+{
+    if (strncmp(name, "journal.damaged-", 16) == 0)
+        journal_remove_file(arg, name);
+}
+
+/* Adds up the bytes of damaged lines in the state directory. */
+struct keep_sum {
+    const struct journal *journal;
+    int64_t bytes;
+};
+
+static void
+keep_sum_damaged(const char *name, void *arg)
+{
+    struct keep_sum *sum = arg;
+    char *path = journal_path(sum->journal, name);
+
+    if (strncmp(name, "journal.damaged-", 16) == 0)
+        sum->bytes += plat_path_len(path);
+    free(path);
+}
+
+/* Opens the file for damaged lines; those of earlier starts go when they take too much room. */
+static void
+keep_open_damaged(struct keep_load *l)
+{
+    struct journal *j = l->k->journal;
+    struct keep_sum sum = {j, 0};
+    char when[32];
+
+    plat_folder_each(j->folder, keep_sum_damaged, &sum);
+    if (sum.bytes > j->letters_max) {
+        log_line(LOG_WARN, "journal: the damaged lines set aside before are removed (%lld bytes)",
+            (long long)sum.bytes);
+        plat_folder_each(j->folder, keep_remove_damaged, j);
+    }
+    log_time(l->wall_ms, when);
+    snprintf(l->name, sizeof l->name, "journal.damaged-%.4s%.2s%.2sT%.2s%.2s%.2sZ", when, when + 5,
+        when + 8, when + 11, when + 14, when + 17);
+    l->file = journal_open_file(j, l->name, false, false);
+    if (l->file < 0)
+        log_line(LOG_ERROR, "journal: damaged lines cannot be set aside: %s", plat_error());
+}
+
+/* Sets a damaged line aside, after what is good inside of it was taken. */
+static void
+keep_load_damaged(struct keep_load *l, struct slice line, int64_t at)
+{
+    struct journal *j = l->k->journal;
+    struct journal_line record;
+    size_t from = 0, begin, len;
+
+    l->damaged++;
+    while ((begin = journal_salvage(line, from, &len)) != SIZE_MAX) {
+        struct slice good = {line.data + begin, len};
+        journal_read_line(good, &record);
+        keep_load_record(l, &record, at + (int64_t)begin, len);
+        from = begin + len;
+    }
+    if (l->read_only)
+        return;
+    if (l->damaged == 1)
+        keep_open_damaged(l);
+    if (l->file >= 0 && plat_file_len(l->file) < j->letters_max &&
+        (plat_write(l->file, line.data, line.len) != 0 || plat_write(l->file, "\n", 1) != 0))
+        log_line(LOG_ERROR, "journal: a damaged line cannot be set aside: %s", plat_error());
+}
+
+/*
+ * Takes in the last line, which has no LF: a record that was written whole is
+ * kept, any other was never accepted and is cut off.
+ */
+static void
+keep_load_torn(struct keep_load *l, struct slice line, int64_t at)
+{
+    struct journal *j = l->k->journal;
+    struct journal_line record;
+    size_t len;
+
+    if (journal_read_line(line, &record) == 0)
+        keep_load_record(l, &record, at, line.len);
+    else if (journal_salvage(line, 0, &len) != SIZE_MAX)
+        keep_load_damaged(l, line, at);
+    else if (!l->read_only) {
+        log_line(LOG_WARN, "journal: a torn last line (%zu bytes) was cut off", line.len);
+        if (plat_file_cut(j->file[0], at) == 0)
+            j->end = at;
+        return;
+    }
+    if (!l->read_only && plat_write(j->file[0], "\n", 1) == 0)
+        j->end++;
+}
+
+/* Numbers what waits from 1 on, the deliveries of one alert alike. */
+static void
+keep_number(struct keep_load *l)
+{
+    uint64_t *number = x_calloc(l->alerts + 1, sizeof *number);
+
+    for (size_t i = 0; i < l->k->webhooks; i++)
+        for (struct delivery *d = l->k->webhook[i].oldest; d; d = d->newer) {
+            if (!number[d->number])
+                number[d->number] = atomic_fetch_add(&l->k->counters->numbers, 1) + 1;
+            d->number = number[d->number];
+        }
+    free(number);
+}
+
+/* Says what waits for webhooks that are found again by their place only. */
+static void
+keep_tell_places(const struct keeper *k)
+{
+    for (const struct known_webhook *known = k->known; known; known = known->next)
+        if (known->waiting > 0 && known->by_place)
+            log_line(LOG_WARN,
+                "journal: %zu alerts wait for %s, which has changed: they go to %s at the same place",
+                known->waiting, known->was.name, known->now->name);
+}
+
+/* Adds what the journal always holds: the configuration's webhooks. */
+static void
+keep_add_head(const struct keeper *k, struct buf *lines)
+{
+    for (size_t i = 0; i < k->webhooks; i++)
+        journal_add_webhook(lines, k->webhook[i].peer.webhook, k->webhook[i].listed);
+}
+
+/*
+ * Reads the journal: what waits stands in the webhooks' lists afterwards, and
+ * windows of time are open again. read_only: for --pending. Main, before the
+ * senders. -1 with e: the journal cannot be read.
+ */
+static int
+keep_load(struct keeper *k, bool read_only, struct err *e)
+{
+    struct keep_load l = {.k = k,
+        .read_only = read_only,
+        .now_ms = plat_now_ms(),
+        .wall_ms = plat_wall_ms(),
+        .file = -1};
+    struct journal *j = k->journal;
+    struct line_reader r = {.file = j->file[0]};
+    struct journal_line record;
+    struct slice line;
+    struct buf head = {0};
+    int got = 0;
+
+    if (j->file[0] < 0)
+        return 0;
+    while ((got = line_read(&r, &line)) > 0)
+        if (r.cut && r.line_at + (int64_t)line.len >= j->end) {
+            keep_load_torn(&l, line, r.line_at);
+            got = 0;
+            break;
+        } else if (r.cut || journal_read_line(line, &record) != 0)
+            keep_load_damaged(&l, line, r.line_at);
+        else
+            keep_load_record(&l, &record, r.line_at, line.len);
+    if (got < 0)
+        err_set(e, "cannot read %s/journal: %s", j->folder, plat_error());
+    buf_free(&r.in);
+    free(l.index.slot);
+    plat_file_close(l.file);
+    keep_number(&l);
+    if (got < 0 || read_only)
+        return got;
+    if (l.damaged > 0)
+        log_line(LOG_ERROR, "journal: %d damaged line%s set aside in %s/%s", l.damaged,
+            l.damaged == 1 ? "" : "s", j->folder, l.name);
+    j->rewrite = l.damaged > 0;
+    keep_tell_places(k);
+    keep_add_head(k, &head);
+    plat_lock(&j->file_lock);
+    journal_write_locked(j, (struct slice){head.data ? head.data : "", head.len}, true);
+    plat_unlock(&j->file_lock);
+    buf_free(&head);
+    return 0;
+}
+
+/* ---- Journal thread ---- */
+
+/* Notes that a sync has failed: what was written before may not be on the disk, and never be. */
+static void
+keep_check_sync(struct keeper *k, bool failed)
+{
+    struct journal *j = k->journal;
+
+    if (!failed)
+        return;
+    plat_lock(&j->file_lock);
+    journal_fail_locked(j, "cannot sync the journal");
+    j->unsafe = true;
+    plat_unlock(&j->file_lock);
+}
+
+/* Has what was written put on the disk. */
+static void
+keep_sync(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    bool unsynced;
+
+    plat_lock(&j->lock);
+    unsynced = j->unsynced;
+    j->unsynced = false;
+    plat_unlock(&j->lock);
+    keep_check_sync(k, unsynced && plat_file_sync(j->file[j->now]) != 0);
+    k->synced_ms = unsynced ? plat_now_ms() : k->synced_ms;
+}
+
+/* Writes the outcomes that wait. */
+static void
+keep_write(struct keeper *k)
+{
+    struct journal *j = k->journal;
+
+    plat_lock(&j->file_lock);
+    if (!j->failed && j->folder)
+        journal_write_locked(j, (struct slice){"", 0}, true);
+    plat_unlock(&j->file_lock);
+}
+
+/* Adds lines to dead-letters.ndjson, for good. 0, or -1 with errno: nothing was added. */
+static int
+keep_append_letters(const struct journal *j, struct slice letters)
+{
+    int file = journal_open_file(j, "dead-letters.ndjson", false, false), failed = -1, why;
+    int64_t len = file < 0 ? -1 : plat_file_len(file);
+    char last = '\n';
+
+    if (len > 0 && len + (int64_t)letters.len > j->letters_max) {
+        plat_file_close(file);
+        if (journal_replace_file(j, "dead-letters.ndjson", "dead-letters.1.ndjson") != 0)
+            return -1;
+        log_line(LOG_WARN,
+            "dead letters: the file is full and is now dead-letters.1.ndjson; "
+            "the one of that name before is gone");
+        file = journal_open_file(j, "dead-letters.ndjson", false, false);
+        len = file < 0 ? -1 : plat_file_len(file);
+    }
+    if (len > 0 && plat_read_at(file, &last, 1, len - 1) != 1)
+        len = -1;
+    if (len >= 0) { /* a line that was torn before must not swallow the next */
+        failed = last == '\n' ? 0 : plat_write(file, "\n", 1);
+        failed = failed ? failed : plat_write(file, letters.data, letters.len);
+        failed = failed ? failed : plat_file_sync(file);
+        failed = failed || len > 0 ? failed : plat_folder_sync(j->folder);
+    }
+    why = errno;
+    if (failed && len >= 0)
+        plat_file_cut(file, len);
+    plat_file_close(file);
+    errno = why;
+    return failed;
+}
+
+/* Length of the first lines of s: *count of them, or as many as have max bytes, at least one. */
+static size_t
+keep_lines_len(struct slice s, size_t max, size_t *count)
+{
+    size_t len = 0, lines = 0;
+
+    while (len < s.len && lines < *count) {
+        const char *end = memchr(s.data + len, '\n', s.len - len);
+        size_t line = end ? (size_t)(end - s.data) + 1 - len : s.len - len;
+        if (lines > 0 && len + line > max)
+            break;
+        len += line;
+        lines++;
+    }
+    *count = lines;
+    return len;
+}
+
+/* Puts the bytes of from behind used before those of to. */
+static void
+keep_put_back(struct buf *to, const struct buf *from, size_t used)
+{
+    struct buf all = {0};
+
+    buf_add(&all, from->data ? from->data + used : "", from->len - used);
+    buf_add(&all, to->data ? to->data : "", to->len);
+    buf_free(to);
+    *to = all;
+}
+
+/* Writes the dead letters that wait, and then the lines that end their deliveries. */
+static void
+keep_letters(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    struct buf letters, buried;
+    size_t written = 0, ended = 0;
+    bool failed = false;
+
+    plat_lock(&j->lock);
+    letters = j->letters;
+    buried = j->buried;
+    j->letters = j->buried = (struct buf){0};
+    plat_unlock(&j->lock);
+    while (written < letters.len && !failed) {
+        size_t count = SIZE_MAX;
+        struct slice part = {letters.data + written, letters.len - written};
+        part.len = keep_lines_len(part, (size_t)j->letters_max / 2, &count);
+        failed = keep_append_letters(j, part) != 0;
+        written += failed ? 0 : part.len;
+        part = (struct slice){buried.data + ended, buried.len - ended};
+        ended += failed ? 0 : keep_lines_len(part, SIZE_MAX, &count);
+    }
+    if (failed && !j->letters_failed)
+        log_line(LOG_ERROR, "state directory: cannot write dead-letters.ndjson: %s; trying again",
+            plat_error());
+    if (!failed && letters.len > 0 && j->letters_failed)
+        log_line(LOG_INFO, "state directory: dead-letters.ndjson can be written again");
+    plat_lock(&j->lock);
+    buf_add(&j->outcomes, buried.data ? buried.data : "", ended);
+    if (failed) {
+        keep_put_back(&j->letters, &letters, written);
+        keep_put_back(&j->buried, &buried, ended);
+    }
+    if (letters.len > 0)
+        j->letters_failed = failed;
+    plat_unlock(&j->lock);
+    buf_free(&letters);
+    buf_free(&buried);
+}
+
+/*
+ * Makes dead letters of what waits for webhooks that are in the configuration no
+ * more, as many as may wait to be written and can be read. *left: some are left.
+ * Gives how many there were.
+ */
+static size_t
+keep_bury_gone(struct keeper *k, bool *left)
+{
+    struct journal *j = k->journal;
+    size_t buried = 0;
+
+    *left = false;
+    for (struct known_webhook *known = k->known; known; known = known->next) {
+        struct webhook *w = &known->gone;
+        bool room = true;
+        if (known->now != w)
+            continue;
+        plat_lock(&w->lock);
+        while (w->oldest && room) {
+            plat_lock(&j->lock);
+            room = j->letters.len < LETTERS_WAIT_MAX / 2 && !j->letters_failed;
+            plat_unlock(&j->lock);
+            if (!room || (send_fetch_waiting_locked(w, w->oldest) != 0 && errno != EBADMSG))
+                break;
+            log_await_room(plat_now_ms() + STOP_LOG_MS);
+            w->oldest->number = atomic_fetch_add(&k->counters->numbers, 1) + 1;
+            send_bury_locked(w, send_detach_locked(w, w->oldest),
+                "its webhook is in the configuration no more", "");
+            buried++;
+        }
+        *left = *left || w->oldest;
+        plat_unlock(&w->lock);
+    }
+    return buried;
+}
+
+/* Adds the windows of time that are open. */
+static void
+keep_add_windows(struct keeper *k, struct buf *lines)
+{
+    int64_t now_ms = plat_now_ms(), wall_ms = plat_wall_ms();
+    uint32_t most = (uint32_t)(k->journal->file_max / 4 / WINDOW_LINE /
+        (ALERT_KINDS * WINDOW_USES));
+
+    plat_lock(&k->windows->lock);
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (int use = 0; use < WINDOW_USES; use++) {
+            const struct window_table *t = &k->windows->table[kind][use];
+            uint32_t i = t->count > most ? t->count - most : 0; /* those that end last */
+            for (; i < t->count; i++) {
+                const struct window_entry *entry = &t->entry[(t->first + i) & (t->cap - 1)];
+                char key[2 * sizeof entry->key + 1];
+                size_t begin;
+                if (entry->begin_ms + t->length_ms <= now_ms)
+                    continue;
+                cfg_hex(entry->key, sizeof entry->key, key);
+                begin = journal_begin_line(lines, JOURNAL_WINDOW);
+                buf_format(lines, "\t%s\t%s\t%lld\t%s", KINDS[kind].name, WINDOW_NAMES[use],
+                    (long long)(wall_ms - (now_ms - entry->begin_ms)), key);
+                journal_end_line(lines, begin);
+            }
+        }
+    plat_unlock(&k->windows->lock);
+}
+
+/* A journal that is being rewritten. */
+struct keep_rewrite {
+    struct buf lines; /* what goes to the file next */
+    int64_t below;    /* length of the old file when it began */
+    int64_t end;      /* of the new one, without lines */
+    int64_t alerts;   /* bytes in it of lines of alerts that waited */
+    int which;        /* the new one's place in journal->file */
+};
+
+/* Writes out what is ready. -1 with errno. */
+static int
+keep_put_lines(struct journal *j, struct keep_rewrite *rw)
+{
+    int failed = plat_write(j->file[rw->which], rw->lines.data, rw->lines.len);
+
+    rw->end += (int64_t)rw->lines.len;
+    rw->lines.len = 0;
+    return failed;
+}
+
+/* Whether the program is about to end, so that nothing long is begun. */
+static bool
+keep_is_stopping(struct keeper *k)
+{
+    bool stopping;
+
+    plat_lock(&k->journal->lock);
+    stopping = k->journal->stopping;
+    plat_unlock(&k->journal->lock);
+    return stopping;
+}
+
+/* Writes every delivery to the new file. -1 with errno. */
+static int
+keep_copy_waiting(struct keeper *k, struct keep_rewrite *rw)
+{
+    for (size_t i = 0; i < k->webhooks; i++) {
+        struct webhook *w = &k->webhook[i];
+        int more = 1;
+        plat_lock(&w->lock);
+        w->copying = w->oldest;
+        plat_unlock(&w->lock);
+        while (more > 0) {
+            struct send_copy c = {&rw->lines, rw->which, rw->end, rw->below, false, 0, 0};
+            plat_lock(&w->lock);
+            more = send_copy_locked(w, &c);
+            if (more < 0)
+                w->copying = NULL;
+            plat_unlock(&w->lock);
+            if (more < 0 || keep_put_lines(k->journal, rw) != 0 ||
+                (keep_is_stopping(k) && !k->journal->unsafe)) /* which is the last chance */
+                return -1;
+            rw->alerts += c.bytes;
+            keep_sync(k); /* new alerts do not wait for the copy */
+        }
+    }
+    return 0;
+}
+
+/* Copies what the old file has got since, from *from on, up to its end. -1 with errno. */
+static int
+keep_copy_tail(struct journal *j, struct keep_rewrite *rw, int64_t *from, int64_t end)
+{
+    while (*from < end) {
+        int64_t n = end - *from < (int64_t)JOURNAL_COPY ? end - *from : (int64_t)JOURNAL_COPY;
+        buf_reserve(&rw->lines, JOURNAL_COPY);
+        n = plat_read_at(j->file[j->now], rw->lines.data, (size_t)n, *from);
+        if (n <= 0)
+            return -1;
+        rw->lines.len = (size_t)n;
+        *from += n;
+        if (keep_put_lines(j, rw) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+/*
+ * Puts the new file in the place of the old one. The file lock is held, so
+ * nothing is synced here: what came since the last sync is synced in neither.
+ * -1 with errno.
+ */
+static int
+keep_switch_locked(struct keeper *k, struct keep_rewrite *rw, int64_t copied, int64_t base)
+{
+    struct journal *j = k->journal;
+    int64_t grown = 0, unsaved = 0;
+    int old = j->now;
+
+    if (keep_copy_tail(j, rw, &copied, j->end) != 0 ||
+        journal_replace_file(j, "journal.new", "journal") != 0)
+        return -1;
+    for (size_t i = 0; i < k->webhooks; i++) {
+        plat_lock(&k->webhook[i].lock);
+        grown += send_move_locked(&k->webhook[i], rw->below, base, &unsaved);
+        plat_unlock(&k->webhook[i].lock);
+    }
+    plat_file_close(j->file[old]);
+    j->file[old] = -1;
+    j->now = rw->which;
+    j->end = rw->end;
+    j->uncut = j->unsafe = false;
+    plat_lock(&j->lock);
+    j->live_bytes += grown;
+    j->unsaved = (size_t)((int64_t)j->unsaved + unsaved);
+    j->kept_bytes = base - rw->alerts;
+    j->rewrite = false;
+    plat_cond_wake(&j->wake); /* for journal_await_room */
+    plat_unlock(&j->lock);
+    return 0;
+}
+
+/* Forgets the places in a new file that did not come to be. */
+static void
+keep_abandon(struct keeper *k, int which)
+{
+    int why = errno;
+
+    plat_file_close(k->journal->file[which]);
+    k->journal->file[which] = -1;
+    journal_remove_file(k->journal, "journal.new");
+    for (size_t i = 0; i < k->webhooks; i++) {
+        plat_lock(&k->webhook[i].lock);
+        for (struct delivery *d = k->webhook[i].oldest; d; d = d->newer)
+            d->at[which] = -1;
+        plat_unlock(&k->webhook[i].lock);
+    }
+    errno = why;
+}
+
+/* Copies all but what comes at the end under the lock, and syncs it. -1 with errno. */
+static int
+keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *base)
+{
+    struct journal *j = k->journal;
+    size_t buried;
+    int64_t end;
+    bool letters, gone;
+
+    keep_add_head(k, &rw->lines);
+    keep_add_windows(k, &rw->lines);
+    if (keep_put_lines(j, rw) != 0 || keep_copy_waiting(k, rw) != 0)
+        return -1;
+    *base = rw->end;
+    do {
+        buried = keep_bury_gone(k, &gone);
+        keep_letters(k); /* what died meanwhile may stand nowhere else */
+        plat_lock(&j->lock);
+        letters = j->letters.len > 0;
+        plat_unlock(&j->lock);
+    } while (gone && buried > 0 && !letters);
+    plat_lock(&j->file_lock);
+    end = j->end;
+    plat_unlock(&j->file_lock);
+    if (letters || gone || keep_copy_tail(j, rw, copied, end) != 0)
+        return -1;
+    return plat_file_sync(j->file[rw->which]);
+}
+
+/* Writes a new journal with all that waits, in the place of the old one. -1 with errno. */
+static int
+keep_rewrite(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    struct keep_rewrite rw = {.which = 1 - j->now};
+    int64_t copied, base = 0;
+    int failed;
+
+    plat_lock(&j->file_lock);
+    rw.below = copied = j->end;
+    plat_unlock(&j->file_lock);
+    j->file[rw.which] = journal_open_file(j, "journal.new", false, true);
+    if (j->file[rw.which] < 0)
+        return -1;
+    failed = keep_copy(k, &rw, &copied, &base);
+    if (!failed) {
+        plat_lock(&j->file_lock);
+        failed = keep_switch_locked(k, &rw, copied, base);
+        plat_unlock(&j->file_lock);
+    }
+    buf_free(&rw.lines);
+    if (failed) {
+        keep_abandon(k, rw.which);
+        return -1;
+    }
+    keep_check_sync(k, plat_file_sync(j->file[j->now]) != 0 || plat_folder_sync(j->folder) != 0);
+    return 0;
+}
+
+/* Rewrites the journal if it is mostly done, damaged or has no room left. */
+static void
+keep_rewrite_if_due(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    int64_t now_ms = plat_now_ms();
+    int64_t end;
+    bool due, failed;
+
+    plat_lock(&j->file_lock);
+    end = j->failed ? 0 : j->end;
+    plat_unlock(&j->file_lock);
+    plat_lock(&j->lock);
+    due = end > 0 && j->letters.len == 0 &&
+        (j->rewrite ||
+            (end > j->file_max && end - j->live_bytes - j->kept_bytes > j->file_max / 16) ||
+            (end >= JOURNAL_REWRITE_MIN && end > 2 * (j->live_bytes + j->kept_bytes)));
+    plat_unlock(&j->lock);
+    if (!due || now_ms < k->rewrite_ms)
+        return;
+    failed = keep_rewrite(k) != 0;
+    plat_lock(&j->lock);
+    if (failed && !j->rewrite_failed && !j->stopping)
+        log_line(LOG_ERROR, "state directory: cannot rewrite the journal: %s; trying again",
+            plat_error());
+    if (!failed && j->rewrite_failed)
+        log_line(LOG_INFO, "state directory: works again: the journal can be rewritten");
+    j->rewrite_failed = failed;
+    plat_unlock(&j->lock);
+    if (failed)
+        k->rewrite_ms = plat_now_ms() + JOURNAL_HEAL_MS;
+}
+
+/*
+ * Writes down the alerts of one webhook that are in memory only. -1: the disk
+ * fails. The file lock is held; the webhook waits, as this is rare and short.
+ */
+static int
+keep_save_locked(struct keeper *k, struct webhook *w)
+{
+    struct journal *j = k->journal;
+    struct buf lines = {0};
+    int more = 1;
+    bool failed = false;
+
+    plat_lock(&w->lock);
+    w->copying = w->unsaved;
+    while (more > 0 && !failed) {
+        struct send_copy c = {&lines, j->now, j->end, 0, true, 0, 0};
+        more = send_copy_locked(w, &c);
+        failed = more < 0 ||
+            journal_write_locked(j, (struct slice){lines.data, lines.len}, false) < 0;
+        for (struct delivery *d = w->unsaved; d && failed; d = d->newer)
+            if (d->at[j->now] >= j->end)
+                d->at[j->now] = -1;
+        plat_lock(&j->lock);
+        j->live_bytes += failed ? 0 : c.bytes;
+        j->unsaved -= failed ? 0 : c.count;
+        j->unsynced = j->unsynced || !failed;
+        plat_unlock(&j->lock);
+        lines.len = 0;
+    }
+    while (w->unsaved && send_is_saved(w, w->unsaved))
+        w->unsaved = w->unsaved->newer;
+    w->holds_saved = true;
+    plat_unlock(&w->lock);
+    buf_free(&lines);
+    return failed ? -1 : 0;
+}
+
+/*
+ * Whether the journal can be written to: not only the next line, which may still
+ * fit into its last block. The file lock is held.
+ */
+static bool
+keep_probe_locked(struct journal *j)
+{
+    char *zeros = x_calloc(1, KEEP_PROBE);
+    bool works = journal_cut_locked(j) == 0;
+
+    j->uncut = true;
+    works = works && plat_write(j->file[j->now], zeros, KEEP_PROBE) == 0;
+    free(zeros);
+    return journal_cut_locked(j) == 0 && works;
+}
+
+/* Tries a disk that has failed once more: whether it works. */
+static bool
+keep_try_disk(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    struct err e;
+    bool works;
+
+    if (j->unsafe) {
+        char *lock = journal_path(j, "lock");
+        bool locked = plat_file_is_at(j->lock_file, lock);
+        free(lock);
+        if (!locked) {
+            plat_file_close(j->lock_file);
+            j->lock_file = -1;
+            if (plat_make_folder(j->folder, true) != 0 || journal_take_lock(j, &e) != 0)
+                return false;
+        }
+        return keep_rewrite(k) == 0 && !j->unsafe;
+    }
+    plat_lock(&j->file_lock);
+    works = keep_probe_locked(j);
+    plat_unlock(&j->file_lock);
+    if (!works || plat_file_sync(j->file[j->now]) == 0)
+        return works;
+    keep_check_sync(k, true);
+    return false;
+}
+
+/* Tries a disk that has failed once more, and writes down what is in memory only. */
+static void
+keep_heal(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    bool failed, full, saved = true;
+    size_t unsaved;
+
+    plat_lock(&j->file_lock);
+    failed = j->failed;
+    plat_unlock(&j->file_lock);
+    plat_lock(&j->lock);
+    unsaved = j->unsaved;
+    full = j->live_bytes >= j->live_max;
+    plat_unlock(&j->lock);
+    if ((!failed && (unsaved == 0 || full)) || plat_now_ms() < k->heal_ms)
+        return;
+    k->heal_ms = plat_now_ms() + JOURNAL_HEAL_MS;
+    if (failed && !keep_try_disk(k))
+        return;
+    plat_lock(&j->file_lock);
+    full = j->end > j->file_max + j->file_max / 8 && !keep_is_stopping(k);
+    for (size_t i = 0; i < k->webhooks && saved && !full; i++)
+        saved = keep_save_locked(k, &k->webhook[i]) == 0;
+    if (failed && saved) {
+        log_line(LOG_INFO, "state directory: works again");
+        j->failed = false;
+    }
+    plat_unlock(&j->file_lock);
+}
+
+/* A line of dead-letters.ndjson that can be sent again. */
+struct letter {
+    char id[40];
+    struct webhook *webhook; /* NULL: it is in the configuration no more */
+    struct buf json;         /* the alert's */
+};
+
+/* The text of a member of a letter, "" if it has none; longer than size is none. */
+static const char *
+keep_letter_text(struct slice line, const char *key, char *out, size_t size)
+{
+    struct buf text = {0};
+
+    out[0] = '\0';
+    if (json_read_string(json_get(line, key), &text) == 0 && text.data && text.len < size &&
+        strlen(text.data) == text.len)
+        memcpy(out, text.data, text.len + 1);
+    buf_free(&text);
+    return out;
+}
+
+/* Reads a letter. -1: it is damaged. The caller frees letter->json. */
+static int
+keep_read_letter(const struct keeper *k, struct slice line, struct letter *letter)
+{
+    struct alert *alert = alert_read_json(json_get(line, "alert"));
+    struct webhook_config was = {0};
+    char description[4096];
+    bool by_place;
+
+    *letter = (struct letter){0};
+    if (!alert)
+        return -1;
+    keep_letter_text(line, "webhookId", letter->id, sizeof letter->id);
+    keep_letter_text(line, "webhookKey", was.key, sizeof was.key);
+    was.description = keep_letter_text(line, "description", description, sizeof description);
+    was.kind = alert->kind;
+    was.place = (size_t)slice_number(json_get(line, "place"), CONFIG_WEBHOOKS_MAX) - 1;
+    letter->webhook = keep_match(
+        k, &was, (size_t)slice_number(json_get(line, "count"), CONFIG_WEBHOOKS_MAX), &by_place);
+    alert_add_json(alert, &letter->json);
+    alert_free(alert);
+    return keep_is_id(slice_of(letter->id)) ? 0 : -1;
+}
+
+/* A replay of dead letters. */
+struct keep_replay {
+    char (*waiting)[40]; /* webhook-ids of what waits already, sorted */
+    size_t count;
+    int stay;                        /* file for the letters that stay */
+    uint64_t again, already, stayed; /* already: of again, those that waited anyway */
+    bool failed;                     /* the journal takes no more: the rest stays, too */
+    bool unread;                     /* a file failed: dead-letters.ndjson stays as it is */
+};
+
+static int
+keep_compare_ids(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+/* Notes what waits already: a replay that was killed has journaled some of its letters. */
+static void
+keep_list_waiting(struct keeper *k, struct keep_replay *rp)
+{
+    size_t cap = 0;
+
+    for (size_t i = 0; i < k->webhooks; i++) {
+        struct webhook *w = &k->webhook[i];
+        plat_lock(&w->lock);
+        for (const struct delivery *d = w->oldest; d; d = d->newer) {
+            if (rp->count == cap) {
+                cap = cap ? 2 * cap : 64;
+                rp->waiting = x_realloc(rp->waiting, cap * sizeof *rp->waiting);
+            }
+            memcpy(rp->waiting[rp->count++], d->id, sizeof d->id);
+        }
+        plat_unlock(&w->lock);
+    }
+    if (rp->count > 0)
+        qsort(rp->waiting, rp->count, sizeof *rp->waiting, keep_compare_ids);
+}
+
+/* Journals a letter's alert anew and queues it. -1: it cannot be journaled. */
+static int
+keep_replay_letter(struct keeper *k, struct keep_replay *rp, const struct letter *letter)
+{
+    struct journal *j = k->journal;
+    struct slice json = {letter->json.data, letter->json.len};
+    struct buf target = {0}, line = {0};
+    struct payload *payload = NULL;
+    struct delivery *d;
+    int64_t at;
+
+    if (rp->count > 0 &&
+        bsearch(letter->id, rp->waiting, rp->count, sizeof *rp->waiting, keep_compare_ids)) {
+        rp->already++;
+        return 0;
+    }
+    buf_format(&target, "%s:%s", letter->webhook->peer.webhook->key, letter->id);
+    journal_add_alert(&line, JOURNAL_WAITING, plat_wall_ms(), &target, json);
+    d = send_new(atomic_fetch_add(&k->counters->numbers, 1) + 1, plat_now_ms());
+    memcpy(d->id, letter->id, sizeof d->id);
+    plat_lock(&j->file_lock);
+    at = j->failed ? -1 : journal_write_locked(j, (struct slice){line.data, line.len}, true);
+    if (at >= 0) {
+        log_line(LOG_INFO, "alert %llu again from the dead letters, for %s",
+            (unsigned long long)d->number, letter->webhook->name);
+        journal_count(j, 1, line.len - 1);
+        send_add(letter->webhook, d, &(struct send_source){json, at, line.len - 1}, &payload);
+    } else
+        free(d);
+    plat_unlock(&j->file_lock);
+    payload_free(payload);
+    buf_free(&target);
+    buf_free(&line);
+    return at >= 0 ? 0 : -1;
+}
+
+/* Sends one line of dead letters again. False: it stays. */
+static bool
+keep_replay_line(struct keeper *k, struct keep_replay *rp, struct slice line)
+{
+    struct letter letter;
+    bool sent = false;
+
+    if (rp->failed)
+        return false;
+    if (keep_read_letter(k, line, &letter) == 0 && letter.webhook) {
+        sent = keep_replay_letter(k, rp, &letter) == 0;
+        rp->failed = !sent;
+    }
+    buf_free(&letter.json);
+    return sent;
+}
+
+/* Replays one file of dead letters; those that stay go to rp->stay. */
+static void
+keep_replay_file(struct keeper *k, struct keep_replay *rp, const char *name)
+{
+    struct line_reader r = {.file = journal_open_file(k->journal, name, true, false)};
+    struct slice line;
+    int got = 0;
+
+    rp->unread = rp->unread || (r.file < 0 && errno != ENOENT);
+    while (r.file >= 0 && (got = line_read(&r, &line)) > 0) {
+        if (line.len == 0)
+            continue;
+        keep_sync(k); /* new alerts do not wait for the last letter */
+        if (keep_replay_line(k, rp, line)) {
+            rp->again++;
+            continue;
+        }
+        rp->stayed++;
+        rp->unread = rp->unread || plat_write(rp->stay, line.data, line.len) != 0 ||
+            plat_write(rp->stay, "\n", 1) != 0;
+    }
+    rp->unread = rp->unread || got < 0;
+    plat_file_close(r.file);
+    buf_free(&r.in);
+}
+
+/*
+ * Sends the dead letters again: each is journaled anew with its webhook-id, then
+ * the file is replaced by one with those that stay. A kill in between costs a
+ * second call at most. Journal thread, or main without any.
+ */
+static void
+keep_replay(struct keeper *k, struct keep_replay *rp)
+{
+    struct journal *j = k->journal;
+    bool done;
+
+    *rp = (struct keep_replay){.stay = journal_open_file(j, "dead-letters.new", false, true)};
+    rp->unread = rp->stay < 0;
+    keep_list_waiting(k, rp);
+    if (!rp->unread) {
+        keep_replay_file(k, rp, "dead-letters.1.ndjson");
+        keep_replay_file(k, rp, "dead-letters.ndjson");
+    }
+    keep_check_sync(k, plat_file_sync(j->file[j->now]) != 0);
+    done = !rp->unread && !j->unsafe && plat_file_sync(rp->stay) == 0;
+    plat_file_close(rp->stay);
+    if (done && rp->stayed > 0)
+        done = journal_replace_file(j, "dead-letters.new", "dead-letters.ndjson") == 0 &&
+            plat_folder_sync(j->folder) == 0;
+    else if (done)
+        journal_remove_file(j, "dead-letters.ndjson");
+    if (done)
+        journal_remove_file(j, "dead-letters.1.ndjson");
+    journal_remove_file(j, "dead-letters.new");
+    rp->unread = !done;
+    if (!done || rp->failed)
+        log_line(LOG_ERROR, "dead letters: not all could be sent again, the others stay");
+    log_line(LOG_INFO, "dead letters: %llu sent again, %llu stay", (unsigned long long)rp->again,
+        (unsigned long long)rp->stayed);
+    free(rp->waiting);
+    rp->waiting = NULL;
+}
+
+/* Looks, each KEEP_TICK_MS, whether the directory is still there and whether --replay asks. */
+static void
+keep_look(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    char *path;
+    bool there, asked;
+    struct keep_replay rp;
+
+    if (plat_now_ms() - k->looked_ms < KEEP_TICK_MS)
+        return;
+    k->looked_ms = plat_now_ms();
+    path = journal_path(j, "journal");
+    there = plat_file_is_at(j->file[j->now], path);
+    free(path);
+    path = journal_path(j, "lock");
+    there = plat_file_is_at(j->lock_file, path) && there;
+    free(path);
+    if (!there) {
+        plat_lock(&j->file_lock);
+        journal_fail_locked(j, "the journal or the lock is gone");
+        j->unsafe = true;
+        plat_unlock(&j->file_lock);
+    }
+    path = journal_path(j, "replay.request");
+    asked = plat_path_is_file(path);
+    if (asked && !k->asked) {
+        keep_replay(k, &rp);
+        plat_remove(path);
+        asked = plat_path_is_file(path);
+        if (asked)
+            log_line(LOG_ERROR, "state directory: cannot remove %s: %s", path, plat_error());
+    }
+    k->asked = asked; /* one that cannot be removed is heeded once */
+    free(path);
+}
+
+/* Warns when most of the room for waiting alerts is used. */
+static void
+keep_tell_room(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    int64_t percent;
+
+    plat_lock(&j->lock);
+    percent = j->live_bytes * 100 / j->live_max;
+    if (percent >= CROWDED_PERCENT && !j->crowded)
+        log_line(LOG_WARN, "state directory: %lld %% of its room is used (%zu alerts wait)",
+            (long long)percent, j->live);
+    if (percent >= CROWDED_PERCENT || percent < CROWDED_PERCENT - 10)
+        j->crowded = percent >= CROWDED_PERCENT;
+    plat_unlock(&j->lock);
+}
+
+/*
+ * Waits for work, KEEP_TICK_MS at most; outcomes alone wait JOURNAL_GATHER_MS for
+ * others, and on a disk that fails nothing but alerts is urgent. False: stop.
+ */
+static bool
+keep_wait(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    bool stopping, work;
+
+    plat_lock(&j->lock);
+    work = j->outcomes.len > 0 || j->letters.len > 0 || j->rewrite;
+    j->resting = true;
+    if (!j->stopping && !j->unsynced && (!work || k->disk_fails))
+        plat_cond_wait(&j->wake, &j->lock, KEEP_TICK_MS);
+    j->resting = false;
+    j->gathering = true;
+    if (!j->stopping && !j->unsynced)
+        plat_cond_wait(&j->wake, &j->lock, JOURNAL_GATHER_MS);
+    j->gathering = j->resting = false;
+    if (!j->stopping && plat_now_ms() - k->synced_ms < JOURNAL_SYNC_MS) /* in a burst */
+        plat_cond_wait(&j->wake, &j->lock, JOURNAL_SYNC_MS);
+    stopping = j->stopping;
+    plat_unlock(&j->lock);
+    return !stopping;
+}
+
+/* Notes whether anything could not be written. */
+static void
+keep_see_disk(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    bool failed;
+
+    plat_lock(&j->file_lock);
+    failed = j->failed;
+    plat_unlock(&j->file_lock);
+    plat_lock(&j->lock);
+    k->disk_fails = failed || j->letters_failed || j->rewrite_failed;
+    plat_unlock(&j->lock);
+}
+
+/* Does what the journal needs until keep_stop, then once more. */
+static void
+keep_thread(void *arg)
+{
+    struct keeper *k = arg;
+    struct journal *j = k->journal;
+    bool more;
+
+    do {
+        more = keep_wait(k);
+        keep_sync(k); /* first: alerts matter most */
+        keep_bury_gone(k, &k->gone);
+        keep_letters(k);
+        keep_write(k);
+        if (!more)
+            k->heal_ms = 0; /* the last chance */
+        keep_heal(k);
+        if (more) {
+            keep_rewrite_if_due(k);
+            keep_tell_room(k);
+            keep_look(k);
+            keep_see_disk(k);
+        }
+    } while (more);
+    plat_lock(&j->lock);
+    j->unsynced = true; /* the outcomes, too */
+    plat_unlock(&j->lock);
+    keep_sync(k);
+    plat_lock(&j->lock);
+    j->ended = true;
+    plat_cond_wake(&j->wake);
+    plat_unlock(&j->lock);
+}
+
+/* Starts the journal thread, if there is a journal. -1 with e. */
+static int
+keep_start(struct keeper *k, struct err *e)
+{
+    if (!k->journal->folder)
+        return 0;
+    k->started = plat_thread_start(&k->thread, keep_thread, k) == 0;
+    if (!k->started)
+        err_set(e, "cannot start the journal thread");
+    return k->started ? 0 : -1;
+}
+
+/* Has everything written and synced, until until_ms. False: the disk hangs, and the thread with it. */
+static bool
+keep_stop(struct keeper *k, int64_t until_ms)
+{
+    struct journal *j = k->journal;
+    int64_t left;
+    bool ended;
+
+    if (!k->started)
+        return true;
+    plat_lock(&j->lock);
+    j->stopping = true;
+    plat_cond_wake(&j->wake);
+    while (!j->ended && (left = until_ms - plat_now_ms()) > 0)
+        plat_cond_wait(&j->wake, &j->lock, left);
+    ended = j->ended;
+    plat_unlock(&j->lock);
+    if (ended)
+        plat_thread_join(&k->thread);
+    else
+        plat_thread_leave(&k->thread);
+    return ended;
+}
+
+/* Frees what loading has found. */
+static void
+keep_done(struct keeper *k)
+{
+    for (struct known_webhook *known = k->known; known; known = known->next)
+        if (known->now == &known->gone)
+            send_done(&known->gone);
+    arena_done(&k->arena);
+}
+
+/* ==== 13. Listener ==========================================================
  *
  * Two threads take turns: one reads the socket into the inbox, and whoever has
  * read something dispatches it while the other one reads on. So nothing slow
@@ -6401,15 +9622,43 @@ send_done(struct webhook *w)
  * order and to hand each accepted alert to every webhook of its kind; one
  * thread at a time does that.
  *
+ * An alert is accepted when it stands in the journal; many that come at once are
+ * journaled with one write.
+ *
  * Threads: two listeners and, if allowedSources holds host names, one that
  * looks them up.
  */
 
+/* Datagrams that were received together share a block of memory: malloc for each is too slow. */
+struct inbox_block {
+    size_t bytes; /* that it counts in the inbox, until it is freed */
+    size_t items; /* that are not yet freed; who dispatches */
+    max_align_t data[];
+};
+
 struct inbox_item {
     struct inbox_item *next;
-    struct plat_addr from;
+    struct inbox_block *block;
+    uint8_t from[16]; /* as plat_addr_bytes */
     size_t len;
     char data[];
+};
+
+/* Alerts that are accepted with one write to the journal. */
+struct group {
+    struct group_entry {
+        enum alert_kind kind;
+        struct delivery *first; /* one for each webhook of its kind, in their order */
+        size_t targets;         /* how many */
+        size_t at, len;         /* its line in lines, without LF */
+        size_t json_len;        /* of the alert, at the end of that line */
+        size_t told_len;        /* of its text in told */
+    } entry[GROUP_MAX_ALERTS];
+    size_t count;
+    struct buf lines;
+    struct buf told; /* what the log says of them, one behind the other */
+    int64_t bytes;   /* what they will take in the journal once it is rewritten */
+    struct id_pool ids;
 };
 
 /* To whom something was told, so that it is told at most once in TELL_MS. */
@@ -6424,6 +9673,8 @@ struct teller {
 struct listener {
     const struct config *config; /* set before start, as all up to the lock */
     struct counters *counters;
+    struct journal *journal;
+    struct windows *windows;
     struct webhook *webhook; /* of all kinds, in the configuration's order */
     size_t webhooks;
     intptr_t sock;
@@ -6432,20 +9683,22 @@ struct listener {
     struct plat_mutex receive; /* held by the thread that reads the socket */
     struct plat_batch *batch;  /* guarded by receive */
     bool failed;               /* guarded by receive: told that it cannot be read */
+    uint32_t drops;            /* guarded by receive: by the system, told already */
+    int64_t drops_ms;          /* guarded by receive: when they were asked for */
     int64_t empty_by_ms;       /* guarded by lock: when reading it ends, if stopping */
     struct plat_mutex lock;
     struct plat_cond wake;
     struct inbox_item *first, **last;     /* guarded by lock, as all up to source */
     struct inbox_item *held, **held_last; /* until names have been looked up */
-    size_t held_bytes;                    /* of these, counted in bytes, too */
-    size_t bytes;                         /* guarded by lock: of all items */
+    size_t bytes;                         /* guarded by lock: of all that is not yet dispatched */
     uint64_t overflowed;                  /* guarded by lock: dropped, not told yet */
+    bool ready;                           /* guarded by lock: the journal is loaded */
     bool dispatching;                     /* guarded by lock: a thread is at it */
     bool stopping, closed;                /* guarded by lock; closed: no more will come */
     bool looked_up;                       /* guarded by lock: names have been, once */
     bool lookup_ended;                    /* guarded by lock */
     struct source *source;                /* addresses guarded by lock */
-    struct window_table rate[ALERT_KINDS], seen[ALERT_KINDS]; /* who dispatches, as the rest */
+    struct group group;                   /* who dispatches, as the rest */
     struct teller unknown, refused;
     int64_t minute_ms; /* when the minute of rateLimit began */
     int64_t minute_count, minute_dropped;
@@ -6453,12 +9706,10 @@ struct listener {
 
 /* Whether something may be told about a sender now. */
 static bool
-listen_may_tell(struct teller *t, const struct plat_addr *from, int64_t now_ms)
+listen_may_tell(struct teller *t, const uint8_t address[16], int64_t now_ms)
 {
-    uint8_t address[16];
     int place = 0;
 
-    plat_addr_bytes(from, address);
     while (place < t->count && memcmp(t->told[place].address, address, 16) != 0)
         place++;
     if (place < t->count && now_ms - t->told[place].told_ms < TELL_MS)
@@ -6488,14 +9739,12 @@ listen_same_bits(const uint8_t *a, const uint8_t *b, int bits)
 
 /* Whether a datagram may come from there. */
 static bool
-listen_is_allowed(struct listener *l, const struct plat_addr *from)
+listen_is_allowed(struct listener *l, const uint8_t address[16])
 {
     bool allowed = !l->config->source_validation || l->config->sources == 0;
-    uint8_t address[16];
 
     if (allowed)
         return true;
-    plat_addr_bytes(from, address);
     plat_lock(&l->lock);
     for (size_t i = 0; i < l->config->sources && !allowed; i++)
         for (size_t k = 0; k < l->source[i].addresses && !allowed; k++)
@@ -6542,11 +9791,28 @@ static bool
 listen_is_held_back(struct listener *l, const struct alert *alert, int64_t now_ms)
 {
     struct slice task = alert->field[FIELD_TASK_ID], run = alert->field[FIELD_EXECUTION_ID];
-    struct window_table *seen = &l->seen[alert->kind], *rate = &l->rate[alert->kind];
+    struct window_table *rate = &l->windows->table[alert->kind][WINDOW_RATE];
+    struct window_table *seen = &l->windows->table[alert->kind][WINDOW_SEEN];
+    struct window_key task_key = rate->length_ms ? window_key(task)
+                                                 : (struct window_key){.none = true};
+    struct window_key run_key = seen->length_ms ? window_key(run)
+                                                : (struct window_key){.none = true};
     const char *what = KINDS[alert->kind].short_text;
-    struct window_entry *twin = window_find(seen, run, now_ms);
-    struct window_entry *recent = twin ? NULL : window_find(rate, task, now_ms);
+    bool twin, recent = false;
+    uint32_t held = 0;
 
+    plat_lock(&l->windows->lock);
+    twin = window_find(seen, &run_key, now_ms) != NULL;
+    if (!twin) {
+        struct window_entry *open = window_find(rate, &task_key, now_ms);
+        recent = open != NULL;
+        held = open ? ++open->held : 0;
+    }
+    if (!twin && !recent) {
+        window_open(seen, &run_key, now_ms);
+        window_open(rate, &task_key, now_ms);
+    }
+    plat_unlock(&l->windows->lock);
     if (twin)
         atomic_fetch_add(&l->counters->duplicates, 1);
     if (recent)
@@ -6558,34 +9824,137 @@ listen_is_held_back(struct listener *l, const struct alert *alert, int64_t now_m
         log_line(LOG_INFO,
             "held back by the rate limit: %s, task \"%s\" (%s), %u since the last "
             "alert",
-            what, log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text,
-            ++recent->held);
-    if (twin || recent)
-        return true;
-    window_open(seen, run, now_ms);
-    window_open(rate, task, now_ms);
-    return false;
+            what, log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text, held);
+    return twin || recent;
 }
 
-/* Hands an accepted alert to the webhooks of its kind. */
-static void
-listen_accept(struct listener *l, struct alert *alert, int64_t now_ms)
+/*
+ * Sees that the journal has room for the group: drops the oldest waiting alerts
+ * for it, waits for rewriting. False: there is none, the group stays in memory.
+ */
+static bool
+listen_make_room(struct listener *l)
 {
-    size_t count = l->config->webhooks[alert->kind];
+    int64_t over;
 
-    alert->number = atomic_fetch_add(&l->counters->accepted, 1) + 1;
-    alert->accepted_ms = now_ms;
-    log_line_later(LOG_INFO,
-        "alert %llu accepted: %s, task \"%s\" (%s), app \"%s\", execution %s, for "
-        "%zu webhook%s",
-        (unsigned long long)alert->number, KINDS[alert->kind].short_text,
-        log_text(alert->field[FIELD_TASK_NAME]).text, log_text(alert->field[FIELD_TASK_ID]).text,
-        log_text(alert->field[FIELD_APP_NAME]).text,
-        log_text(alert->field[FIELD_EXECUTION_ID]).text, count, count == 1 ? "" : "s");
-    for (size_t i = 0; i < l->webhooks; i++)
-        if (l->webhook[i].peer.webhook->kind == alert->kind)
-            send_add(&l->webhook[i], alert);
-    log_flush(); /* the senders come first: waking the log thread delays them */
+    if (l->group.bytes > l->journal->live_max)
+        return false; /* it would drop all and still not fit */
+    do
+        over = journal_over(l->journal, l->group.bytes);
+    while (over > 0 && send_drop_oldest(l->webhook, l->webhooks, l->config->max_state_mb));
+    return over <= 0 && journal_await_room(l->journal, l->group.lines.len);
+}
+
+/* Hands an accepted alert to the webhooks of its kind; at: of its line in the journal, -1: none. */
+static void
+listen_hand_on(struct listener *l, const struct group_entry *entry, int64_t at)
+{
+    struct payload *payload = NULL;
+    struct delivery *d = entry->first;
+    struct slice json = {NULL, entry->json_len};
+
+    if (!d)
+        return; /* no webhook is for it */
+    json.data = l->group.lines.data + entry->at + entry->len - json.len;
+    if (l->journal->folder)
+        journal_count(l->journal, (int)entry->targets, at < 0 ? 0 : entry->len);
+    for (size_t i = 0; d && i < l->webhooks; i++)
+        if (l->webhook[i].peer.webhook->kind == entry->kind) {
+            struct delivery *next = d->newer;
+            d->newer = NULL;
+            send_add(&l->webhook[i], d, &(struct send_source){json, at, entry->len}, &payload);
+            d = next;
+        }
+    payload_free(payload);
+}
+
+/*
+ * Accepts the group: journals it, then logs it and hands it to the webhooks. The
+ * file lock keeps the lines where they are until the webhooks know of them.
+ */
+static void
+listen_commit(struct listener *l)
+{
+    struct group *g = &l->group;
+    struct journal *j = l->journal;
+    size_t told = 0;
+    int64_t at = -1;
+    bool room;
+
+    if (g->count == 0)
+        return;
+    room = j->folder && g->lines.len > 0 && listen_make_room(l);
+    plat_lock(&j->file_lock);
+    if (room && !j->failed)
+        at = journal_write_locked(j, (struct slice){g->lines.data, g->lines.len}, true);
+    for (size_t i = 0; i < g->count; i++) {
+        const struct group_entry *entry = &g->entry[i];
+        log_line_later(LOG_INFO, "%.*s", (int)entry->told_len, g->told.data + told);
+        told += entry->told_len;
+        listen_hand_on(l, entry, at < 0 ? -1 : at + (int64_t)entry->at);
+    }
+    plat_unlock(&j->file_lock);
+    if (at >= 0)
+        journal_want_sync(j);
+    log_flush(); /* the senders come first: waking other threads delays them */
+    g->count = 0;
+    g->lines.len = g->told.len = 0;
+    g->bytes = 0;
+}
+
+/* Adds what the log says of an accepted alert. */
+static void
+listen_add_told(struct buf *b, const struct alert *alert, uint64_t number, size_t webhooks)
+{
+    const struct slice *field = alert->field;
+
+    buf_format(b,
+        "alert %llu accepted: %s, task \"%s\" (%s), app \"%s\", execution %s, for %zu webhook%s",
+        (unsigned long long)number, KINDS[alert->kind].short_text,
+        log_text(field[FIELD_TASK_NAME]).text, log_text(field[FIELD_TASK_ID]).text,
+        log_text(field[FIELD_APP_NAME]).text, log_text(field[FIELD_EXECUTION_ID]).text, webhooks,
+        webhooks == 1 ? "" : "s");
+}
+
+/* Adds an alert to the group that is accepted next. */
+static void
+listen_accept(struct listener *l, const struct alert *alert, int64_t now_ms)
+{
+    struct group *g = &l->group;
+    struct group_entry *entry = &g->entry[g->count++];
+    uint64_t number = atomic_fetch_add(&l->counters->numbers, 1) + 1;
+    char json_room[2048], target_room[512];
+    struct buf json = buf_in(json_room, sizeof json_room);
+    struct buf targets = buf_in(target_room, sizeof target_room);
+    struct delivery **last = &entry->first;
+    size_t told = g->told.len;
+
+    atomic_fetch_add(&l->counters->accepted, 1);
+    *entry = (struct group_entry){.kind = alert->kind, .at = g->lines.len};
+    for (size_t i = 0; i < l->webhooks; i++) {
+        const struct webhook_config *w = l->webhook[i].peer.webhook;
+        if (w->kind != alert->kind)
+            continue;
+        *last = send_new(number, now_ms);
+        send_make_id(&g->ids, (*last)->id);
+        buf_format(&targets, "%s%s:%s", entry->targets++ ? "," : "", w->key, (*last)->id);
+        last = &(*last)->newer;
+    }
+    if (entry->targets > 0) {
+        alert_add_json(alert, &json);
+        journal_add_alert(&g->lines, JOURNAL_ACCEPTED, plat_wall_ms(), &targets,
+            (struct slice){json.data, json.len});
+        entry->len = g->lines.len - entry->at - 1;
+        entry->json_len = json.len;
+        g->bytes += (int64_t)(entry->targets * entry->len);
+    }
+    listen_add_told(&g->told, alert, number, entry->targets);
+    entry->told_len = g->told.len - told;
+    buf_free(&json);
+    buf_free(&targets);
+    if (g->count == GROUP_MAX_ALERTS || g->lines.len > GROUP_MAX_BYTES ||
+        g->bytes > l->journal->live_max / 4)
+        listen_commit(l);
 }
 
 /* The sender of a datagram, for a log line. */
@@ -6594,7 +9963,7 @@ listen_from(const struct inbox_item *item)
 {
     struct log_text out;
 
-    plat_addr_text(&item->from, false, out.text);
+    plat_bytes_text(item->from, out.text);
     return out;
 }
 
@@ -6622,9 +9991,9 @@ listen_handle(struct listener *l, const struct inbox_item *item, int64_t now_ms)
     struct alert *alert;
     struct err e;
 
-    if (!listen_is_allowed(l, &item->from)) {
+    if (!listen_is_allowed(l, item->from)) {
         atomic_fetch_add(&l->counters->refused, 1);
-        if (listen_may_tell(&l->refused, &item->from, now_ms))
+        if (listen_may_tell(&l->refused, item->from, now_ms))
             log_line(LOG_WARN, "datagram from %s ignored: not in allowedSources",
                 listen_from(item).text);
         return;
@@ -6652,7 +10021,7 @@ listen_handle(struct listener *l, const struct inbox_item *item, int64_t now_ms)
         break;
     case ALERT_UNKNOWN:
         atomic_fetch_add(&l->counters->unknown, 1);
-        if (listen_may_tell(&l->unknown, &item->from, now_ms))
+        if (listen_may_tell(&l->unknown, item->from, now_ms))
             log_line(LOG_WARN, "unknown message id \"%s\" from %s", e.text, listen_from(item).text);
         break;
     case ALERT_MALFORMED:
@@ -6663,31 +10032,54 @@ listen_handle(struct listener *l, const struct inbox_item *item, int64_t now_ms)
     alert_free(alert);
 }
 
+/* Bytes that an item with len bytes of data takes in a block. */
+static size_t
+listen_item_size(size_t len)
+{
+    size_t align = _Alignof(max_align_t);
+
+    return (sizeof(struct inbox_item) + len + align - 1) / align * align;
+}
+
+/* Frees an item, and its block with the last of it. Who dispatches. */
+static void
+listen_free_item(struct listener *l, struct inbox_item *item)
+{
+    struct inbox_block *block = item->block;
+
+    if (--block->items > 0)
+        return;
+    plat_lock(&l->lock);
+    l->bytes -= block->bytes;
+    plat_unlock(&l->lock);
+    free(block);
+}
+
 /* Puts the batch's datagrams into the inbox; what finds no room is counted. */
 static void
 listen_store(struct listener *l, const struct plat_batch *b, int n)
 {
-    struct inbox_item *first = NULL, **last = &first, *item;
-    size_t bytes = 0;
-    uint64_t overflowed = 0;
+    struct inbox_item *first = NULL, **last = &first;
+    struct inbox_block *block;
+    size_t bytes = 0, fit = 0, room;
 
     plat_lock(&l->lock);
-    size_t room = INBOX_MAX_BYTES - l->bytes;
+    room = INBOX_MAX_BYTES - l->bytes;
     plat_unlock(&l->lock);
-    for (int i = 0; i < n; i++) {
-        size_t size = sizeof *item + b->len[i];
-        if (bytes + size > room) {
-            overflowed++;
-            continue;
-        }
-        item = x_check(malloc(size));
-        item->next = NULL;
-        item->from = b->from[i];
-        item->len = b->len[i];
+    while (fit < (size_t)n && bytes + listen_item_size(b->len[fit]) <= room)
+        bytes += listen_item_size(b->len[fit++]);
+    block = fit > 0 ? x_check(malloc(sizeof *block + bytes)) : NULL;
+    for (size_t i = 0, at = 0; i < fit; at += listen_item_size(b->len[i++])) {
+        struct inbox_item *item = (void *)((char *)block->data + at);
+        *item = (struct inbox_item){.block = block, .len = b->len[i]};
+        plat_addr_bytes(&b->from[i], item->from);
         memcpy(item->data, b->data[i], b->len[i]);
         *last = item;
         last = &item->next;
-        bytes += size;
+    }
+    if (block) {
+        block->bytes = bytes;
+        block->items = fit;
     }
     plat_lock(&l->lock);
     if (first) {
@@ -6695,8 +10087,27 @@ listen_store(struct listener *l, const struct plat_batch *b, int n)
         l->last = last;
         l->bytes += bytes;
     }
-    l->overflowed += overflowed;
+    l->overflowed += (uint64_t)n - fit;
     plat_unlock(&l->lock);
+}
+
+/* Tells, at most once a second, what the system has dropped; at_end: now. */
+static void
+listen_tell_drops(struct listener *l, bool at_end)
+{
+    int64_t now_ms = plat_now_ms();
+    uint32_t drops;
+
+    if (!at_end && now_ms - l->drops_ms < 1000)
+        return;
+    l->drops_ms = now_ms;
+    drops = plat_udp_drops(l->sock);
+    if (drops != l->drops) {
+        atomic_fetch_add(&l->counters->dropped, drops - l->drops);
+        log_line(LOG_ERROR, "%u datagrams dropped by the system: its receive buffer was full",
+            drops - l->drops);
+    }
+    l->drops = drops;
 }
 
 /*
@@ -6724,7 +10135,9 @@ listen_receive(struct listener *l)
         if (n < 0 && !l->failed)
             log_line(LOG_ERROR, "cannot receive: %s", plat_error());
         l->failed = n < 0;
+        listen_tell_drops(l, stopping);
         plat_lock(&l->lock);
+        stored = stored || (l->ready && l->first && !l->dispatching);
         if (stopping && (n <= 0 || plat_now_ms() > l->empty_by_ms)) {
             plat_close(l->sock);
             l->sock = -1;
@@ -6750,13 +10163,10 @@ listen_take_locked(struct listener *l, uint64_t *overflowed)
         items = l->held;
         l->held = NULL;
         l->held_last = &l->held;
-        l->bytes -= l->held_bytes;
-        l->held_bytes = 0;
     } else if (l->first) {
         items = l->first;
         l->first = NULL;
         l->last = &l->first;
-        l->bytes = l->held_bytes;
     }
     return items;
 }
@@ -6770,7 +10180,7 @@ listen_hold(struct listener *l, struct inbox_item *item)
 {
     bool hold;
 
-    if (!l->has_names || listen_is_allowed(l, &item->from))
+    if (!l->has_names || listen_is_allowed(l, item->from))
         return false;
     plat_lock(&l->lock);
     hold = !l->looked_up && !l->closed;
@@ -6778,8 +10188,6 @@ listen_hold(struct listener *l, struct inbox_item *item)
         *l->held_last = item;
         l->held_last = &item->next;
         item->next = NULL;
-        l->held_bytes += sizeof *item + item->len;
-        l->bytes += sizeof *item + item->len;
     }
     plat_unlock(&l->lock);
     return hold;
@@ -6795,13 +10203,14 @@ listen_dispatch_items(struct listener *l, struct inbox_item *items)
         listen_tell_rate(l, now_ms);
         if (http_left_ms(INT64_MAX) <= STOP_CALLS_MS - STOP_SORT_MS) {
             atomic_fetch_add(&l->counters->unsorted, 1);
-            free(items);
+            listen_free_item(l, items);
         } else if (!listen_hold(l, items)) {
             listen_handle(l, items, now_ms);
-            free(items);
+            listen_free_item(l, items);
         }
         items = next;
     }
+    listen_commit(l);
 }
 
 /* Empties the inbox, unless another thread is at it, which then sees to all that is there. */
@@ -6811,16 +10220,19 @@ listen_dispatch(struct listener *l)
     bool busy;
 
     plat_lock(&l->lock);
-    busy = l->dispatching;
-    l->dispatching = true;
+    busy = l->dispatching || !l->ready;
+    l->dispatching = l->dispatching || l->ready;
     while (!busy) {
         uint64_t overflowed;
         struct inbox_item *items = listen_take_locked(l, &overflowed);
         if (!items && !overflowed) {
             l->dispatching = false;
+            if (l->stopping)
+                plat_cond_wake(&l->wake); /* for listen_stop */
             break;
         }
         plat_unlock(&l->lock);
+        atomic_fetch_add(&l->counters->dropped, overflowed);
         if (overflowed > 0)
             log_line(LOG_ERROR, "%llu datagrams dropped: the inbox was full",
                 (unsigned long long)overflowed);
@@ -6924,7 +10336,7 @@ listen_open(struct listener *l, const struct config *config, struct err *e)
     if (cfg_read_host(config->udp_host, &same) == 0 && cfg_is_open(config, &addr))
         log_line(LOG_WARN, "listening on %s, beyond this machine, without a check of the senders",
             config->udp_host);
-    if (buffer_len < RECV_BUFFER)
+    if (buffer_len < RECV_BUFFER_GOOD)
         log_line(LOG_WARN,
             "the system allows only a small receive buffer: of a burst of over %d "
             "datagrams some may be lost; on Linux, sysctl -w net.core.rmem_max=%d",
@@ -6932,16 +10344,16 @@ listen_open(struct listener *l, const struct config *config, struct err *e)
     return 0;
 }
 
-/* Starts the threads. -1 with e: the program must end, as one may run already. */
+/*
+ * Starts the threads, which only receive until listen_release. -1 with e: the
+ * program must end, as one may run already.
+ */
 static int
-listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
-    struct counters *counters, struct err *e)
+listen_start(struct listener *l, struct counters *counters, struct err *e)
 {
     const struct config *c = l->config;
     bool failed = false;
 
-    l->webhook = webhook;
-    l->webhooks = webhooks;
     l->counters = counters;
     l->last = &l->first;
     l->held_last = &l->held;
@@ -6950,10 +10362,6 @@ listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
     plat_mutex_init(&l->receive);
     plat_mutex_init(&l->lock);
     plat_cond_init(&l->wake);
-    for (int kind = 0; kind < ALERT_KINDS; kind++) {
-        l->rate[kind].length_ms = c->rate_limit_s[kind] * 1000;
-        l->seen[kind].length_ms = c->dedup_enable ? c->dedup_minutes * 60000 : 0;
-    }
     for (size_t i = 0; i < c->sources; i++)
         l->has_names = l->has_names || (c->source_validation && c->source[i].name);
     l->lookup_ended = !l->has_names;
@@ -6965,6 +10373,20 @@ listen_start(struct listener *l, struct webhook *webhook, size_t webhooks,
         return -1;
     }
     return 0;
+}
+
+/* Lets what was received be dispatched: the journal is loaded. Main. */
+static void
+listen_release(struct listener *l, struct webhook *webhook, size_t webhooks,
+    struct windows *windows, struct journal *journal)
+{
+    l->webhook = webhook;
+    l->webhooks = webhooks;
+    l->windows = windows;
+    l->journal = journal;
+    plat_lock(&l->lock);
+    l->ready = true; /* the listeners look each SLICE_MS */
+    plat_unlock(&l->lock);
 }
 
 /*
@@ -6983,6 +10405,10 @@ listen_stop(struct listener *l)
     plat_unlock(&l->lock);
     for (int i = 0; i < LISTENERS; i++)
         plat_thread_join(&l->thread[i]);
+    plat_lock(&l->lock);
+    while (l->dispatching && http_left_ms(INT64_MAX) > STOP_CALLS_MS - STOP_SORT_MS)
+        plat_cond_wait(&l->wake, &l->lock, SLICE_MS); /* the look-up thread may be at it */
+    plat_unlock(&l->lock);
     listen_tell_rate(l, INT64_MAX);
     if (atomic_load(&l->counters->unsorted) > 0)
         log_line(LOG_ERROR, "%llu datagrams lost: stopped before they were looked at",
@@ -6998,10 +10424,8 @@ listen_stop(struct listener *l)
     }
     if (l->has_names)
         plat_thread_join(&l->lookup_thread);
-    for (int kind = 0; kind < ALERT_KINDS; kind++) {
-        window_done(&l->rate[kind]);
-        window_done(&l->seen[kind]);
-    }
+    buf_free(&l->group.lines);
+    buf_free(&l->group.told);
     plat_batch_free(l->batch);
     plat_cond_done(&l->wake);
     plat_mutex_done(&l->lock);
@@ -7009,7 +10433,7 @@ listen_stop(struct listener *l)
     return true;
 }
 
-/* ==== 12. Program ===========================================================
+/* ==== 14. Program ===========================================================
  *
  * Start: configuration, log, socket, TLS, threads. Then main only waits for the
  * signal to stop, and undoes it all in reverse.
@@ -7020,6 +10444,9 @@ struct app {
     struct cfg_reader reader;
     struct tls_store store;
     struct counters counters;
+    struct journal journal;
+    struct windows windows;
+    struct keeper keeper;
     struct listener listener;
     struct webhook *webhook; /* of all kinds */
     size_t webhooks;
@@ -7035,10 +10462,18 @@ app_load(struct app *app, const char *file, bool strict, bool print)
     return app->reader.errors > 0 ? 2 : 0;
 }
 
-/* Frees what app_load has made. */
+/* Frees what app_load and app_init have made. Takes app. */
 static void
 app_free(struct app *app)
 {
+    if (app->webhook) {
+        for (size_t i = 0; i < app->webhooks; i++)
+            send_done(&app->webhook[i]);
+        keep_done(&app->keeper);
+        windows_done(&app->windows);
+        journal_done(&app->journal);
+        free(app->webhook);
+    }
     cfg_done(&app->config);
     free(app);
 }
@@ -7066,23 +10501,76 @@ app_init_tls(struct app *app, struct err *e)
     return -1;
 }
 
-/* Readies every webhook of the configuration, and says which they are. */
-static int
-app_init_webhooks(struct app *app, struct err *e)
+/* Makes the webhooks of the configuration, their journal and windows; nothing is opened yet. */
+static void
+app_init(struct app *app)
 {
     struct config *c = &app->config;
-    size_t count = c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED];
 
-    app->webhook = x_calloc(count + 1, sizeof *app->webhook);
+    crc_init();
+    journal_init(&app->journal, c);
+    windows_init(&app->windows, c);
+    app->webhook = x_calloc(
+        c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED] + 1, sizeof *app->webhook);
     for (int kind = 0; kind < ALERT_KINDS; kind++)
-        for (size_t i = 0; i < c->webhooks[kind]; i++) {
-            const struct webhook_config *w = &c->webhook[kind][i];
-            if (send_init(&app->webhook[app->webhooks], c, w, &app->store, &app->counters, e) != 0)
-                return -1;
-            app->webhooks++;
-            log_line(LOG_INFO, "webhook %s: %s %s%s%s", w->name, METHODS[w->method], w->url.shown,
-                w->proxy ? " through " : "", w->proxy ? w->proxy->shown : "");
-        }
+        for (size_t i = 0; i < c->webhooks[kind]; i++)
+            send_init(&app->webhook[app->webhooks++], c, &c->webhook[kind][i], &app->counters,
+                &app->journal);
+    app->keeper = (struct keeper){.config = c,
+        .journal = &app->journal,
+        .windows = &app->windows,
+        .counters = &app->counters,
+        .webhook = app->webhook,
+        .webhooks = app->webhooks};
+}
+
+/* Lets every webhook make calls, and says which they are. */
+static int
+app_init_peers(struct app *app, struct err *e)
+{
+    for (size_t i = 0; i < app->webhooks; i++) {
+        struct webhook *w = &app->webhook[i];
+        const struct webhook_config *wc = w->peer.webhook;
+        if (http_peer_init(&w->peer, &app->config, wc, &app->store, e) != 0)
+            return -1;
+        log_line(LOG_INFO, "webhook %s: %s %s%s%s", wc->name, METHODS[wc->method], wc->url.shown,
+            wc->proxy ? " through " : "", wc->proxy ? wc->proxy->shown : "");
+    }
+    return 0;
+}
+
+/* Opens the state directory. -1 with e, which names the key. */
+static int
+app_open_state(struct app *app, bool read_only, struct err *e)
+{
+    if (journal_open(&app->journal, &app->config, read_only, e) == 0)
+        return 0;
+    err_prefix(e, "butlerWebhook.stateDirectory: ");
+    return -1;
+}
+
+/* Loads what waited when the program ended, and has it sent. */
+static int
+app_load_state(struct app *app, struct err *e)
+{
+    struct journal *j = &app->journal;
+    char *letters;
+
+    if (!j->folder) {
+        log_line(LOG_WARN,
+            "butlerWebhook.stateDirectory is '': alerts are kept in memory only, "
+            "and are lost when the program ends");
+        return 0;
+    }
+    if (keep_load(&app->keeper, false, e) != 0)
+        return -1;
+    letters = journal_path(j, "dead-letters.ndjson");
+    log_line(LOG_INFO, "state directory %s: %zu alert%s wait%s, %lld bytes of dead letters",
+        j->folder, j->live, j->live == 1 ? "" : "s", j->live == 1 ? "s" : "",
+        (long long)plat_path_len(letters));
+    free(letters);
+    for (size_t i = 0; i < app->webhooks; i++)
+        send_tick(&app->webhook[i]);
     return 0;
 }
 
@@ -7100,42 +10588,66 @@ app_start(struct app *app, struct err *e)
     log_line(LOG_INFO, "butler_webhook " VERSION " starting with %s", app->reader.file);
     for (const struct problem *p = app->reader.problems; p; p = p->next)
         log_line(LOG_WARN, "%s:%d:%d: %s", app->reader.file, p->line, p->column, p->text);
-    if (listen_open(&app->listener, c, e) != 0)
+    app_init(app);
+    if (app_open_state(app, false, e) != 0 || listen_open(&app->listener, c, e) != 0)
         return -1;
     plat_block_stop(); /* from here on a stop is orderly; until here it just ends */
-    if (app_init_tls(app, e) != 0 || app_init_webhooks(app, e) != 0)
+    if (app_init_tls(app, e) != 0 || listen_start(&app->listener, &app->counters, e) != 0 ||
+        app_init_peers(app, e) != 0)
         return -1;
     if (app->webhooks == 0)
         log_line(LOG_WARN, "no webhook is configured: nothing will be called");
-    return listen_start(&app->listener, app->webhook, app->webhooks, &app->counters, e);
+    if (app_load_state(app, e) != 0 || keep_start(&app->keeper, e) != 0)
+        return -1;
+    listen_release(&app->listener, app->webhook, app->webhooks, &app->windows, &app->journal);
+    return 0;
+}
+
+/* Ends the program when stopping takes too long: a disk that hangs holds up whoever writes. */
+static void
+app_watchdog_thread(void *arg)
+{
+    (void)arg;
+    plat_sleep_ms(STOP_CALLS_MS + STOP_SYNC_MS + STOP_LOG_MS + SLICE_MS);
+    plat_exit_now(0);
 }
 
 /* Takes everything down, within five seconds. Takes app. */
 static void
 app_stop(struct app *app)
 {
+    static struct plat_thread watchdog; /* it may begin when app is gone */
     struct counters *c = &app->counters;
-    bool ended;
+    size_t waiting = 0;
+    bool ended, kept, safe;
 
+    if (plat_thread_start(&watchdog, app_watchdog_thread, NULL) == 0)
+        plat_thread_leave(&watchdog);
     atomic_store(&stop_at_ms, plat_now_ms() + STOP_CALLS_MS);
     ended = listen_stop(&app->listener);
     for (size_t i = 0; i < app->webhooks; i++)
         send_stop(&app->webhook[i]);
     for (size_t i = 0; i < app->webhooks; i++)
-        ended = send_done(&app->webhook[i]) && ended;
+        ended = send_await_end(&app->webhook[i]) && ended;
+    keep_write(&app->keeper); /* in case the journal thread is stuck in a sync */
+    kept = keep_stop(&app->keeper, atomic_load(&stop_at_ms) + STOP_SYNC_MS);
+    safe = !kept || !app->journal.unsafe;
+    for (size_t i = 0; i < app->webhooks; i++)
+        waiting += send_log_lost(&app->webhook[i], safe);
+    log_await_room(atomic_load(&stop_at_ms) + STOP_SYNC_MS + STOP_LOG_MS);
     log_line(LOG_INFO,
         "no alerts: %llu ignored, %llu malformed, %llu unknown, %llu duplicates, "
-        "%llu rate limited, %llu refused",
+        "%llu rate limited, %llu refused, %llu dropped",
         atomic_load(&c->ignored), atomic_load(&c->malformed), atomic_load(&c->unknown),
-        atomic_load(&c->duplicates), atomic_load(&c->held_back), atomic_load(&c->refused));
+        atomic_load(&c->duplicates), atomic_load(&c->held_back), atomic_load(&c->refused),
+        atomic_load(&c->dropped));
     log_line(LOG_INFO,
         "stopped: %llu received, %llu accepted, %llu delivered, %llu given up, "
-        "%llu lost",
+        "%llu lost, %zu waiting",
         atomic_load(&c->received), atomic_load(&c->accepted), atomic_load(&c->delivered),
-        atomic_load(&c->dead), atomic_load(&c->lost));
-    if (!log_stop(atomic_load(&stop_at_ms) + STOP_LOG_MS) || !ended)
+        atomic_load(&c->dead), atomic_load(&c->lost), waiting);
+    if (!log_stop(atomic_load(&stop_at_ms) + STOP_SYNC_MS + STOP_LOG_MS) || !ended || !kept)
         plat_exit_now(0); /* a thread is stuck outside of us: leave it, and all that it may touch */
-    free(app->webhook);
     tls_store_done(&app->store);
     app_free(app);
     mbedtls_psa_crypto_free();
@@ -7171,10 +10683,10 @@ app_run(const char *file)
     return 0;
 }
 
-/* ==== 13. Command line ======================================================
+/* ==== 15. Command line ======================================================
  *
- * One table of commands, from which the help text is made; the two that look
- * at a configuration without running it.
+ * One table of commands, from which the help text is made; those that look at a
+ * configuration or at the state directory without running the service.
  */
 
 /* Says in a few words whom a webhook trusts; written into out, which is given back. */
@@ -7219,6 +10731,13 @@ cli_print_plan(const struct config *c)
         printf("ignored for %lld min\n", (long long)c->dedup_minutes);
     else
         printf("sent\n");
+    if (c->state_directory)
+        printf("keeps alerts in %s, at most %lld MB, for %lld h\n", c->state_directory,
+            (long long)c->max_state_mb, (long long)c->max_age_hours);
+    else
+        printf("keeps alerts in memory only: butlerWebhook.stateDirectory is ''\n");
+    printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
+        (long long)c->timeout_s, (long long)c->max_concurrent);
     if (c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED] == 0)
         printf("no webhook is configured: nothing would be called\n");
     for (int kind = 0; kind < ALERT_KINDS; kind++)
@@ -7258,19 +10777,22 @@ cli_test_one(struct app *app, const struct webhook_config *w)
     struct http_client client;
     struct http_result res = {.retry_after_s = -1};
     struct err ignored;
+    struct id_pool ids = {.left = 0};
     char id[40], host[256];
     bool ok = false;
 
     plat_host_name(host, sizeof host);
-    send_make_id(id);
+    send_make_id(&ids, id);
     if (http_peer_init(&peer, &app->config, w, &app->store, &res.reason) == 0) {
         struct alert *alert = alert_new_test(w->kind, host);
-        struct http_request request = {alert, id, true};
+        struct buf json = {0};
+        alert_add_json(alert, &json);
         http_client_init(&client, &peer);
-        http_call(&client, &request, &res);
+        http_call(&client, &(struct http_request){{json.data, json.len}, 0, id, true}, &res);
         ok = send_judge(&res) == VERDICT_DELIVERED;
         http_drain(&client, &ignored);
         http_client_done(&client);
+        buf_free(&json);
         alert_free(alert);
     }
     http_peer_done(&peer);
@@ -7312,6 +10834,319 @@ cli_test(const char *file)
     return all ? 0 : 1;
 }
 
+/* A time in the past or the future as a person says it: 12 s, 5 min, 3.5 h. */
+static struct log_text
+cli_span(int64_t ms)
+{
+    struct log_text out;
+    double s = (double)(ms < 0 ? 0 : ms) / 1000;
+
+    if (s < 120)
+        snprintf(out.text, sizeof out.text, "%.0f s", s);
+    else if (s < 7200)
+        snprintf(out.text, sizeof out.text, "%.0f min", s / 60);
+    else
+        snprintf(out.text, sizeof out.text, "%.1f h", s / 3600);
+    return out;
+}
+
+/* Prints one waiting delivery for people: its alert is in memory. */
+static void
+cli_print_waiting(const struct webhook *w, const struct delivery *d, const struct alert *alert)
+{
+    int64_t now_ms = plat_now_ms();
+
+    printf("%-8s  %8d  %-8s  %s  %s", cli_span(now_ms - d->accepted_ms).text, d->attempts,
+        !d->tried_ms || d->due_ms <= now_ms ? "its turn" : cli_span(d->due_ms - now_ms).text,
+        w->name, alert ? log_text(alert->field[FIELD_TASK_NAME]).text : "?");
+    printf("%s%s\n", d->failure ? ": " : "", d->failure ? log_text(slice_of(d->failure)).text : "");
+}
+
+/* Prints one waiting delivery for programs: its alert is in memory. */
+static void
+cli_print_waiting_json(const struct webhook *w, const struct delivery *d)
+{
+    struct buf b = {0};
+
+    buf_add_char(&b, '{');
+    send_add_member(&b, "webhookId", d->id);
+    send_add_member(&b, "webhook", w->name);
+    send_add_time(&b, "acceptedAt", d->accepted_ms);
+    buf_format(&b, ",\"ageSeconds\":%lld,\"attempts\":%d",
+        (long long)((plat_now_ms() - d->accepted_ms) / 1000), d->attempts);
+    if (d->tried_ms) {
+        send_add_time(&b, "lastAttemptAt", d->tried_ms);
+        send_add_time(&b, "nextAttemptAt", d->due_ms);
+    } else
+        buf_add_text(&b, ",\"lastAttemptAt\":null,\"nextAttemptAt\":null");
+    if (d->failure)
+        send_add_member(&b, "lastError", d->failure);
+    else
+        buf_add_text(&b, ",\"lastError\":null");
+    buf_add_text(&b, ",\"alert\":");
+    buf_add(&b, d->payload->json, d->payload->len);
+    buf_add_char(&b, '}');
+    fwrite(b.data, 1, b.len, stdout);
+    buf_free(&b);
+}
+
+/* Prints what waits for a webhook; *count is how many were printed before. */
+static void
+cli_print_webhook(struct webhook *w, bool json, size_t *count)
+{
+    plat_lock(&w->lock);
+    for (struct delivery *d = w->oldest; d; d = d->newer) {
+        bool had = d->payload != NULL;
+        struct alert *alert;
+        if (send_fetch_locked(w, d) != 0)
+            continue; /* the service has rewritten the journal since: it was delivered or is moved */
+        if (json) {
+            fputs(*count ? ",\n" : "\n", stdout);
+            cli_print_waiting_json(w, d);
+        } else {
+            alert = alert_read_json((struct slice){d->payload->json, d->payload->len});
+            cli_print_waiting(w, d, alert);
+            alert_free(alert);
+        }
+        *count += 1;
+        if (!had) {
+            payload_free(d->payload);
+            d->payload = NULL;
+        }
+    }
+    plat_unlock(&w->lock);
+}
+
+/* Prints the dead letters of one file; *count is how many were printed before. */
+static void
+cli_print_letters(const struct journal *j, const char *name, bool json, size_t *count)
+{
+    struct line_reader r = {.file = j->folder ? journal_open_file(j, name, true, false) : -1};
+    struct slice line;
+
+    while (r.file >= 0 && line_read(&r, &line) > 0) {
+        struct alert *alert = alert_read_json(json_get(line, "alert"));
+        char webhook[LOG_NAME_MAX + 64] = "", reason[1024] = "", when[64] = "";
+        if (!alert && json)
+            continue; /* a torn or damaged line is for people to look at */
+        if (json)
+            printf("%s%.*s", *count ? ",\n" : "\n", (int)line.len, line.data);
+        else
+            printf("%-24s  %s  %s: %s\n", keep_letter_text(line, "deadAt", when, sizeof when),
+                log_text(slice_of(keep_letter_text(line, "webhook", webhook, sizeof webhook))).text,
+                alert ? log_text(alert->field[FIELD_TASK_NAME]).text : "(damaged line)",
+                log_text(slice_of(keep_letter_text(line, "reason", reason, sizeof reason))).text);
+        alert_free(alert);
+        *count += 1;
+    }
+    plat_file_close(r.file);
+    buf_free(&r.in);
+}
+
+/* Lists what waits and what is dead. */
+static int
+cli_list(const char *file, bool json)
+{
+    struct app *app = x_calloc(1, sizeof *app);
+    size_t waiting = 0, dead = 0;
+    struct err e;
+
+    if (app_load(app, file, false, false) != 0) {
+        app_free(app);
+        return 2;
+    }
+    log_init(LOG_ERROR);
+    app_init(app);
+    if (app_open_state(app, true, &e) != 0 || keep_load(&app->keeper, true, &e) != 0) {
+        fprintf(stderr, "butler_webhook: %s\n", e.text);
+        app_free(app);
+        return 1;
+    }
+    printf(json ? "{\"waiting\":[" : "%zu waiting%s\n", app->journal.live,
+        app->journal.live ? ": age, attempts, next attempt in, webhook, task, last error" : "");
+    for (size_t i = 0; i < app->webhooks; i++)
+        cli_print_webhook(&app->webhook[i], json, &waiting);
+    for (struct known_webhook *known = app->keeper.known; known; known = known->next)
+        if (known->now == &known->gone)
+            cli_print_webhook(&known->gone, json, &waiting);
+    fputs(json ? "],\n\"dead\":[" : "dead letters: when, webhook, task, reason\n", stdout);
+    cli_print_letters(&app->journal, "dead-letters.1.ndjson", json, &dead);
+    cli_print_letters(&app->journal, "dead-letters.ndjson", json, &dead);
+    if (json)
+        puts("]}");
+    else if (dead == 0)
+        puts("none");
+    app_free(app);
+    return 0;
+}
+
+/* --pending */
+static int
+cli_pending(const char *file)
+{
+    return cli_list(file, false);
+}
+
+/* --pending --json */
+static int
+cli_pending_json(const char *file)
+{
+    return cli_list(file, true);
+}
+
+/*
+ * How many dead letters from before a time (as log_time writes it) have a webhook
+ * in the configuration, and how many have none or are damaged.
+ */
+static void
+cli_count_letters(struct app *app, const char *before, size_t *known, size_t *unknown)
+{
+    static const char *const names[] = {"dead-letters.1.ndjson", "dead-letters.ndjson"};
+
+    *known = *unknown = 0;
+    for (size_t i = 0; i < 2; i++) {
+        struct line_reader r = {.file = journal_open_file(&app->journal, names[i], true, false)};
+        struct slice line;
+        while (r.file >= 0 && line_read(&r, &line) > 0) {
+            struct letter letter;
+            char when[64];
+            bool whole = keep_read_letter(&app->keeper, line, &letter) == 0 && letter.webhook;
+            if (line.len > 0 &&
+                strcmp(keep_letter_text(line, "deadAt", when, sizeof when), before) < 0)
+                *(whole ? known : unknown) += 1;
+            buf_free(&letter.json);
+        }
+        plat_file_close(r.file);
+        buf_free(&r.in);
+    }
+}
+
+/* Has the running service replay. */
+static int
+cli_ask_service(struct app *app)
+{
+    char *request = journal_path(&app->journal, "replay.request");
+    int64_t until_ms = plat_now_ms() + REPLAY_MS;
+    size_t known, unknown, left;
+    char before[32]; /* those that come back at once are new ones */
+    int file;
+
+    log_time(plat_wall_ms(), before);
+    cli_count_letters(app, before, &known, &unknown);
+    file = plat_state_open(request, false, false);
+    if (file < 0)
+        fprintf(stderr, "butler_webhook: cannot write %s: %s\n", request, plat_error());
+    plat_file_close(file);
+    while (file >= 0 && plat_path_is_file(request) && plat_now_ms() < until_ms)
+        plat_sleep_ms(SLICE_MS);
+    if (file >= 0 && plat_path_is_file(request)) {
+        fputs("butler_webhook: the running service has not answered\n", stderr);
+        plat_remove(request); /* or it would send them at some later time */
+        file = -1;
+    }
+    free(request);
+    if (file < 0)
+        return 1;
+    cli_count_letters(app, before, &left, &unknown);
+    printf("%zu dead letter%s handed to the running service, %zu stay%s\n",
+        known > left ? known - left : 0, known == left + 1 ? "" : "s", left + unknown,
+        unknown ? ": their webhook is not in the configuration, or the line is damaged" : "");
+    return left + unknown > 0;
+}
+
+/* Makes one attempt for each delivery of a webhook that was replayed, until it proves to be down. */
+static void
+cli_attempt(struct webhook *w, uint64_t first_order, size_t *delivered, size_t *waiting)
+{
+    struct sender *s = &w->sender[0];
+
+    http_client_init(&s->client, &w->peer);
+    plat_lock(&w->lock);
+    w->stopping = true; /* starts no threads */
+    for (struct delivery *d = w->oldest, *next; d; d = next) {
+        uint64_t before = atomic_load(&w->counters->delivered);
+        uint64_t dead = atomic_load(&w->counters->dead);
+        next = d->newer;
+        if (d->order < first_order)
+            continue;
+        if (w->state == WEBHOOK_UP)
+            send_one_locked(s, send_detach_locked(w, d));
+        *delivered += atomic_load(&w->counters->delivered) > before;
+        *waiting += atomic_load(&w->counters->delivered) == before &&
+            atomic_load(&w->counters->dead) == dead;
+    }
+    plat_unlock(&w->lock);
+    http_client_done(&s->client);
+}
+
+/* Replays without a running service: journals all letters, then makes one attempt for each. */
+static int
+cli_replay_here(struct app *app, struct err *e)
+{
+    uint64_t *first = x_calloc(app->webhooks + 1, sizeof *first);
+    size_t delivered = 0, waiting = 0;
+    struct keep_replay rp;
+
+    for (size_t i = 0; i < app->webhooks; i++) {
+        app->webhook[i].stopping = true;
+        first[i] = app->webhook[i].next_order;
+    }
+    keep_replay(&app->keeper, &rp);
+    if (keep_start(&app->keeper, e) != 0) {
+        free(first);
+        return -1;
+    }
+    waiting = (size_t)rp.already;
+    for (size_t i = 0; i < app->webhooks; i++)
+        cli_attempt(&app->webhook[i], first[i], &delivered, &waiting);
+    keep_stop(&app->keeper, INT64_MAX);
+    log_stop(plat_now_ms() + STOP_CALLS_MS);
+    free(first);
+    printf(
+        "%llu dead letter%s sent again: %zu delivered, %zu wait for the next start, %zu refused; "
+        "%llu stay\n",
+        (unsigned long long)rp.again, rp.again == 1 ? "" : "s", delivered, waiting,
+        (size_t)rp.again > delivered + waiting ? (size_t)rp.again - delivered - waiting : 0,
+        (unsigned long long)rp.stayed);
+    return rp.stayed > 0 || rp.unread;
+}
+
+/* --replay */
+static int
+cli_replay(const char *file)
+{
+    struct app *app = x_calloc(1, sizeof *app);
+    int result = app_load(app, file, false, true);
+    struct err e;
+
+    if (result == 0 && !app->config.state_directory) {
+        fprintf(stderr, "butler_webhook: butlerWebhook.stateDirectory is '': nothing was kept\n");
+        result = 1;
+    }
+    if (result != 0) {
+        app_free(app);
+        return result;
+    }
+    log_init(LOG_WARN);
+    app_init(app);
+    if (app_open_state(app, false, &e) != 0) {
+        if (app->journal.lock_file >= 0 || !app->journal.taken)
+            result = -1;
+        else
+            result = cli_ask_service(app);
+    } else if (app_init_tls(app, &e) != 0 || log_start(NULL, &e) != 0 ||
+        app_init_peers(app, &e) != 0 || keep_load(&app->keeper, false, &e) != 0)
+        result = -1;
+    else {
+        result = cli_replay_here(app, &e);
+        tls_store_done(&app->store);
+    }
+    if (result < 0)
+        fprintf(stderr, "butler_webhook: %s\n", e.text);
+    app_free(app);
+    return result < 0 ? 1 : result;
+}
+
 /* --version */
 static int
 cli_version(const char *file)
@@ -7339,8 +11174,11 @@ static const struct {
     const char *help;
 } CLI[] = {
     {"", true, app_run, "run in the foreground until SIGTERM, SIGINT or SIGHUP"},
-    {"--check", true, cli_check, "report every problem of CONFIG, show what would be called"},
+    {"--check", true, cli_check, "report every problem, show what would be called"},
     {"--test", true, cli_test, "call each webhook once with a test alert"},
+    {"--pending", true, cli_pending, "list what waits and what is dead"},
+    {"--pending --json", true, cli_pending_json, "the same for programs"},
+    {"--replay", true, cli_replay, "send the dead letters again"},
     {"--version", false, cli_version, "print the version"},
     {"--help", false, cli_help, "print this"},
     {"--licenses", false, cli_licenses, "print the licences of everything inside"},
@@ -7355,7 +11193,7 @@ cli_print_usage(FILE *out)
     fputs(
         "butler_webhook calls webhooks when Qlik Sense reload tasks fail or are aborted\n\n", out);
     for (size_t i = 0; i < CLI_COUNT; i++)
-        fprintf(out, "    butler_webhook %-10s %-6s  %s\n",
+        fprintf(out, "    butler_webhook %-16s %-6s  %s\n",
             *CLI[i].option          ? CLI[i].option
                 : CLI[i].takes_file ? "CONFIG"
                                     : "",
@@ -7374,15 +11212,16 @@ cli_help(const char *file)
     return 0;
 }
 
-/* Picks the command by its option; the one argument besides is the configuration. */
+/* Picks the command by its options; the one argument besides is the configuration. */
 int
 main(int argc, char **argv)
 {
-    const char *option = argc < 2 || argv[1][0] != '-' ? ""
-        : strcmp(argv[1], "-h")                        ? argv[1]
-                                                       : "--help";
-    int files = argc - 1 - (*option != '\0');
+    char option[64] = "";
+    int files = argc - 1;
 
+    for (int i = 1; i < argc && argv[i][0] == '-'; i++, files--)
+        snprintf(option + strlen(option), sizeof option - strlen(option), "%s%s", i > 1 ? " " : "",
+            strcmp(argv[i], "-h") == 0 ? "--help" : argv[i]);
     plat_init();
     for (size_t i = 0; i < CLI_COUNT; i++)
         if (strcmp(option, CLI[i].option) == 0 && files == CLI[i].takes_file)

@@ -188,10 +188,18 @@ class Receivers:
 # ---- The program ----------------------------------------------------------------------------------------------------
 
 
+def state_directory():
+    """The folder in which the program keeps alerts for samples/demo.yaml; it is removed, so its name must say what it is."""
+    with open(CONFIG, encoding='utf-8') as file:
+        match = re.search(r'(?m)^ +stateDirectory: (\S+\.state)$', file.read())
+    return os.path.normpath(os.path.join(os.path.dirname(CONFIG), match[1] if match else 'butler_webhook.state'))
+
+
 class Program:
     """butler_webhook with samples/demo.yaml; keeps the lines of its log."""
 
     def __init__(self):
+        shutil.rmtree(state_directory(), ignore_errors=True)    # the windows of time of the last demo are open still
         env = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
         self.lines = []
         self.shown = 0
@@ -338,7 +346,7 @@ def play(receivers, program):
 
     headline('butler_webhook is stopped')
     code = program.stop()
-    program.wait_line(r' info: stopped: 6 received, 3 accepted, 7 delivered, 0 given up, 0 lost')
+    program.wait_line(r' info: stopped: 6 received, 3 accepted, 7 delivered, 0 given up, 0 lost, 0 waiting$')
     if code:
         raise Failure('butler_webhook ended with exit code %d' % code)
     expect_silence(receivers)
@@ -363,6 +371,7 @@ def main():
     finally:
         if program is not None:
             program.kill()
+            shutil.rmtree(state_directory(), ignore_errors=True)
         if receivers is not None:
             receivers.stop()
     print('\ndemo passed: %d calls arrived as they should, and no other.' % arrived, flush=True)

@@ -57,8 +57,12 @@ class Block:
 
 
 def normal(text):
-    """The text without what differs from run to run: milliseconds, dates and the width of columns."""
+    """The text without what differs from run to run: milliseconds, dates, ages, ids and the width of columns."""
     text = re.sub(r'\b(ok|FAILED)(\s+(?:\d+|-)\s+)\d+', r'\1\2N', text)
+    span = r'[\d.]+ (?:s|min|h)'        # age, attempts and the time to the next one, as --pending lists them
+    text = re.sub(r'(?m)^%s( +\d+ +)(?:its turn|%s) ' % (span, span), r'AGE\1NEXT ', text)
+    text = re.sub(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{3})?Z', 'TIME', text)
+    text = re.sub(r'"ageSeconds":\d+', '"ageSeconds":N', re.sub(r'\bmsg_[0-9a-f]{32}\b', 'ID', text))
     text = re.sub(r'\d{4}-\d\d-\d\d', 'DATE', text)
     return '\n'.join(re.sub(r' {2,}', ' ', line).strip() for line in text.strip().split('\n'))
 
