@@ -17,6 +17,7 @@ test. BUTLER_SLOW=3 makes every limit of time three times as long (sanitizers, b
 
 import argparse
 import collections
+import errno
 import json
 import os
 import random
@@ -41,6 +42,7 @@ SLOW = float(os.environ.get('BUTLER_SLOW', '1'))
 BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
 BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', os.path.join(ROOT, 'build/test/butler_webhook')))
 STOP_S = 7      # the program promises 5 s
+JOBS = 20       # most tests mostly wait
 
 
 # ---- Results --------------------------------------------------------------------------------------------------------
@@ -456,11 +458,24 @@ class Receiver:
         family = socket.AF_INET6 if ':' in host else socket.AF_INET
         self.listener = socket.socket(family, socket.SOCK_STREAM)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind((host, port or free_port()))
+        self._bind(host, port)
         self.listener.listen(backlog)
         self.port = self.listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
+
+    def _bind(self, host, port):
+        """Takes the port, or any free one; a child that is being started may hold it for a moment still."""
+        deadline = time.monotonic() + 2 * SLOW
+        while True:
+            try:
+                self.listener.bind((host, port or free_port()))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    self.listener.close()
+                    raise
+            time.sleep(0.02)
 
     @property
     def authority(self):
@@ -619,6 +634,7 @@ class Test:
         self.over = False
         self._closeables = []
         self._ports = {}
+        self._configs = 0
         self._tmp = None
         self._lock = threading.Lock()
 
@@ -663,13 +679,14 @@ class Test:
     def receiver(self, answer=None, **options):
         return self.add(Receiver(answer, **options))
 
-    def config(self, webhooks, name='butler.yaml', port=None, rateLimit=0, rateLimitAborted=None, udp=None,
+    def config(self, webhooks, name=None, port=None, rateLimit=0, rateLimitAborted=None, udp=None,
                deduplication=None, notification=None, butler=None, **settings):
         """
         Writes a configuration file; returns its path and the UDP port. A webhook is a dict of url, method (POST), kind
         ('failure' or 'aborted'), description, cert; other keys are taken as they are. udp: more keys of udpServerConfig;
         notification: of webhookNotification; butler and other named arguments: of Butler itself. Unless told otherwise
-        there is no rate limit and no de-duplication.
+        there is no rate limit and no de-duplication. Without a name the second configuration of a test, and each after
+        it, has a state directory of its own: what waits for one is nothing to the next.
         """
         port = port or self.port()
         lists = {'failure': [], 'aborted': []}
@@ -692,6 +709,14 @@ class Test:
         top = {'logLevel': 'info', 'fileLogging': False, 'udpServerConfig': server, 'webhookNotification': notify}
         top.update(butler or {})
         top.update(settings)
+        if name is None:
+            with self._lock:
+                self._configs += 1
+                number = self._configs
+            name = 'butler.yaml'
+            if number > 1:
+                top['butlerWebhook'] = dict({'stateDirectory': 'butler_webhook-%d.state' % number},
+                                            **top.get('butlerWebhook', {}))
         path = os.path.join(self.tmp, name)
         with open(path, 'w', encoding='utf-8', newline='') as file:
             file.write('---\n' + yaml({'Butler': top}))
@@ -723,7 +748,7 @@ class Test:
             process = Process(command, self.environment(env), self._ports.get(config_path), cwd, stdout)
             self.processes.append(process)
         if wait and stdout is None:
-            self.require('the program starts', process.wait_log(r' listening on '),
+            self.require('the program starts', process.wait_log(r' info: listening on '),
                          'stdout %r, stderr %r' % (process.log[-3:], process.stderr[-500:]))
         return process
 
@@ -765,6 +790,12 @@ def limit(seconds):
         function.limit = seconds
         return function
     return mark
+
+
+def early(function):
+    """Decorator: the test takes long and so starts before the others."""
+    function.early = True
+    return function
 
 
 def alone(function):
@@ -825,7 +856,7 @@ def collect(modules):
 def run_modules(modules, argv=None):
     """Runs the tests of the modules as the command line says; returns the exit code."""
     parser = argparse.ArgumentParser()
-    parser.add_argument('--jobs', type=int, default=8, help='tests at a time')
+    parser.add_argument('--jobs', type=int, default=JOBS, help='tests at a time')
     parser.add_argument('--only', metavar='REGEX', help='only tests whose name matches')
     parser.add_argument('--list', action='store_true', help='print the names of the tests')
     parser.add_argument('--times', action='store_true', help='print the slowest tests')
@@ -847,7 +878,7 @@ def run_modules(modules, argv=None):
     times = []
     lock = threading.Lock()
     todo = [test for test in tests if not hasattr(test[1], 'alone')]
-    todo.sort(key=lambda test: -getattr(test[1], 'limit', 60))
+    todo.sort(key=lambda test: (not hasattr(test[1], 'early'), -getattr(test[1], 'limit', 60)))
     last = [test for test in tests if hasattr(test[1], 'alone')]
 
     def work():

@@ -39,7 +39,7 @@ ARGUMENTS = {'host': 'hostName', 'user': 'user', 'task': 'taskName', 'task_id': 
 DEFAULTS = {'host': 'qliksrv1', 'task': 'Reload of Sales', 'app': 'Sales', 'user': 'LAB\\goran', 'task_id': TASK,
             'app_id': APP, 'date': '2026-11-22 09:30:00,123', 'level': 'INFO', 'message': 'Max retries reached'}
 LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warn|info|verbose|debug|silly): \S')
-STOPPED = r'info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, (\d+) lost'
+STOPPED = r'info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, (\d+) lost, (\d+) waiting$'
 ALL_TEXT = ''.join(chr(c) for c in range(0x20, 0x7f) if chr(c) != ';')
 
 
@@ -186,7 +186,7 @@ class Stage:
         self.t.equal('requests in all', len(self.receiver.requests), self.accepted)
         match = self.program.wait_log(STOPPED, 1)
         counted = tuple(int(n) for n in match.groups()) if match else self.program.log[-2:]
-        self.t.equal('counters', counted, (self.sent, self.accepted, self.accepted, 0, 0))
+        self.t.equal('counters', counted, (self.sent, self.accepted, self.accepted, 0, 0, 0))
         bad = [line for line in self.program.log if not LINE.match(line)]
         self.t.check('every line of the log has its form', not bad, shorten(bad[:3]))
 
@@ -1062,6 +1062,7 @@ class Replay:
         self.ports = {port: str(t.port()) for port in set(self.PORTS.values())}
         self.receivers = {}
         self.program = None
+        self.path = None
         self.wanted = [dict(request, target=self.rewrite(request['target']), host=self.rewrite(request['host']))
                        for request in self.trace['requests']]
         self.calls = 0
@@ -1094,9 +1095,9 @@ class Replay:
             self.receive('main')
             if has_ipv6():
                 self.receive('ipv6', '::1')
-        path, _ = self.t.config(webhooks, rateLimit=self.trace.get('rateLimit', 300),
-                                deduplication={'enable': True, 'ttlMinutes': 10})
-        self.program = self.t.start(path, binary=binary, **options)
+        self.path, _ = self.t.config(webhooks, rateLimit=self.trace.get('rateLimit', 300),
+                                     deduplication={'enable': True, 'ttlMinutes': 10})
+        self.program = self.t.start(self.path, binary=binary, **options)
 
     def send(self, number=0):
         """Sends a datagram and waits until the program has dealt with it; returns the number of webhooks to call."""
@@ -1223,9 +1224,12 @@ def replay_unreachable(t, replay):
                 replay.program.wait_log(r'warn: webhook failure %d is down: .*refused' % number))
     t.check('the good one is called', replay.program.wait_log(r'alert 1 delivered to failure 3: 200'))
     replay.compare()
-    lost = replay.program.lines(r'error: alert 1 lost for failure [12]\b.*; alert: \{"event"')
-    t.equal('what was left is told', len(lost), 2)
-    t.check('no password in the log', 'secret' not in replay.program.stdout and 'Ym9iO' not in replay.program.stdout)
+    t.check('what is left waits', replay.program.lines(STOPPED.replace(r'(\d+) lost, (\d+) waiting', '0 lost, 2 waiting')),
+            shorten(replay.program.log[-1:]))
+    done = t.run('--pending', '--json', replay.path)
+    t.equal('and is listed', [entry['webhook'] for entry in json.loads(done.stdout)['waiting']], ['failure 1', 'failure 2'])
+    for what, text in (('log', replay.program.stdout), ('list', done.stdout + t.run('--pending', replay.path).stdout)):
+        t.check('no password in the %s' % what, 'secret' not in text and 'Ym9iO' not in text)
 
 
 def replay_status(t, replay):
@@ -1772,6 +1776,7 @@ def test_sources_names_from_hosts(t):
     t.equal('refused', len(program.lines('not in allowedSources')), 2)
 
 
+@harness.early
 def test_sources_name_found_later(t):
     """A name that cannot be found at the start, but can some seconds later: its alerts are taken soon after."""
     server = sys_http.Names(t, {})
@@ -1957,7 +1962,9 @@ def test_log_lines(t):
     t.equal('stops', program.stop(), 0)
     t.check('stopping', program.lines(r'Z info: stopping: SIGTERM received$'))
     t.equal('counters', program.lines(STOPPED)[0].partition('stopped: ')[2],
-            '5 received, 2 accepted, 2 delivered, 1 given up, 0 lost')
+            '5 received, 2 accepted, 2 delivered, 1 given up, 0 lost, 0 waiting')
+    t.check('what made no alert', program.lines(r'Z info: no alerts: 1 ignored, 1 malformed, 0 unknown, 1 duplicates, '
+                                                r'0 rate limited, 0 refused, 0 dropped$'), shorten(program.log[-2:]))
     t.equal('the last line', re.search(STOPPED, program.log[-1]) is not None, True)
     now = datetime.datetime.now(datetime.timezone.utc)
     for line in (program.log[0], program.log[-1]):
@@ -1966,8 +1973,8 @@ def test_log_lines(t):
 
 
 def test_log_counts_lost(t):
-    """What is not delivered when the program stops is told whole, and counted."""
-    path, _ = t.config([{'url': 'http://127.0.0.1:1/x'}])
+    """Without a journal: what is not delivered when the program stops is told whole, and counted."""
+    path, _ = t.config([{'url': 'http://127.0.0.1:1/x'}], butlerWebhook={'stateDirectory': ''})
     program = t.start(path)
     for number in range(3):
         program.send(harness.datagram(message='number %d' % number))
@@ -1977,7 +1984,34 @@ def test_log_counts_lost(t):
     t.equal('alerts', sorted(json.loads(line.partition('; alert: ')[2])['logMessage'] for line in lines),
             ['number 0', 'number 1', 'number 2'])
     t.equal('counters', program.lines(STOPPED)[0].partition('stopped: ')[2],
-            '3 received, 3 accepted, 0 delivered, 0 given up, 3 lost')
+            '3 received, 3 accepted, 0 delivered, 0 given up, 3 lost, 0 waiting')
+    t.equal('no folder is made', [name for name in os.listdir(t.tmp) if name.endswith('.state')], [])
+    t.check('warned at the start', program.lines(r" warn: .*stateDirectory is '': alerts are kept in memory only"),
+            shorten(program.log[:5]))
+
+
+def test_log_counts_waiting(t):
+    """With a journal the same alerts are neither lost nor told as such: they wait, and the next start says so."""
+    port = t.port()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/x' % port}])
+    program = t.start(path)
+    for number in range(3):
+        program.send(harness.datagram(message='number %d' % number))
+    t.check('down', program.wait_log('webhook failure 1 is down'))
+    t.equal('stops', program.stop(), 0)
+    t.equal('counters', program.lines(STOPPED)[0].partition('stopped: ')[2],
+            '3 received, 3 accepted, 0 delivered, 0 given up, 0 lost, 3 waiting')
+    t.equal('none is told as lost', program.lines(r'alert \d+ lost'), [])
+    receiver = t.receiver(port=port)
+    program = t.start(path)
+    t.check('the next start says what waits', program.wait_log(
+        r'Z info: state directory .*butler_webhook\.state: 3 alerts wait, 0 bytes of dead letters$'), shorten(program.log))
+    t.equal('and delivers it', sorted(request.json().get('logMessage') for request in receiver.wait(3)),
+            ['number %d' % number for number in range(3)])
+    t.check('it is delivered', program.wait_log(' delivered to ', count=3))
+    t.equal('stops again', program.stop(), 0)
+    t.equal('counters of the second run', program.lines(STOPPED)[0].partition('stopped: ')[2],
+            '0 received, 0 accepted, 3 delivered, 0 given up, 0 lost, 0 waiting')
 
 
 def test_log_sanitised(t):
@@ -2240,7 +2274,8 @@ def test_log_nobody_reads(t):
         bad = [line for line in lines if not LINE.match(line)]
         t.check('what is written are whole lines', not bad, shorten(bad[:3]))
         t.check('the dropped lines are told',
-                any(re.search(r'(?i)\d+ (log )?lines?\b.*(dropped|lost)', line) for line in lines),
+                any(re.search(r' warn: \d+ log lines (dropped: the log queue was full|are missing here)', line)
+                    for line in lines),
                 shorten([line[:160] for line in lines[-6:]], 1200))
     finally:
         os.close(read)
@@ -2327,6 +2362,323 @@ def test_log_nobody_reads_at_all(t):
         os.close(read)
 
 
+# ---- Time and connections for a webhook -----------------------------------------------------------------------------
+
+
+def hang(sock):
+    """An answer that does not come: waits until the other side goes."""
+    try:
+        sock.settimeout(30 * harness.SLOW)
+        sock.recv(1)
+    except OSError:
+        pass
+
+
+def test_timeout_seconds(t):
+    """A call that hangs is ended after timeoutSeconds, of which the test build has five a second, and made again."""
+    runs = []
+    for seconds in (1, 5):
+        ended = []
+
+        def answer(request, connection, ended=ended):
+            if connection.number > 1:
+                return harness.response()
+
+            def wait(sock):
+                hang(sock)
+                ended.append(time.monotonic())
+            return wait
+
+        receiver = t.receiver(answer)
+        path, _ = t.config([{'url': receiver.url()}], butlerWebhook={'timeoutSeconds': seconds})
+        program = t.start(path, binary=t.binary_test)
+        begin = time.monotonic()
+        program.send(harness.datagram())
+        runs.append((seconds, begin, ended, receiver, program))
+    for seconds, begin, ended, receiver, program in runs:
+        what = 'timeoutSeconds %d: ' % seconds
+        t.check(what + 'another attempt is delivered', program.wait_log(r'alert 1 delivered to failure 1: 200 in .*attempt [2-9]'),
+                shorten(program.log[-2:]))
+        took = [at - begin for at in ended]
+        t.check(what + 'the first call was ended after its time',
+                len(took) == 1 and 0.2 * seconds <= took[0] < 0.2 * seconds + 0.9 * harness.SLOW, repr(took))
+        t.check(what + 'the log says why', program.lines(r' warn: alert 1 to failure 1: no answer within %d s; ' % seconds),
+                shorten(program.log[-4:]))
+        t.equal(what + 'the webhook-id is the same', len({request.get('webhook-id') for request in receiver.requests}), 1)
+
+
+class Busy:
+    """An answer that counts the calls that are open at once; each is held until `until` of them are, and `hold` seconds more."""
+
+    def __init__(self, until=1, hold=0.0):
+        self.until = until
+        self.hold = hold
+        self.now = 0
+        self.most = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, request, connection):
+        with self._changed:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.most >= self.until, 5 * harness.SLOW)
+        time.sleep(self.hold)
+        with self._changed:
+            self.now -= 1
+        return harness.response()
+
+
+def test_max_concurrent_one(t):
+    """maxConcurrent 1: one call after another, in the order of the alerts, on one connection; each webhook for itself."""
+    busy = [Busy(hold=0.005), Busy(hold=0.002)]
+    receivers = [t.receiver(answer) for answer in busy]
+    path, _ = t.config([{'url': receiver.url()} for receiver in receivers], butlerWebhook={'maxConcurrent': 1})
+    program = t.start(path)
+    for number in range(40):
+        program.send(harness.datagram(message='%02d' % number))
+    for place, receiver in enumerate(receivers):
+        what = 'webhook %d: ' % (place + 1)
+        got = receiver.wait(40)
+        t.equal(what + 'in order', [request.json().get('logMessage') for request in got], ['%02d' % n for n in range(40)])
+        t.equal(what + 'connections', {request.connection for request in got}, {1})
+        t.equal(what + 'calls at once', busy[place].most, 1)
+
+
+def test_max_concurrent_more(t):
+    """A slow webhook has as many calls at once as maxConcurrent says, 4 by default, and never one more."""
+    for limit in (8, None, 2):
+        busy = Busy(limit or 4, 0.1)
+        receiver = t.receiver(busy)
+        path, _ = t.config([{'url': receiver.url()}], butlerWebhook={'maxConcurrent': limit} if limit else {})
+        program = t.start(path)
+        what = 'maxConcurrent %s: ' % (limit or 'not set')
+        sent = [harness.guid() for _ in range(3 * (limit or 4))]
+        for execution_id in sent:
+            program.send(harness.datagram(execution_id=execution_id))
+        got = receiver.wait(len(sent))
+        t.equal(what + 'each alert once', sorted(request.json().get('executionId') for request in got), sorted(sent))
+        t.equal(what + 'calls at once', busy.most, limit or 4)
+        t.equal(what + 'connections', len({request.connection for request in got}), limit or 4)
+
+
+# ---- After a restart ------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """A program with a state directory, which is started again and again on one configuration."""
+
+    def __init__(self, t, webhooks, **config):
+        self.t = t
+        self.path, self.port = t.config(webhooks, **config)
+        self.accepted = 0
+        self.start()
+
+    def start(self):
+        self.program = self.t.start(self.path)
+        self.accepted = 0
+
+    def send(self, **given):
+        """Sends an alert that must be accepted: it is in the journal then. Gives its executionId."""
+        given.setdefault('execution_id', harness.guid())
+        self.program.send(harness.datagram(**given))
+        self.accepted += 1
+        self.t.require('alert %d is accepted' % self.accepted,
+                       self.program.wait_log(r'alert \d+ accepted: .*%s' % given['execution_id']),
+                       shorten(self.program.log[-2:]))
+        return given['execution_id']
+
+    def pending(self):
+        done = self.t.run('--pending', '--json', self.path)
+        self.t.equal('--pending --json: exit code and stderr', (done.returncode, done.stderr), (0, ''))
+        return json.loads(done.stdout)
+
+    def settle(self, waiting, dead=0):
+        """What --pending says once the outcomes of calls have reached the disk: so many wait, and so many are dead."""
+        deadline = time.monotonic() + 10 * harness.SLOW
+        found = self.pending()
+        while (len(found['waiting']), len(found['dead'])) != (waiting, dead) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            found = self.pending()
+        self.t.equal('what waits and what is dead', (len(found['waiting']), len(found['dead'])), (waiting, dead))
+        return found
+
+
+def test_restart_delivers_oldest_first(t):
+    """What waited at kill -9 is delivered by the next start, oldest first, with the webhook-ids that it had."""
+    good = threading.Event()
+    receiver = t.receiver(lambda request, connection: harness.response() if good.is_set() else hang)
+    kept = Kept(t, [{'url': receiver.url()}], butlerWebhook={'maxConcurrent': 1})
+    sent = [kept.send(message='number %d' % number) for number in range(8)]
+    first = receiver.wait(1)
+    kept.program.kill()
+    waiting = kept.pending()['waiting']
+    t.equal('what waits, oldest first', [entry['alert']['executionId'] for entry in waiting], sent)
+    good.set()
+    kept.start()
+    t.check('the log says what waits', kept.program.wait_log('info: state directory .*: 8 alerts wait, 0 bytes of dead letters'),
+            shorten(kept.program.log))
+    later = kept.send()
+    got = receiver.wait(10)[1:]
+    t.equal('oldest first', [request.json().get('executionId') for request in got], sent + [later])
+    t.equal('the old webhook-ids', [request.get('webhook-id') for request in got[:8]], [entry['webhookId'] for entry in waiting])
+    t.equal('also that of the call that hung', first[0].get('webhook-id'), waiting[0]['webhookId'])
+    t.equal('the fields are whole', got[3].json(), waiting[3]['alert'])
+    t.check('all are delivered', kept.program.wait_log(' delivered to ', count=9))
+    t.equal('stops', kept.program.stop(), 0)
+    t.equal('nothing waits', kept.pending(), {'waiting': [], 'dead': []})
+
+
+def test_restart_keeps_windows(t):
+    """Rate limit and de-duplication go on where they were, after kill -9 as after a stop."""
+    receiver = t.receiver()
+    kept = Kept(t, [{'url': receiver.url()}], rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10})
+    tasks = [harness.guid() for _ in range(3)]
+    executions = []
+    for number, task in enumerate(tasks):
+        executions.append(kept.send(task_id=task))
+        t.check('alert %d is delivered' % number, kept.program.wait_log('alert 1 delivered'))
+        kept.settle(0)
+        if number == 1:
+            t.equal('stops', kept.program.stop(), 0)
+        else:
+            kept.program.kill()
+        kept.start()
+        for old in range(number + 1):
+            kept.program.send(harness.datagram(task_id=tasks[old].upper()))
+            kept.program.send(harness.datagram(execution_id=executions[old]))
+            what = 'start %d, alert %d: ' % (number + 2, old)
+            t.check(what + 'held back', kept.program.wait_log(
+                r'held back by the rate limit: .*\(%s\)' % tasks[old].upper()), shorten(kept.program.log[-2:]))
+            t.check(what + 'a duplicate', kept.program.wait_log('duplicate ignored: .*%s' % executions[old]),
+                    shorten(kept.program.log[-2:]))
+    t.equal('stops', kept.program.stop(), 0)
+    t.equal('what arrived', [request.json().get('executionId') for request in receiver.requests], executions)
+
+
+def test_restart_calls_only_who_has_it_not(t):
+    """Of two webhooks one has the alert when the program is killed: the next start calls the other one only."""
+    port = t.port()
+    receiver = t.receiver()
+    kept = Kept(t, [{'url': receiver.url()}, {'url': 'http://127.0.0.1:%d/' % port, 'method': 'PUT'}])
+    sent = kept.send()
+    t.check('delivered to the first', kept.program.wait_log('alert 1 delivered to failure 1'))
+    t.check('the second is down', kept.program.wait_log('webhook failure 2 is down'))
+    kept.settle(1)
+    kept.program.kill()
+    waiting = kept.pending()['waiting']
+    t.equal('what waits', [(entry['webhook'], entry['alert']['executionId']) for entry in waiting], [('failure 2', sent)])
+    second = t.receiver(port=port)
+    kept.start()
+    got = second.wait(1)
+    t.equal('the second gets it', [(request.method, request.get('webhook-id')) for request in got],
+            [('PUT', waiting[0]['webhookId'])])
+    later = kept.send()
+    t.equal('both get the next', [receiver.wait(2)[-1].json().get('executionId'), second.wait(2)[-1].json().get('executionId')],
+            [later, later])
+    t.equal('stops', kept.program.stop(), 0)
+    t.equal('the first got each once', [request.json().get('executionId') for request in receiver.requests], [sent, later])
+    t.check('other webhooks, other ids', receiver.requests[0].get('webhook-id') != waiting[0]['webhookId'])
+
+
+# ---- What waits and what is dead ------------------------------------------------------------------------------------
+
+WAITING = ('webhookId', 'webhook', 'acceptedAt', 'ageSeconds', 'attempts', 'lastAttemptAt', 'nextAttemptAt', 'lastError', 'alert')
+DEAD = ('webhookId', 'webhookKey', 'webhook', 'description', 'place', 'count', 'url', 'reason', 'attempts', 'acceptedAt', 'deadAt',
+        'alert')
+
+
+def test_pending(t):
+    """The table and the JSON, before the first start, while the service runs and afterwards."""
+    receiver = t.receiver(lambda request, connection: harness.response(404))
+    path, _ = t.config([{'url': 'http://bob:Hush-1@127.0.0.1:1/?key=Hush-2', 'description': 'Desk "ö"'},
+                        {'url': receiver.url('/gone?key=Hush-3')}])
+
+    def look(when, waiting, dead):
+        outputs = {}
+        for args in (('--pending',), ('--pending', '--json')):
+            done = t.run(*args, path)
+            t.equal('%s: %s: exit code and stderr' % (when, ' '.join(args)), (done.returncode, done.stderr), (0, ''))
+            t.check('%s: %s: no secrets' % (when, ' '.join(args)), 'Hush' not in done.stdout, shorten(done.stdout))
+            outputs[len(args)] = done.stdout
+        found = json.loads(outputs[2])
+        t.equal('%s: keys' % when, tuple(found), ('waiting', 'dead'))
+        t.equal('%s: what waits' % when, [entry['alert'] for entry in found['waiting']], waiting)
+        t.equal('%s: what is dead' % when, [entry['alert'] for entry in found['dead']], dead)
+        t.check('%s: the table counts' % when, re.match(r'%d waiting\b' % len(waiting), outputs[1]), shorten(outputs[1]))
+        for entry in waiting + dead:
+            t.check('%s: the table names the task' % when, entry['taskName'] in outputs[1], shorten(outputs[1]))
+        return found
+
+    look('before the first start', [], [])
+    t.equal('which makes no folder', [name for name in os.listdir(t.tmp) if name.endswith('.state')], [])
+    program = t.start(path)
+    look('nothing yet', [], [])
+    one = dict(DEFAULTS, execution_id=harness.guid(), task='Täsk; "one"')
+    program.send(harness.datagram(**one))
+    t.check('down', program.wait_log('webhook failure 1 .*is down'))
+    t.check('given up', program.wait_log('alert 1 given up for failure 2'))
+    deadline = time.monotonic() + 10 * harness.SLOW
+    while time.monotonic() < deadline:      # until both outcomes are on the disk
+        found = json.loads(t.run('--pending', '--json', path).stdout)
+        if found['dead'] and found['waiting'] and found['waiting'][0]['attempts']:
+            break
+        time.sleep(0.02)
+    for when in ('running', 'stopped'):
+        found = look(when, [event(**one)], [event(**one)])
+        for name, keys in (('waiting', WAITING), ('dead', DEAD)):
+            t.equal('%s: keys of %s' % (when, name), [tuple(entry) for entry in found[name]], [keys])
+        entry = found['waiting'][0]
+        t.equal('%s: webhook' % when, entry['webhook'], 'failure 1 ("Desk "ö"")')
+        t.check('%s: it was tried' % when, entry['attempts'] >= 1 and 'refused' in entry['lastError'] and
+                0 <= entry['ageSeconds'] < 60 * harness.SLOW and entry['acceptedAt'] <= entry['lastAttemptAt'] <=
+                entry['nextAttemptAt'], repr(entry))
+        t.check('%s: the dead letter has its reason' % when, 'status 404' in found['dead'][0]['reason'] and
+                found['dead'][0]['attempts'] == 1, repr(found['dead']))
+        if when == 'running':
+            t.equal('stops', program.stop(), 0)
+    for args in (('--json', path), ('--pending', '--json'), ('--pending', '--json', path, path), ('--replay', '--json', path)):
+        done = t.run(*args)
+        t.equal('%s: exit code' % (args,), (done.returncode, done.stdout), (2, ''))
+
+
+def test_replay(t):
+    """Dead letters are sent again, by --replay itself or by the service that runs, with their webhook-ids."""
+    good = threading.Event()
+    receiver = t.receiver(lambda request, connection: harness.response(200 if good.is_set() else 404))
+    kept = Kept(t, [{'url': receiver.url()}])
+
+    def replay(what, *words):
+        done = t.run('--replay', kept.path)
+        t.equal('%s: exit code and stderr' % what, (done.returncode, done.stderr), (0, ''))
+        t.check('%s: says what it did' % what, all(word in done.stdout for word in words), repr(done.stdout))
+
+    for when in ('service stopped', 'service running'):
+        good.clear()
+        known = len(receiver.requests)
+        sent = [kept.send() for _ in range(2)]
+        t.check('%s: both are given up' % when, kept.program.wait_log(' given up for ', count=2))
+        ids = {entry['alert']['executionId']: entry['webhookId'] for entry in kept.settle(0, 2)['dead']}
+        t.equal('%s: both are dead' % when, sorted(ids), sorted(sent))
+        if when == 'service stopped':
+            t.equal('stops', kept.program.stop(), 0)
+        replay('%s, refused again' % when, '2 dead letters', '0 stay')
+        receiver.wait(known + 4)
+        found = kept.settle(0, 2)['dead']
+        t.equal('%s, refused again: dead again' % when, {entry['alert']['executionId']: entry['webhookId'] for entry in found}, ids)
+        good.set()
+        replay('%s, taken' % when, '2 dead letters', '0 stay')
+        got = receiver.wait(known + 6)[known:]
+        t.equal('%s: calls' % when, len(got), 6)
+        t.check('%s: with the same webhook-ids' % when,
+                all(request.get('webhook-id') == ids[request.json()['executionId']] for request in got), repr(ids))
+        kept.settle(0, 0)
+        if when == 'service stopped':
+            kept.start()
+    t.equal('stops', kept.program.stop(), 0)
+    replay('nothing is dead', '0 dead letters')
+
+
 # ---- Many at once ---------------------------------------------------------------------------------------------------
 
 
@@ -2351,7 +2703,7 @@ def burst(t, count, webhooks, size=0):
                 '%d are not, %d in all' % (len(missing), len(ids)))
     t.equal('webhook-ids', len({request.get('webhook-id') for request in got}), count * webhooks)
     t.equal('counters', program.lines(STOPPED)[0].partition('stopped: ')[2],
-            '%d received, %d accepted, %d delivered, 0 given up, 0 lost' % (count, count, count * webhooks))
+            '%d received, %d accepted, %d delivered, 0 given up, 0 lost, 0 waiting' % (count, count, count * webhooks))
 
 
 @harness.alone

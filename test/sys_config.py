@@ -37,6 +37,11 @@ def write(t, text, name='butler.yaml'):
     return path
 
 
+def copy_program(t, path):
+    """Copies the program by a command: a file that we had open for writing ourselves, a child could hold, and it would be busy."""
+    subprocess.run(['cp', t.binary, path], check=True)
+
+
 def places(text):
     """The text without its marks, and line and column (in characters, from 1) of each mark."""
     found = []
@@ -289,6 +294,19 @@ NUMBERS = [
     ('own port too high', own('port: @@70000\n'), ('error', 'port', '65535')),
 ]
 
+# (key of butlerWebhook, most)
+BOUNDS = (('maxStateMB', 1048576), ('maxAgeHours', 8760), ('timeoutSeconds', 300), ('maxConcurrent', 16))
+
+STATE_DIRECTORY = [
+    ('stateDirectory is a list', own('stateDirectory: @@[state]\n'), ('error', 'butlerWebhook.stateDirectory', 'single value')),
+    ('stateDirectory is a section', own('stateDirectory: @@{path: state}\n'), ('error', 'stateDirectory', 'single value')),
+    ('stateDirectory has a control character', own('stateDirectory: @@"C:\\new"\n'),
+     ('error', 'stateDirectory', 'control character', 'single quotes')),
+    ('stateDirectory has a NUL character', own('stateDirectory: @@"a\\0b"\n'), ('error', 'NUL')),
+    ('stateDirectory is misspelt', own('@@stateDirectoy: state\n'), ('warning', 'stateDirectoy', 'did you mean "stateDirectory"')),
+    ('stateDirectory is written otherwise', own('@@statedirectory: state\n'), ('warning', 'did you mean "stateDirectory"')),
+]
+
 TRUE_FALSE = [
     ('enable in quotes', notification('enable: @@"true"\n'), ('error', 'enable', 'true or false', 'quotes')),
     ('enable yes', notification('enable: @@yes\n'), ('error', 'enable', 'true or false')),
@@ -391,6 +409,28 @@ def test_config_urls(t):
 
 def test_config_numbers(t):
     run_rows(t, NUMBERS)
+
+
+def test_config_own_numbers(t):
+    rows = []
+    for key, most in BOUNDS:
+        for value in ('0', '-1', str(most + 1)):
+            rows.append(('%s %s' % (key, value), own('%s: @@%s\n' % (key, value)),
+                         ('error', r'butlerWebhook\.%s must be from 1 to %d$' % (key, most))))
+        for value in ("'5'", 'many', '1.5', '5s', '1e99', 'true', '18446744073709551617'):
+            rows.append(('%s %s' % (key, value), own('%s: @@%s\n' % (key, value)),
+                         ('error', r'butlerWebhook\.%s' % key, 'whole number', 'quotes' if value[0] == "'" else '')))
+        rows.append(('%s is a list' % key, own('%s: @@[5]\n' % key), ('error', key, 'single value')))
+        rows.append(('%s is misspelt' % key, own('@@%s: 5\n' % key[:-1]),
+                     ('warning', 'did you mean "%s"' % key)))
+        rows.append(('%s is written in small letters' % key, own('@@%s: 5\n' % key.lower()), ('warning', 'did you mean "%s"' % key)))
+        for value in ('1', str(most), '', '~'):
+            rows.append(('%s %s' % (key, value), own('%s: %s\n' % (key, value))))
+    run_rows(t, rows)
+
+
+def test_config_state_directory(t):
+    run_rows(t, STATE_DIRECTORY)
 
 
 def test_config_true_false(t):
@@ -883,7 +923,7 @@ def test_config_no_permission(t):
         t.skip('root, and no setpriv to become somebody else')
     os.chmod(t.tmp, 0o755)
     binary = os.path.join(t.tmp, 'program')
-    shutil.copy(t.binary, binary)
+    copy_program(t, binary)
     os.chmod(binary, 0o755)
     path = write(t, GOOD)
     os.chmod(path, 0)
@@ -970,9 +1010,9 @@ def test_config_full_is_the_default(t):
     """What samples/full.yaml calls a default is what --check tells of a file that leaves it out."""
     full = t.run('--check', os.path.join(SAMPLES, 'full.yaml')).stdout
     bare = t.run('--check', write(t, GOOD)).stdout
-    for label in ('listens on', 'rate limit'):
+    for label in ('listens on', 'rate limit', 'keeps alerts'):
         ours = [line for line in full.splitlines() if line.strip().startswith(label)]
-        theirs = [line for line in bare.splitlines() if line.strip().startswith(label)]
+        theirs = [line.replace(t.tmp, SAMPLES) for line in bare.splitlines() if line.strip().startswith(label)]
         t.check(label, len(ours) == 1 and ours == theirs, '%r, %r' % (ours, theirs))
 
 
@@ -1068,6 +1108,15 @@ Butler:
     t.check('no secrets', not re.search(r'pass\d', out + done.stderr), repr(out + done.stderr))
     t.check('no control characters', all(line.isprintable() for line in out.splitlines()), repr(out))
 
+    for text, line in (('', r'keeps alerts in %s/butler_webhook\.state, at most 1024 MB, for 72 h' % re.escape(t.tmp)),
+                       ('stateDirectory: some where\nmaxStateMB: 7\n', r'keeps alerts in %s/some where, at most 7 MB, for 72 h' % re.escape(t.tmp)),
+                       ('maxAgeHours: 5\n', r'keeps alerts in .*, for 5 h'),
+                       ('timeoutSeconds: 3\nmaxConcurrent: 2\n', r'a call may take 3 s; calls to one webhook at a time: 2'),
+                       ("stateDirectory: ''\n", r"keeps alerts in memory only: butlerWebhook\.stateDirectory is ''")):
+        done = t.run('--check', write(t, own(text or 'port: 9997\n')))
+        t.check('says %r' % line, re.search('(?m)^%s$' % line, done.stdout), repr(done.stdout))
+    t.check('--check makes no state directory', not [name for name in os.listdir(t.tmp) if 'state' in name or 'some' in name])
+
     path = write(t, udp('deduplication:\n  enable: false\n'))
     t.check('no de-duplication', re.search(r'duplicates: (?!ignored for)', t.run('--check', path).stdout))
     done = t.run('--check', write(t, GOOD.replace('enable: true', 'enable: false', 1)))
@@ -1083,7 +1132,11 @@ def test_config_command_line(t):
                        ('unknown short option', ('-x',)), ('--check without a file', ('--check',)),
                        ('--test without a file', ('--test',)), ('--check with two files', ('--check', good, good)),
                        ('two commands', ('--check', '--test', good)), ('--version with a file', ('--version', good)),
-                       ('an empty file name', ('',)), ('--pending', ('--pending', good)), ('--replay', ('--replay', good))):
+                       ('an empty file name', ('',)), ('--pending without a file', ('--pending',)),
+                       ('--replay without a file', ('--replay',)), ('--pending --json without a file', ('--pending', '--json')),
+                       ('--json alone', ('--json', good)), ('--json first', ('--json', '--pending', good)),
+                       ('--replay --json', ('--replay', '--json', good)), ('--pending with two files', ('--pending', good, good)),
+                       ('--check --json', ('--check', '--json', good))):
         done = t.run(*args)
         t.equal('%s: exit code' % name, done.returncode, 2)
         t.equal('%s: stdout' % name, done.stdout, '')
@@ -1094,10 +1147,13 @@ def test_config_command_line(t):
 
     done = t.run('--help')
     t.equal('--help', (done.returncode, done.stderr), (0, ''))
-    for word in ('butler_webhook', '--check', '--test', '--version', '--help', '--licenses', 'CONFIG'):
+    for word in ('butler_webhook', '--check', '--test', '--pending', '--pending --json', '--replay', '--version', '--help',
+                 '--licenses', 'CONFIG'):
         t.check('--help names %s' % word, word in done.stdout, repr(done.stdout))
-    t.check('--help: names what exists only', not re.search('--pending|--replay', done.stdout))
-    t.check('--help: fits a console', all(len(line) <= 100 for line in done.stdout.splitlines()))
+    t.equal('--help: names what exists only', set(re.findall(r'--\w+', done.stdout)),
+            {'--check', '--test', '--pending', '--json', '--replay', '--version', '--help', '--licenses'})
+    t.check('--help: fits a console', all(len(line) <= 100 for line in done.stdout.splitlines()),
+            repr([line for line in done.stdout.splitlines() if len(line) > 100]))
     done = t.run('--version')
     t.equal('--version', (done.returncode, done.stderr), (0, ''))
     t.check('--version is one line', re.fullmatch(r'butler_webhook \d+\.\d+\.\d+[^\n]*\n', done.stdout), repr(done.stdout))
@@ -1172,6 +1228,88 @@ def test_config_log_directory_default(t):
         t.equal('%s: stops' % name, program.stop(), 0)
         folder = os.path.join(t.tmp, name, 'log')
         t.check('%s: logs into log beside the file' % name, os.path.isdir(folder) and len(os.listdir(folder)) == 1)
+
+
+def test_config_state_directory_places(t):
+    """Where the state directory is made: relative paths are counted from the configuration file; '' makes none."""
+    for number, (value, folder) in enumerate((
+            (None, 'butler_webhook.state'), ('', 'butler_webhook.state'), ('~', 'butler_webhook.state'), ("''", None),
+            ('state', 'state'), ('new/deep/state', None), ("'wo die Alarme wärten'", 'wo die Alarme wärten'),
+            ('../beside ünd below', '../beside ünd below'), ('%(tmp)s/absolute path', '%(tmp)s/absolute path'))):
+        name = 'stateDirectory %s' % value
+        place = os.path.join(t.tmp, 'at %d' % number)
+        port = t.port()
+        text = own('port: %d\n%s' % (port, '' if value is None else 'stateDirectory: %s\n' % (value % {'tmp': t.tmp})))
+        path = write(t, text, 'at %d/butler.yaml' % number)
+        before = set(os.listdir(t.tmp)) | set(os.listdir(place))
+        if value and '/deep/' in value:     # only its last folder is made
+            os.makedirs(os.path.join(place, 'new/deep'))
+            before.add('new')
+            folder = value
+        program = t.start(path, cwd='/')
+        program.port = port
+        if folder is None:
+            t.check('%s: warned' % name, program.wait_log(r" warn: .*stateDirectory is ''"), repr(program.log))
+            t.equal('%s: nothing is made' % name, (set(os.listdir(t.tmp)) | set(os.listdir(place))) - before, set())
+        else:
+            folder = os.path.normpath(os.path.join(place, folder % {'tmp': t.tmp}))
+            told = program.wait_log(' info: state directory (.*): 0 alerts wait')
+            t.check('%s: the log names it' % name, told and os.path.normpath(told[1]) == folder, repr(program.log))
+            t.check('%s: no warning' % name, not program.lines(' warn: '), repr(program.log))
+            t.check('%s: it is made' % name, os.path.isfile(os.path.join(folder, 'journal')), os.listdir(place))
+            t.equal('%s: for the owner only' % name, os.stat(folder).st_mode & 0o777, 0o700)
+            with open(os.path.join(folder, 'lock'), encoding='ascii') as file:
+                t.equal('%s: the lock holds the process' % name, file.read().strip(), str(program.pid))
+        t.equal('%s: stops' % name, program.stop(), 0)
+
+
+def test_config_state_directory_unusable(t):
+    """A folder that cannot be used keeps the program from starting; the reason names the key, on stderr and in the log."""
+    write(t, 'a file', 'taken')
+    binary = t.binary
+    options = {}
+    os.mkdir(os.path.join(t.tmp, 'read only'))
+    os.mkdir(os.path.join(t.tmp, 'log'))
+    if os.getuid() == 0:        # who may write everywhere
+        binary = os.path.join(t.tmp, 'program')
+        copy_program(t, binary)
+        for name in ('', 'program'):
+            os.chmod(os.path.join(t.tmp, name), 0o755)
+        for name in ('read only', 'log'):
+            os.chown(os.path.join(t.tmp, name), NOBODY, NOBODY)
+        options = {'user': NOBODY, 'group': NOBODY, 'extra_groups': ()}
+    os.chmod(os.path.join(t.tmp, 'read only'), 0o500)
+
+    def refused(name, directory, words, log_name):
+        path, _ = t.config([{'url': 'http://127.0.0.1:1/'}], fileLogging=True, logDirectory='log',
+                           butlerWebhook={'stateDirectory': directory})
+        os.chmod(path, 0o644)
+        done = subprocess.run([binary, path], stdin=subprocess.DEVNULL, capture_output=True, env=t.environment(), encoding='utf-8',
+                              timeout=30 * harness.SLOW, **options)
+        t.equal('%s: exit code' % name, done.returncode, 1)
+        place = r'butlerWebhook\.stateDirectory: .*%s' % re.escape(log_name)
+        t.check('%s: stderr names the key and the path' % name,
+                re.fullmatch('butler_webhook: %s.*(%s).*\n' % (place, words), done.stderr), repr(done.stderr))
+        t.check('%s: so does the console' % name, re.search('(?m)Z error: %s' % place, done.stdout), repr(done.stdout))
+        with open(os.path.join(t.tmp, 'log', os.listdir(os.path.join(t.tmp, 'log'))[0]), encoding='utf-8') as file:
+            t.check('%s: so does the log file' % name, re.search('(?m)Z error: %s' % place, file.read()))
+        t.check('%s: --check does not look' % name, t.run('--check', path).returncode == 0)
+        pending = t.run('--pending', path)
+        t.check('%s: --pending ends, too' % name, pending.returncode in (0, 1), repr(pending))
+
+    refused('a file', 'taken', 'directory', 'taken')
+    refused('below a file', 'taken/state', '', 'taken/state')
+    refused('below nothing', 'nowhere/at/all', '', 'nowhere/at/all')
+    refused('not writable', 'read only', 'denied|writ', 'read only')
+    refused('cannot be made', 'read only/state', 'denied|writ', 'read only/state')
+    path, _ = t.config([{'url': 'http://127.0.0.1:1/'}], butlerWebhook={'stateDirectory': 'shared'})
+    second, _ = t.config([{'url': 'http://127.0.0.1:1/'}], butlerWebhook={'stateDirectory': os.path.join(t.tmp, 'shared')}, name='b.yaml')
+    program = t.start(path)
+    done = t.run(second)
+    t.equal('used by another: exit code', done.returncode, 1)
+    t.equal('used by another: stderr', done.stderr, 'butler_webhook: butlerWebhook.stateDirectory: %s is used by another '
+            'butler_webhook (process %d)\n' % (os.path.join(t.tmp, 'shared'), program.pid))
+    t.equal('the first one stops', program.stop(), 0)
 
 
 def test_config_warnings_at_start(t):

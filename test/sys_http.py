@@ -6,6 +6,7 @@ connections, and stopping at any moment. All servers are our own, on loopback; t
 import atexit
 import base64
 import calendar
+import contextlib
 import email.utils
 import functools
 import gzip
@@ -25,6 +26,7 @@ import time
 import unicodedata
 
 import harness
+import sys_tls
 from harness import datagram, limit, response
 
 OK = response(200, b'ok')
@@ -33,6 +35,7 @@ LARGE = '\x01' * 60000      # as a message it makes a body of 360 KB: six bytes 
 FIELDS = ['event', 'hostName', 'user', 'taskName', 'taskId', 'appName', 'appId', 'logTimeStamp', 'logLevel',
           'executionId', 'logMessage']
 STOPS_S = 8                 # the program promises 5 s
+MEMORY = {'stateDirectory': ''}     # alerts are kept in memory only
 SANITIZED = 'san' in harness.BINARY
 
 
@@ -117,6 +120,29 @@ def drip(data, fast=b'', pause=0.25):
             sock.sendall(data[i:i + 1])
             time.sleep(pause)
         wait_peer(sock)
+    return quiet(play)
+
+
+def beneath(data, junk, play=hold):
+    """Sends data as it should be, then plays junk past the TLS that protects the connection."""
+    def both_layers(sock):
+        with socket.socket(fileno=os.dup(sock.fileno())) as plain:
+            if data:
+                sock.sendall(data)
+            if play is endless:
+                play(b'', junk)(plain)
+            else:
+                play(junk)(plain)
+    return quiet(both_layers)
+
+
+def goodbye(data):
+    """Sends data and TLS's own end of the stream, then closes."""
+    def play(sock):
+        if data:
+            sock.sendall(data)
+        sock.settimeout(1)
+        sock.unwrap().close()
     return quiet(play)
 
 
@@ -249,13 +275,18 @@ def alerts_in(program, pattern):
 
 
 def totals(t, program, **wanted):
-    """Checks the last line: received, accepted, delivered, given_up, lost."""
+    """
+    Checks the last lines: received, accepted, delivered, given_up, lost, waiting, dropped (datagrams). Unless told
+    otherwise no alert may wait, and no datagram be dropped.
+    """
     match = program.wait_log(r' info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, '
-                             r'(\d+) lost', 1)
-    if not t.check('the last line counts', match, program.log[-2:]):
+                             r'(\d+) lost, (\d+) waiting$', 1)
+    dropped = program.wait_log(r' info: no alerts: .*, (\d+) dropped$', 1)
+    if not t.check('the last lines count', match and dropped, program.log[-2:]):
         return
-    got = dict(zip(('received', 'accepted', 'delivered', 'given_up', 'lost'), map(int, match.groups())))
-    for key, value in wanted.items():
+    got = dict(zip(('received', 'accepted', 'delivered', 'given_up', 'lost', 'waiting'), map(int, match.groups())))
+    got['dropped'] = int(dropped.group(1))
+    for key, value in dict({'waiting': 0, 'dropped': 0}, **wanted).items():
         t.equal('the count of %s' % key, got[key], value)
 
 
@@ -308,8 +339,28 @@ def once_each(t, what, requests, sent):
             (len(set(got)), len(sent), len(got) - len(set(got)), sorted(set(sent) - set(got))[:5]))
 
 
+def pending(t, program):
+    """The alerts that waited on disk when the program had ended, as --pending gives them."""
+    if not hasattr(program, 'left'):
+        t.require('the program has ended', not program.running())
+        result = t.run('--pending', '--json', program.command[-1], binary=program.command[-2])
+        left = parse(result.stdout)
+        t.require('--pending works', result.returncode == 0 and 'waiting' in left,
+                  'exit code %d, stderr %r' % (result.returncode, result.stderr[-500:]))
+        program.left = left['waiting']
+    return program.left
+
+
+def waits_for(waiting, webhook):
+    """Those that wait for one webhook, such as `failure 1`."""
+    return [item for item in waiting if re.match(name_pattern(webhook) + '$', item['webhook'])]
+
+
 def all_told(t, program, sent, webhook='failure 1'):
-    """After the end: each alert was delivered, given up, dropped or lost, and said so; whole, unless delivered."""
+    """
+    After the end: each alert was delivered, given up, dropped or lost, and said so, whole unless delivered; or it waits
+    on disk.
+    """
     numbers = {}
     for line in program.lines(r' accepted: '):
         match = re.search(r' alert (\d+) accepted: reload \w+, task "([^"]*)"', line)
@@ -319,20 +370,41 @@ def all_told(t, program, sent, webhook='failure 1'):
     for line in program.lines(r' alert \d+ delivered to ' + name_pattern(webhook) + ':'):
         name = numbers.get(re.search(r' alert (\d+) ', line).group(1))
         told.setdefault(name, []).append('delivered')
-    for word in ('given up', 'dropped', 'lost'):
-        for event in alerts_in(program, r' error: alert \d+ %s for %s' % (word, name_pattern(webhook))):
-            t.equal('fields of an alert that was %s' % word, list(event), FIELDS)
-            told.setdefault(event.get('taskName'), []).append(word)
+    whole = [(word, event) for word in ('given up', 'dropped', 'lost')
+             for event in alerts_in(program, r' error: alert \d+ %s for %s' % (word, name_pattern(webhook)))]
+    whole += [('waits', item['alert']) for item in waits_for(pending(t, program), webhook)]
+    for word, event in whole:
+        if list(event) != FIELDS:
+            t.equal('fields of an alert: %s' % word, list(event), FIELDS)
+        told.setdefault(event.get('taskName'), []).append(word)
     missing = [name for name in sent if name not in told]
-    t.check('no alert is missing in the log', not missing, '%d: %r' % (len(missing), missing[:5]))
-    twice = {name: words for name, words in told.items() if len([w for w in words if w != 'delivered']) > 1}
-    t.check('no alert is lost twice', not twice, repr(twice)[:500])
+    t.check('no alert is missing', not missing, '%d: %r' % (len(missing), missing[:5]))
+    twice = {name: words for name, words in told.items() if len(words) > 1}
+    t.check('each alert comes to one end', not twice, repr(twice)[:500])
     return told
 
 
 def memory_kb(program):
     with open('/proc/%d/status' % program.pid) as file:
         return int(re.search(r'VmHWM:\s+(\d+)', file.read()).group(1))
+
+
+def wait_rest(program, timeout=5):
+    """Waits until no thread of the program wants the processor or the disk for a third of a second."""
+    rested = [0]
+
+    def at_rest():
+        rested[0] += 1
+        for number in os.listdir('/proc/%d/task' % program.pid):
+            try:
+                with open('/proc/%d/task/%s/stat' % (program.pid, number)) as file:
+                    if file.read().rpartition(')')[2].split()[0] in 'RD':
+                        rested[0] = 0
+            except OSError:
+                pass        # the thread has ended
+        return rested[0] == 7
+
+    wait_until(at_rest, timeout, 0.05)
 
 
 def wait_until(condition, timeout=10, pause=0.02):
@@ -448,14 +520,42 @@ def tls_files():
         return _tls_files
 
 
-def tls_receiver(t, answer=None, **options):
+@functools.lru_cache(maxsize=None)
+def tls_context(version=None, tickets=2):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*tls_files())
-    return t.receiver(answer, ssl_context=context, **options)
+    context.num_tickets = tickets
+    if version:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def tls_receiver(t, answer=None, **options):
+    return t.receiver(answer, ssl_context=tls_context(), **options)
 
 
 def trusting():
     return {'enable': True, 'rejectUnauthorized': True, 'certCA': tls_files()[0]}
+
+
+def server(t, scheme, answer=None, **options):
+    """A Receiver for http or https."""
+    return t.receiver(answer, ssl_context=tls_context() if scheme == 'https' else None, **options)
+
+
+def hook(receiver, path='/', userinfo='', **more):
+    """A webhook of the configuration that calls this receiver, and trusts it."""
+    return dict({'cert': trusting()} if receiver.ssl_context else {}, url=receiver.url(path, userinfo), **more)
+
+
+def both(function):
+    """Decorator: makes two tests of a function that takes a scheme, too: one over http, one over https."""
+    for scheme in ('http', 'https'):
+        @functools.wraps(function)
+        def test(t, scheme=scheme):
+            function(t, scheme)
+        globals()['test_%s_%s' % (function.__name__, scheme)] = test
+    return function
 
 
 def tunnel(first=b'HTTP/1.1 200 Connection established\r\n\r\n'):
@@ -464,7 +564,8 @@ def tunnel(first=b'HTTP/1.1 200 Connection established\r\n\r\n'):
         host, _, port = request.target.rpartition(':')
 
         def play(sock):
-            with socket.create_connection(('127.0.0.1' if host == 'localhost' else host.strip('[]'), int(port)), 10) as far:
+            near = '127.0.0.1' if host == 'localhost' else host.strip('[]')
+            with socket.create_connection((near, int(port)), 10) as far:
                 far.settimeout(None)
                 sock.sendall(first)
                 back = threading.Thread(target=pump, args=(far, sock), daemon=True)
@@ -501,14 +602,17 @@ class Row:
         ended       one of these two
         retry       a failed attempt, then the same webhook-id again, on a new connection
         dead        a dead letter at once
-        kept        not lost and not given up: delivered by this attempt or a later one
+        down        the webhook is down, with the reason, then up again, and the alert arrives
 
     `reuse` says whether the next alert comes on the same connection (None: either), `short` asks for the program with
     short limits, `greet` is sent before the first request is read, `reason` must stand in the line of the log.
     """
 
-    def __init__(self, name, verdict, play, reuse=None, short=False, status=200, reason='', greet=None, early=False,
-                 method='POST', message='Max retries reached', first=OK):
+    early = False
+    raw = False
+    message = 'Max retries reached'
+
+    def __init__(self, name, verdict, play, reuse=None, short=False, status=200, reason='', greet=None, method='POST'):
         self.name = name
         self.verdict = verdict
         self.play = play
@@ -517,16 +621,27 @@ class Row:
         self.status = status
         self.reason = reason
         self.greet = greet
-        self.early = early
         self.method = method
-        self.message = message
+
+
+class Early(Row):
+    """An answer before the request's body is read, a large one: the log's queue holds two such dead letters."""
+
+    early = True
+    message = LARGE
+
+
+class Port(Row):
+    """What the first connection gets before any TLS. That makes sense over https only."""
+
+    raw = True
 
 
 NOT_HTTP = r'not HTTP'
 CHUNKED = b'Transfer-Encoding: chunked'
 
-ANSWERS = [
-    # Interim answers.
+# Interim answers.
+INTERIM = [
     Row('continue_then_end', 'retry', close(b'HTTP/1.1 100 Continue\r\n\r\n')),
     Row('continue_then_junk', 'retry', close(b'HTTP/1.1 100 Continue\r\n\r\njunk and nothing else\r\n\r\n')),
     Row('processing_then_200', 'delivered', head(status=b'HTTP/1.1 102 Processing') + OK, reuse=True),
@@ -539,16 +654,49 @@ ANSWERS = [
                                                  b'ngth: 2\r\n\r\nok')),
     Row('switching_protocols', 'retry', close(head(b'Upgrade: websocket', b'Connection: Upgrade',
                                                    status=b'HTTP/1.1 101 Switching Protocols'))),
+    Row('switching_protocols_kept_open', 'retry', hold(head(b'Upgrade: h2c', b'Connection: Upgrade',
+                                                            status=b'HTTP/1.1 101 Switching Protocols')),
+        reason='switches protocols'),
+    Row('switching_protocols_then_200', 'retry', hold(head(b'Upgrade: h2c', status=b'HTTP/1.1 101 Switching') + OK),
+        reason='switches protocols'),
+    Row('interim_32_then_200', 'delivered', head(status=b'HTTP/1.1 100 Continue') * 32 + OK, reuse=True),
+    Row('interim_1000_then_200', 'retry', hold(head(status=b'HTTP/1.1 100 Continue') * 1000 + OK), reason='interim'),
+    Row('interim_of_50_kb_four_times', 'delivered',
+        head(b'Link: </' + b'a' * 51200 + b'>', status=b'HTTP/1.1 103 Early Hints') * 4 + OK, reuse=True),
+    Row('interim_150_and_199', 'delivered', head(status=b'HTTP/1.1 150 Odd') + head(status=b'HTTP/1.1 199 Odd') + OK,
+        reuse=True),
+    Row('interim_chunked_then_200', 'delivered', head(CHUNKED, status=b'HTTP/1.1 100 Continue') + OK, reuse=True),
+    Row('interim_1_0_then_200', 'delivered', head(status=b'HTTP/1.0 100 Continue') + OK),
+    Row('interim_with_close_then_200', 'delivered', head(b'Connection: close', status=b'HTTP/1.1 103 Hints') + OK),
+    Row('interim_ends_in_lf', 'delivered', b'HTTP/1.1 100 Continue\n\n' + OK, reuse=True),
+    Row('interim_with_body', 'retry', hold(head(b'Content-Length: 5', status=b'HTTP/1.1 103 Hints') + b'hello' + OK),
+        reason=NOT_HTTP),
+    Row('interim_with_nul', 'retry', hold(head(b'X-A: a\0b', status=b'HTTP/1.1 103 Hints') + OK), reason=NOT_HTTP),
+    Row('interim_then_404', 'dead', head(status=b'HTTP/1.1 100 Continue') + response(404), status=404),
+    Row('interim_then_500', 'retry', head(status=b'HTTP/1.1 102 Processing') + response(500, close=True),
+        reason='500'),
+    Row('interim_then_reset', 'retry', cut(head(status=b'HTTP/1.1 100 Continue'))),
+    Row('interim_then_silence', 'retry', hold(head(status=b'HTTP/1.1 100 Continue')), short=True, reason='no answer'),
+    Row('interim_after_200', 'ended', hold(OK + head(status=b'HTTP/1.1 103 Early Hints')), reuse=False),
+    Row('interim_status_only', 'retry', close(b'HTTP/1.1 100\r\n')),
+    Row('interim_000', 'retry', hold(head(status=b'HTTP/1.1 000 Nothing') + OK), reason=NOT_HTTP),
+    Row('interim_099', 'retry', hold(head(status=b'HTTP/1.1 099 Less') + OK), reason=NOT_HTTP),
     Row('endless_interim', 'retry', endless(b'', head(status=b'HTTP/1.1 102 Processing')), short=True),
     Row('endless_interim_slowly', 'retry', endless(b'', head(status=b'HTTP/1.1 102 Processing'), 0.2), short=True),
 
     Row('head_by_the_byte_but_quickly', 'delivered', pieces(*[bytes([c]) for c in OK], pause=0.002), reuse=True),
+]
 
-    # Header lines.
+# Header lines.
+HEADERS = [
     Row('nul_in_header', 'retry', hold(head(b'Content-Length: 0', b'X-A: a\0b')), reason=NOT_HTTP),
     Row('nul_in_header_name', 'retry', hold(head(b'Content-Length: 0', b'X-\0A: ab')), reason=NOT_HTTP),
     Row('cr_in_header', 'retry', hold(head(b'Content-Length: 0', b'X-A: a\rb')), reason=NOT_HTTP),
     Row('header_without_colon', 'retry', hold(head(b'Content-Length: 0', b'no colon here')), reason=NOT_HTTP),
+    Row('blank_line_of_spaces', 'retry', close(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n  \r\n')),
+    Row('head_ends_in_cr', 'retry', hold(b'HTTP/1.1 200 OK\rContent-Length: 0\r\r'), short=True),
+    Row('head_ends_in_lf_cr', 'retry', close(b'HTTP/1.1 200 OK\n\rContent-Length: 0\n\r\n\r')),
+    Row('cr_cr_lf', 'retry', hold(b'HTTP/1.1 200 OK\r\r\nContent-Length: 0\r\r\n\r\r\n\r\n'), reason=NOT_HTTP),
     Row('folded_header', 'delivered', head(b'X-A: one', b' two', b'\tthree', b'Content-Length: 0'), reuse=True),
     Row('folded_length', 'delivered', head(b'Content-Length:', b' 2') + b'ok'),
     Row('first_header_begins_with_space', 'delivered', head(b' X-A: one', b'Content-Length: 0'), reuse=True),
@@ -572,9 +720,25 @@ ANSWERS = [
     Row('tab_after_colon', 'delivered', head(b'Content-Length:\t2\t') + b'ok', reuse=True),
     Row('header_in_upper_case', 'delivered', head(b'CONTENT-LENGTH: 2') + b'ok', reuse=True),
     Row('header_with_latin_1', 'delivered', head(b'X-A: gr\xfc\xdfe \xff', b'Content-Length: 0')),
-    Row('header_with_escape_character', 'kept', hold(head(b'X-A: \x1b[2J\x07', b'Content-Length: 0')), short=True),
-    Row('header_name_empty', 'kept', hold(head(b': value', b'Content-Length: 0')), short=True),
-    Row('header_name_with_spaces', 'kept', hold(head(b'X A : value', b'Content-Length: 0')), short=True),
+    Row('header_with_escape_character', 'delivered', head(b'X-A: \x1b[2J\x07', b'Content-Length: 0')),
+    Row('header_name_empty', 'retry', hold(head(b': value', b'Content-Length: 0')), reason=NOT_HTTP),
+    Row('header_name_with_spaces', 'delivered', head(b'X A : value', b'Content-Length: 0')),
+    Row('header_name_of_high_bytes', 'delivered', head(b'\xff\xfe\x80: value', b'Content-Length: 0')),
+    Row('space_before_colon', 'delivered', head(b'X-A : value', b'Content-Length : 2') + b'ok', reuse=True),
+    Row('colons_in_value', 'delivered', head(b'X-A: a:b::c', b'X-B::', b'Content-Length: 0'), reuse=True),
+    Row('header_name_of_60_kb', 'delivered', head(b'X' * 61440 + b': a', b'Content-Length: 0'), reuse=True),
+    Row('fold_of_10000_lines', 'delivered', head(b'X-A: a', *[b' b'] * 10000, b'Content-Length: 0'), reuse=True),
+    Row('fold_of_blanks', 'delivered', head(b'X-A:', b' ', b'\t', b'    ', b'Content-Length: 0'), reuse=True),
+    Row('fold_of_100_kb', 'retry', hold(head(b'X-A: a', *[b'\tb'] * 26000, b'Content-Length: 0')), reason='answer'),
+    Row('fold_of_first_line_100_kb', 'retry', hold(head(*[b' b'] * 26000, b'Content-Length: 0')), reason='answer'),
+    Row('fold_endless', 'retry', endless(b'HTTP/1.1 200 OK\r\nX-A: a\r\n', b' b\r\n' * 1000), short=True),
+    Row('fold_then_header_without_colon', 'retry', hold(head(b'X-A: a', b' b: c', b'no colon')), reason=NOT_HTTP),
+    Row('connection_folded', 'delivered', hold(head(b'Content-Length: 0', b'Connection: te,', b' close')), reuse=False),
+    Row('headers_256', 'delivered', head(b'Content-Length: 0', *[b'H: v'] * 255), reuse=True),
+    Row('headers_257', 'retry', hold(head(b'Content-Length: 0', *[b'H: v'] * 256)), reason='too many headers'),
+    Row('head_of_64_kib', 'delivered', head(b'Content-Length: 0', b'X: ' + b'a' * 65493), reuse=True),
+    Row('head_of_64_kib_and_1', 'retry',
+        hold(head(b'Content-Length: 0', b'X: ' + b'a' * 65494)), reason='head is longer'),
     Row('lines_end_in_lf', 'delivered', b'HTTP/1.1 200 OK\nContent-Length: 2\n\nok'),
     Row('lines_end_in_either', 'delivered', b'HTTP/1.1 200 OK\nContent-Length: 2\r\nX-A: b\n\r\nok'),
     Row('location_in_a_200', 'delivered', head(b'Location: /elsewhere', b'Content-Length: 0'), reuse=True),
@@ -582,17 +746,41 @@ ANSWERS = [
         reuse=False),
     Row('connection_close_in_a_list', 'delivered', hold(head(b'Content-Length: 0', b'Connection: te, close')),
         reuse=False),
+    Row('connection_close_between_commas', 'delivered', hold(head(b'Content-Length: 0', b'Connection: ,, ,close,')),
+        reuse=False),
+    Row('connection_keep_alive_and_close', 'delivered',
+        hold(head(b'Content-Length: 0', b'Connection: keep-alive', b'Connection: close')), reuse=False),
+    Row('connection_close_and_keep_alive', 'delivered',
+        hold(head(b'Content-Length: 0', b'Connection: close', b'Connection: keep-alive')), reuse=False),
+    Row('connection_close_then_more', 'ended', hold(response(200, b'ok', close=True) + OK * 20), reuse=False),
+    Row('connection_close_body_never_ends', 'broken', endless(head(b'Connection: close'), b'a' * 4096)),
+    Row('connection_empty', 'delivered', head(b'Content-Length: 0', b'Connection:'), reuse=True),
+    Row('connection_not_quite_close', 'delivered', head(b'Content-Length: 0', b'Connection: closed, unclose'),
+        reuse=True),
+    Row('connection_of_5000_words', 'delivered', head(b'Content-Length: 0', b'Connection: ' + b'a,' * 5000),
+        reuse=True),
+    Row('keep_alive_max_0', 'delivered', head(b'Content-Length: 0', b'Connection: keep-alive', b'Keep-Alive: max=0')),
     Row('connection_upgrade', 'delivered', head(b'Content-Length: 0', b'Connection: Upgrade', b'Upgrade: h2c')),
     Row('keep_alive_header', 'delivered', head(b'Content-Length: 0', b'Connection: keep-alive',
                                                b'Keep-Alive: timeout=5, max=99'),
         reuse=True),
+]
 
-    # The status line.
+# The status line.
+STATUS_LINE = [
     Row('status_line_alone', 'delivered', close(head()), reuse=False),
     Row('status_line_alone_1_0', 'delivered', close(head(status=b'HTTP/1.0 200 OK')), reuse=False),
     Row('no_reason', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200'), reuse=True),
     Row('empty_reason', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200 '), reuse=True),
     Row('reason_in_latin_1', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200 Gr\xfc\xdfe')),
+    Row('reason_in_utf_8', 'delivered', head(b'Content-Length: 0', status='HTTP/1.1 200 \u6210\u529f'.encode()),
+        reuse=True),
+    Row('reason_of_control_characters', 'delivered',
+        head(b'Content-Length: 0', status=b'HTTP/1.1 200 ' + bytes(c for c in range(1, 256) if c not in (10, 13))),
+        reuse=True),
+    Row('reason_of_60_kb', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200 ' + b'O' * 61440), reuse=True),
+    Row('reason_of_digits', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.1 200 500 404'), reuse=True),
+    Row('reason_with_cr', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200 O\rK')), reason=NOT_HTTP),
     Row('reason_of_70_kb', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200 ' + b'O' * 71680)),
         reason='answer'),
     Row('reason_with_nul', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200 O\0K')), reason=NOT_HTTP),
@@ -619,6 +807,36 @@ ANSWERS = [
         reason=NOT_HTTP),
     Row('status_in_hexadecimal', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 0xc8 OK')),
         reason=NOT_HTTP),
+    Row('status_line_with_tabs', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1\t200\tOK')),
+        reason=NOT_HTTP),
+    Row('status_line_with_two_spaces', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1  200 OK')),
+        reason=NOT_HTTP),
+    Row('status_line_without_space', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1200 OK')),
+        reason=NOT_HTTP),
+    Row('status_then_letters', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200OK')), reason=NOT_HTTP),
+    Row('status_then_point', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 200.1 OK')), reason=NOT_HTTP),
+    Row('status_line_indented', 'retry', hold(head(b'Content-Length: 0', status=b' HTTP/1.1 200 OK')), reason=NOT_HTTP),
+    Row('status_line_after_blank_lines', 'retry', hold(b'\r\n\r\n' + OK), reason=NOT_HTTP),
+    Row('status_line_half_then_end', 'retry', close(b'HTTP/1.1 20')),
+    Row('status_line_half_then_reset', 'retry', cut(b'HTTP/1.1 200')),
+    Row('status_line_half_then_half_close', 'retry', half_close(b'HTTP/1.1 200 OK')),
+    Row('status_line_without_blank_line', 'retry', close(b'HTTP/1.1 200 OK\r\n')),
+    Row('status_000', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.1 000 OK')), reason=NOT_HTTP),
+    Row('status_600', 'dead', head(b'Content-Length: 0', status=b'HTTP/1.1 600 Odd'), status=600),
+    Row('status_in_wide_digits', 'retry',
+        hold(head(b'Content-Length: 0', status='HTTP/1.1 \uff12\uff10\uff10'.encode())), reason=NOT_HTTP),
+    Row('version_1_2', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.2 200 OK')),
+    Row('version_1_9', 'delivered', head(b'Content-Length: 0', status=b'HTTP/1.9 200 OK')),
+    Row('version_1_10', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.10 200 OK')), reason=NOT_HTTP),
+    Row('version_01_1', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/01.1 200 OK')), reason=NOT_HTTP),
+    Row('version_1', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1 200 OK')), reason=NOT_HTTP),
+    Row('version_2_0', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/2.0 200 OK')), reason=NOT_HTTP),
+    Row('version_2', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/2 200 OK')), reason=NOT_HTTP),
+    Row('version_0_9', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/0.9 200 OK')), reason=NOT_HTTP),
+    Row('version_in_lower_case', 'retry', hold(head(b'Content-Length: 0', status=b'http/1.1 200 OK')), reason=NOT_HTTP),
+    Row('version_with_comma', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1,1 200 OK')), reason=NOT_HTTP),
+    Row('version_negative', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/1.-1 200 OK')), reason=NOT_HTTP),
+    Row('nul_in_name', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP\0/1.1 200 OK')), reason=NOT_HTTP),
     Row('version_of_100_digits', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/' + b'1' * 100 + b'.1 200 OK')),
         reason=NOT_HTTP),
     Row('version_with_letters', 'retry', hold(head(b'Content-Length: 0', status=b'HTTP/one.one 200 OK')),
@@ -632,8 +850,10 @@ ANSWERS = [
     Row('endless_line', 'retry', endless(b'', b'a' * 8192), short=True),
     Row('endless_status_line', 'retry', endless(b'HTTP/1.1 200 ', b'a' * 8192), short=True),
     Row('status_line_by_the_byte', 'retry', drip(b'HTTP/1.1 200 Very well, thank you\r\n\r\n'), short=True),
+]
 
-    # Content-Length.
+# Content-Length.
+LENGTH = [
     Row('length_negative', 'broken', hold(head(b'Content-Length: -5') + b'hello')),
     Row('length_with_letters', 'broken', hold(head(b'Content-Length: 5a') + b'hello')),
     Row('length_with_plus', 'broken', hold(head(b'Content-Length: +5') + b'hello')),
@@ -641,6 +861,25 @@ ANSWERS = [
     Row('length_with_point', 'broken', hold(head(b'Content-Length: 5.0') + b'hello')),
     Row('length_of_two_words', 'broken', hold(head(b'Content-Length: 5 5') + b'hello')),
     Row('length_empty', 'broken', hold(head(b'Content-Length: ') + b'hello')),
+    Row('length_negative_zero', 'broken', hold(head(b'Content-Length: -0'))),
+    Row('length_with_comma', 'broken', hold(head(b'Content-Length: 2,') + b'ok')),
+    Row('length_with_quotes', 'broken', hold(head(b'Content-Length: "2"') + b'ok')),
+    Row('length_with_thousands', 'broken', hold(head(b'Content-Length: 1,000') + b'a' * 1000)),
+    Row('length_with_exponent', 'broken', hold(head(b'Content-Length: 2e0') + b'ok')),
+    Row('length_in_other_digits', 'broken', hold(head('Content-Length: \u0662'.encode()) + b'ok')),
+    Row('length_with_vertical_tab', 'broken', hold(head(b'Content-Length: \v2\f') + b'ok')),
+    Row('length_of_10000_digits', 'broken', hold(head(b'Content-Length: ' + b'9' * 10000) + b'hello')),
+    Row('length_of_10000_zeros', 'delivered', head(b'Content-Length: ' + b'0' * 10000 + b'2') + b'ok', reuse=True),
+    Row('length_folded_in_two', 'broken', hold(head(b'Content-Length: 1', b' 0') + b'a' * 10)),
+    Row('length_2_to_63_less_1', 'broken', close(head(b'Content-Length: 9223372036854775807') + b'hello')),
+    Row('length_2_to_32_plus_2', 'broken', close(head(b'Content-Length: 4294967298') + b'ok')),
+    Row('length_twice_one_empty', 'broken', hold(head(b'Content-Length: 2', b'Content-Length:') + b'ok')),
+    Row('length_twice_one_broken', 'broken', hold(head(b'Content-Length: x', b'Content-Length: 2') + b'ok')),
+    Row('length_twice_with_zeros', 'delivered', head(b'Content-Length: 2', b'Content-Length: 002') + b'ok', reuse=True),
+    Row('length_200_times', 'delivered', head(*[b'Content-Length: 2'] * 200) + b'ok', reuse=True),
+    Row('length_0_with_body', 'ended', hold(head(b'Content-Length: 0') + b'hello'), reuse=False),
+    Row('length_0_then_half_close', 'delivered', half_close(head(b'Content-Length: 0')), reuse=False),
+    Row('length_0_then_endless', 'ended', endless(head(b'Content-Length: 0'), b'a' * 8192), reuse=False),
     Row('length_then_space', 'delivered', head(b'Content-Length: 2 ') + b'ok', reuse=True),
     Row('length_with_zeros', 'delivered', head(b'Content-Length: 0000000002') + b'ok', reuse=True),
     Row('length_overflows', 'broken', close(head(b'Content-Length: ' + b'1' * 30) + b'hello')),
@@ -661,9 +900,13 @@ ANSWERS = [
     Row('body_of_5_mb', 'ended', head(b'Content-Length: 5000000') + b'a' * 5000000, reuse=False),
     Row('body_longer_than_length', 'ended', hold(head(b'Content-Length: 2') + b'ok and more'), reuse=False),
     Row('two_answers', 'ended', hold(OK + OK), reuse=False),
+    Row('hundred_answers', 'ended', hold(OK * 100), reuse=False),
+    Row('second_answer_later', 'ended', hold(OK + b'HTTP/1.1 2'), reuse=False),
     Row('second_answer_is_a_500', 'ended', hold(OK + response(500)), reuse=False),
+]
 
-    # Until the end of the connection.
+# Until the end of the connection.
+UNTIL_CLOSE = [
     Row('until_close', 'delivered', close(head(b'Content-Type: text/plain') + b'all of it'), reuse=False),
     Row('until_close_1_0', 'delivered', close(head(status=b'HTTP/1.0 200 OK') + b'all of it'), reuse=False),
     Row('until_close_10_mb', 'ended', close(head() + b'a' * 10000000), reuse=False),
@@ -674,8 +917,18 @@ ANSWERS = [
     Row('length_1_0', 'delivered', hold(head(b'Content-Length: 2', status=b'HTTP/1.0 200 OK') + b'ok'), reuse=False),
     Row('keep_alive_1_0', 'delivered', head(b'Content-Length: 2', b'Connection: keep-alive',
                                             status=b'HTTP/1.0 200 OK') + b'ok'),
+    Row('keep_alive_1_0_without_length', 'broken', hold(head(b'Connection: keep-alive', status=b'HTTP/1.0 200 OK'))),
+    Row('keep_alive_1_0_and_close', 'delivered', hold(head(b'Content-Length: 0', b'Connection: keep-alive, close',
+                                                           status=b'HTTP/1.0 200 OK')),
+        reuse=False),
+    Row('chunked_1_0', 'ended', hold(head(CHUNKED, status=b'HTTP/1.0 200 OK') + b'2\r\nok\r\n0\r\n\r\n'), reuse=False),
+    Row('until_half_close', 'delivered', half_close(head() + b'all of it'), reuse=False),
+    Row('until_close_by_the_byte', 'broken', drip(b'a' * 100, head()), short=True),
+    Row('until_close_of_nuls', 'delivered', close(head() + bytes(5000)), reuse=False),
+]
 
-    # Chunks.
+# Chunks.
+CHUNKS = [
     Row('chunked', 'delivered', head(CHUNKED) + b'2\r\nok\r\n0\r\n\r\n', reuse=True),
     Row('chunked_empty', 'delivered', head(CHUNKED) + b'0\r\n\r\n', reuse=True),
     Row('chunked_upper_case', 'delivered', head(b'TRANSFER-ENCODING: CHUNKED') + b'A\r\n0123456789\r\n0\r\n\r\n',
@@ -698,10 +951,61 @@ ANSWERS = [
         reuse=False),
     Row('transfer_encoding_chunked_first', 'ended', hold(head(b'Transfer-Encoding: chunked, gzip') + b'noise'),
         reuse=False),
+    Row('transfer_encoding_in_two_headers', 'delivered',
+        head(b'Transfer-Encoding: gzip', CHUNKED) + b'2\r\nok\r\n0\r\n\r\n', reuse=True),
+    Row('transfer_encoding_chunked_then_identity', 'ended',
+        hold(head(CHUNKED, b'Transfer-Encoding: identity') + b'2\r\nok\r\n0\r\n\r\n'), reuse=False),
+    Row('transfer_encoding_empty', 'ended', close(head(b'Transfer-Encoding:', b'Content-Length: 2') + b'ok'),
+        reuse=False),
+    Row('transfer_encoding_in_quotes', 'ended', hold(head(b'Transfer-Encoding: "chunked"') + b'2\r\nok\r\n0\r\n\r\n'),
+        reuse=False),
+    Row('transfer_encoding_with_parameter', 'ended',
+        hold(head(b'Transfer-Encoding: chunked;q=1') + b'2\r\nok\r\n0\r\n\r\n'), reuse=False),
+    Row('transfer_encoding_with_nul', 'retry', hold(head(b'Transfer-Encoding: chunked\0') + b'0\r\n\r\n'),
+        reason=NOT_HTTP),
+    Row('transfer_encoding_with_vertical_tab', 'ended', hold(head(b'Transfer-Encoding: \vchunked') + b'0\r\n\r\n'),
+        reuse=False),
+    Row('transfer_encoding_folded', 'delivered', head(b'Transfer-Encoding:', b' chunked') + b'2\r\nok\r\n0\r\n\r\n',
+        reuse=True),
+    Row('transfer_encoding_of_3000_codings', 'delivered',
+        head(b'Transfer-Encoding: ' + b'gzip, ' * 3000 + b'chunked') + b'0\r\n\r\n', reuse=True),
+    Row('chunked_and_broken_length', 'delivered', head(b'Content-Length: -5', CHUNKED) + b'2\r\nok\r\n0\r\n\r\n'),
+    Row('chunked_and_two_lengths', 'delivered',
+        head(b'Content-Length: 2', CHUNKED, b'Content-Length: 5') + b'2\r\nok\r\n0\r\n\r\n'),
     Row('chunk_ends_in_lf', 'delivered', head(CHUNKED) + b'2\nok\n0\n\n'),
     Row('trailers_announced', 'delivered', head(CHUNKED, b'Trailer: X-Sum') + b'2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n',
         reuse=True),
     Row('trailers', 'delivered', head(CHUNKED) + b'2\r\nok\r\n0\r\nX-A: 1\r\nX-B: 2\r\n\r\n', reuse=True),
+    Row('trailers_of_50_kb', 'delivered', head(CHUNKED) + b'0\r\n' + b'X-A: 123\r\n' * 5000 + b'\r\n'),
+    Row('trailer_of_framing', 'delivered',
+        head(CHUNKED) + b'2\r\nok\r\n0\r\nContent-Length: 99\r\nTransfer-Encoding: gzip\r\n\r\n', reuse=True),
+    Row('trailer_connection_close', 'delivered', head(CHUNKED) + b'2\r\nok\r\n0\r\nConnection: close\r\n\r\n'),
+    Row('trailer_without_colon', 'ended', head(CHUNKED) + b'2\r\nok\r\n0\r\nno colon\r\n\r\n'),
+    Row('trailers_by_the_byte', 'broken', drip(b'X-A: a\r\n' * 20, head(CHUNKED) + b'0\r\n'), short=True),
+    Row('chunk_extension_of_30_kb', 'delivered', head(CHUNKED) + b'2;a=' + b'b' * 30720 + b'\r\nok\r\n0\r\n\r\n',
+        reuse=True),
+    Row('chunk_extension_of_64_kb', 'ended', head(CHUNKED) + b'2;a=' + b'b' * 65536 + b'\r\nok\r\n0\r\n\r\n'),
+    Row('chunk_extension_of_128_kb', 'broken', hold(head(CHUNKED) + b'2;a=' + b'b' * 131072 + b'\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_extensions_on_each_byte', 'ended', hold(head(CHUNKED) + b'1;a=bcdef\r\na\r\n' * 8000 + b'0\r\n\r\n'),
+        reuse=False),
+    Row('chunk_size_then_space', 'delivered', head(CHUNKED) + b'2 \r\nok\r\n0\t\r\n\r\n', reuse=True),
+    Row('chunk_size_in_either_case', 'delivered', head(CHUNKED) + b'a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n',
+        reuse=True),
+    Row('chunk_size_of_40_zeros', 'ended', hold(head(CHUNKED) + b'0' * 40 + b'2\r\nok\r\n0\r\n\r\n')),
+    Row('last_chunk_of_40_zeros', 'ended', hold(head(CHUNKED) + b'2\r\nok\r\n' + b'0' * 40 + b'\r\n\r\n')),
+    Row('chunk_size_in_hexadecimal', 'broken', hold(head(CHUNKED) + b'0x2\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_with_plus', 'broken', hold(head(CHUNKED) + b'+2\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_indented', 'broken', hold(head(CHUNKED) + b' 2\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_with_nul', 'broken', hold(head(CHUNKED) + b'2\0\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_with_point', 'broken', hold(head(CHUNKED) + b'2.0\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_size_15_digits', 'broken', close(head(CHUNKED) + b'fffffffffffffff\r\nok')),
+    Row('chunk_extension_alone', 'broken', hold(head(CHUNKED) + b';a=b\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_shorter_than_its_size', 'broken', hold(head(CHUNKED) + b'5\r\nok\r\n0\r\n\r\n')),
+    Row('chunk_without_line_end', 'broken', hold(head(CHUNKED) + b'2\r\nok0\r\n\r\n')),
+    Row('chunk_ends_in_cr', 'broken', hold(head(CHUNKED) + b'2\rok\r0\r\r')),
+    Row('chunks_are_none', 'broken', hold(head(CHUNKED) + b'<html>It works!</html>')),
+    Row('chunks_by_the_byte_endless', 'broken', endless(head(CHUNKED), b'1\r\na\r\n' * 2000)),
+    Row('last_chunk_then_junk', 'broken', hold(head(CHUNKED) + b'2\r\nok\r\n0 junk\r\nmore junk')),
     Row('chunk_size_broken', 'broken', hold(head(CHUNKED) + b'zz\r\nok\r\n0\r\n\r\n')),
     Row('chunk_size_empty', 'broken', hold(head(CHUNKED) + b'\r\nok\r\n0\r\n\r\n')),
     Row('chunk_size_negative', 'broken', hold(head(CHUNKED) + b'-2\r\nok\r\n0\r\n\r\n')),
@@ -722,15 +1026,19 @@ ANSWERS = [
     Row('trailers_endless', 'broken', endless(head(CHUNKED) + b'2\r\nok\r\n0\r\n', b'X-A: a\r\n' * 1000)),
     Row('chunked_by_the_byte', 'broken', drip(b'40\r\n' + b'a' * 64, head(CHUNKED)), short=True),
     Row('answer_after_chunks', 'ended', hold(head(CHUNKED) + b'2\r\nok\r\n0\r\n\r\n' + response(500)), reuse=False),
+]
 
-    # Content codings are nobody's business but the reader's.
+# Content codings are nobody's business but the reader's.
+CODINGS = [
     Row('gzip', 'delivered', response(200, gzip.compress(b'hello'), [('Content-Encoding', 'gzip')]), reuse=True),
     Row('gzip_broken', 'delivered', response(200, b'not gzip', [('Content-Encoding', 'gzip')]), reuse=True),
     Row('coding_unknown', 'delivered', response(200, b'?', [('Content-Encoding', 'none-such')]), reuse=True),
     Row('codings_endless', 'delivered', response(200, b'?', [('Content-Encoding', 'gzip, ' * 500 + 'gzip')]),
         reuse=True),
+]
 
-    # Answers without a body.
+# Answers without a body.
+STATUSES = [
     Row('status_204', 'delivered', head(status=b'HTTP/1.1 204 No Content'), status=204, reuse=True),
     Row('status_204_with_chunked', 'delivered', head(CHUNKED, status=b'HTTP/1.1 204 No Content'), status=204),
     Row('status_204_with_length', 'delivered', head(b'Content-Length: 50', status=b'HTTP/1.1 204 No Content'),
@@ -739,10 +1047,25 @@ ANSWERS = [
     Row('status_200_to_get', 'delivered', OK, method='GET', reuse=True),
     Row('status_202_to_put', 'delivered', response(202, b'queued'), method='PUT', status=202, reuse=True),
     Row('status_299', 'delivered', response(299, b''), status=299, reuse=True),
+    Row('status_206', 'delivered', head(b'Content-Range: bytes 0-1/9', b'Content-Length: 2',
+                                        status=b'HTTP/1.1 206 Partial Content') + b'ok', status=206, reuse=True),
+    Row('status_204_with_body', 'ended', hold(head(b'Content-Length: 5', status=b'HTTP/1.1 204 No Content') + b'hello'),
+        status=204, reuse=False),
+    Row('status_200_to_get_endless', 'broken', endless(head(), b'a' * 8192), method='GET'),
+    Row('status_201_to_put_chunks_broken', 'broken', hold(head(CHUNKED, status=b'HTTP/1.1 201 Created') + b'zz'),
+        method='PUT', status=201),
     Row('status_304_with_length', 'dead', head(b'Content-Length: 500', status=b'HTTP/1.1 304 Not Modified'),
         status=304),
     Row('status_304_to_get', 'dead', head(b'ETag: "a"', status=b'HTTP/1.1 304 Not Modified'), status=304, method='GET'),
     Row('status_404_endless', 'dead', endless(head(status=b'HTTP/1.1 404 Not Found'), b'a' * 8192), status=404),
+    Row('status_404_reset', 'dead', cut(response(404, b'no')), status=404),
+    Row('status_404_length_broken', 'dead', hold(head(b'Content-Length: -5', status=b'HTTP/1.1 404 Not Found')),
+        status=404),
+    Row('status_404_1_0', 'dead', close(head(status=b'HTTP/1.0 404 Not Found') + b'no'), status=404),
+    Row('status_401_by_the_byte', 'dead', drip(b'a' * 100, head(b'Content-Length: 100', status=b'HTTP/1.1 401 No')),
+        status=401),
+    Row('status_304_with_chunks', 'dead', hold(head(CHUNKED, status=b'HTTP/1.1 304 Not Modified') + b'zz'), status=304),
+    Row('status_500_half', 'retry', close(b'HTTP/1.1 500 Err')),
     Row('status_404_reason_with_escapes', 'dead', head(b'Content-Length: 0', status=b'HTTP/1.1 404 \x1b[2J\xff\x85'),
         status=404),
     Row('status_404_body_broken', 'dead', close(head(b'Content-Length: 50', status=b'HTTP/1.1 404 Not Found')),
@@ -756,22 +1079,31 @@ ANSWERS = [
     Row('status_404_with_retry_after', 'dead', response(404, b'', [('Retry-After', '3600')]), status=404),
     Row('status_200_with_retry_after', 'delivered', response(200, b'', [('Retry-After', '3600')]), reuse=True),
     Row('status_500_endless', 'retry', endless(head(status=b'HTTP/1.1 500 Error'), b'a' * 8192), reason='500'),
+]
 
-    # Before the whole request was read.
-    Row('early_200', 'delivered', response(200, b'ok', close=True), early=True, message=LARGE, reuse=False),
-    Row('early_200_reset', 'ended', cut(OK), early=True, message=LARGE, reuse=False),
-    Row('early_500', 'retry', response(500, b'sorry', close=True), early=True, message=LARGE, reason='500'),
-    Row('early_500_kept_open', 'retry', hold(response(500, b'sorry', close=True)), early=True, message=LARGE,
-        reason='500'),
-    Row('early_403', 'dead', response(403, b'no', close=True), early=True, message=LARGE, status=403),
-    Row('early_403_kept_open', 'dead', half_close(response(403, b'no', close=True)), early=True, message=LARGE,
-        status=403),
-    Row('early_413', 'dead', cut(response(413, b'', close=True)), early=True, message=LARGE, status=413),
-    Row('early_close', 'retry', close(), early=True, message=LARGE),
-    Row('early_reset', 'retry', cut(), early=True, message=LARGE),
-    Row('never_read', 'retry', lambda sock: time.sleep(4), early=True, message=LARGE, short=True),
+# Before the whole request was read.
+EARLY = [
+    Early('early_200', 'delivered', response(200, b'ok', close=True), reuse=False),
+    Early('early_200_reset', 'ended', cut(OK), reuse=False),
+    Early('early_500', 'retry', response(500, b'sorry', close=True), reason='500'),
+    Early('early_500_kept_open', 'retry', hold(response(500, b'sorry', close=True)), reason='500'),
+    Early('early_403', 'dead', response(403, b'no', close=True), status=403),
+    Early('early_403_kept_open', 'dead', half_close(response(403, b'no', close=True)), status=403),
+    Early('early_continue_only', 'retry', close(head(status=b'HTTP/1.1 100 Continue'))),
+    Early('early_noise', 'retry', close(bytes(range(256)) * 16)),
+    Early('early_200_endless', 'broken', endless(head(), b'a' * 8192)),
+    Early('early_endless_interim', 'retry', endless(b'', head(status=b'HTTP/1.1 100 Continue')), reason='interim'),
+    Early('early_close', 'retry', close()),
+    Early('early_reset', 'retry', cut()),
+    Early('never_read', 'retry', lambda sock: time.sleep(4), short=True),
+]
+EARLY_413 = [
+    Early('early_413', 'dead', cut(response(413, b'', close=True)), status=413),
+    Early('early_413_without_length', 'dead', half_close(head(status=b'HTTP/1.1 413 Too Large') + b'no'), status=413),
+]
 
-    # Servers that speak first, and other protocols.
+# Servers that speak first, and other protocols.
+PROTOCOLS = [
     Row('answer_before_request', 'ended', OK, greet=OK, reuse=False),
     Row('http_2_settings', 'retry', hold(b'\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x64\0\x04\0\x10\0\0'), reason=NOT_HTTP),
     Row('http_2_preface', 'retry', hold(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), reason=NOT_HTTP),
@@ -787,87 +1119,276 @@ ANSWERS = [
         reason=NOT_HTTP),
 ]
 
+# Beneath https alone: what is no TLS, or breaks it.
+TLS = [
+    Port('plain_400', 'down', half_close(response(400, b'plain HTTP was sent to an HTTPS port', close=True))),
+    Port('plain_200', 'down', hold(OK)),
+    Port('end_before_hello', 'down', close()),
+    Port('reset_before_hello', 'down', cut()),
+    Port('silence_before_hello', 'down', hold(), short=True),
+    Port('smtp_before_hello', 'down', hold(b'220 mail.example.com ESMTP ready\r\n')),
+    Port('ssh_before_hello', 'down', hold(b'SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n')),
+    Port('noise_before_hello', 'down', hold(bytes(range(255, -1, -1)) * 64)),
+    Port('alert_handshake_failure', 'down', hold(b'\x15\x03\x03\x00\x02\x02\x28')),
+    Port('alert_unrecognized_name', 'down', hold(b'\x15\x03\x03\x00\x02\x02\x70')),
+    Port('alert_close_notify', 'down', half_close(b'\x15\x03\x03\x00\x02\x01\x00')),
+    Port('alert_of_no_kind', 'down', hold(b'\x15\x03\x03\x00\x02\xff\xff'), short=True),
+    Port('alert_of_16_kb', 'down', hold(b'\x15\x03\x03\x40\x00' + b'\x02' * 16384)),
+    Port('alert_empty', 'down', hold(b'\x15\x03\x03\x00\x00')),
+    Port('record_too_long', 'down', hold(b'\x16\x03\x03\xff\xff' + bytes(65535))),
+    Port('record_of_data', 'down', hold(b'\x17\x03\x03\x00\x05hello')),
+    Port('record_of_no_kind', 'down', hold(b'\xee\x03\x03\x00\x05hello')),
+    Port('record_of_ssl_2', 'down', hold(b'\x80\x03\x00\x00\x01')),
+    Port('record_of_ssl_3', 'down', hold(b'\x15\x03\x00\x00\x02\x02\x28')),
+    Port('hello_cut', 'down', close(b'\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03' + b'r' * 40)),
+    Port('hello_of_noise', 'down', hold(b'\x16\x03\x03\x00\x7a\x02\x00\x00\x76' + b'r' * 118)),
+    Port('hello_of_16_mb', 'down', endless(b'\x16\x03\x03\x40\x00\x02\xff\xff\xff' + b'r' * 16380,
+                                           b'\x16\x03\x03\x40\x00' + b'r' * 16384), short=True),
+    Port('hello_by_the_byte', 'down', drip(b'\x16\x03\x03\x00\x7a\x02\x00\x00\x76' + b'r' * 100), short=True),
+    Port('hello_request_endless', 'down', endless(b'', b'\x16\x03\x03\x00\x04\0\0\0\0' * 1000), short=True),
+    Port('handshake_records_empty_endless', 'down', endless(b'', b'\x16\x03\x03\x00\x00' * 1000), short=True),
+    Port('data_records_empty_endless', 'down', endless(b'', b'\x17\x03\x03\x00\x00' * 1000), short=True),
+    Port('change_cipher_endless', 'down', endless(b'', b'\x14\x03\x03\x00\x01\x01' * 1000), short=True),
+    Port('warnings_endless', 'down', endless(b'', b'\x15\x03\x03\x00\x02\x01\x5a' * 1000), short=True),
+    Port('nuls_endless', 'down', endless(b'', bytes(8192)), short=True),
 
-def answer_test(row):
-    def test(t):
-        first_connection = threading.Event()
-        first_request = threading.Event()
+    Row('plain_text_instead_of_answer', 'retry', beneath(b'', OK)),
+    Row('plain_text_in_head', 'retry', beneath(b'HTTP/1.1 200 OK\r\n', b'Content-Length: 0\r\n\r\n')),
+    Row('plain_text_in_body', 'broken', beneath(head(b'Content-Length: 9'), b'plain text')),
+    Row('plain_alert_in_head', 'retry', beneath(b'HTTP/1.1 200 OK\r\n', b'\x15\x03\x03\x00\x02\x02\x28')),
+    Row('record_of_noise_in_head', 'retry', beneath(b'HTTP/1.1 200', b'\x17\x03\x03\x00\x40' + b'r' * 64)),
+    Row('record_of_noise_in_body', 'broken', beneath(head(b'Content-Length: 9'), b'\x17\x03\x03\x00\x40' + b'r' * 64)),
+    Row('record_of_noise_after_answer', 'ended', beneath(OK, b'\x17\x03\x03\x00\x40' + b'r' * 64), reuse=False),
+    Row('record_cut_in_head', 'retry', beneath(b'HTTP/1.1 200', b'\x17\x03\x03\x00\x40' + b'r' * 9, close)),
+    Row('record_cut_in_body', 'broken', beneath(head(b'Content-Length: 9'), b'\x17\x03\x03\x00\x40' + b'r' * 9, close)),
+    Row('record_cut_after_answer', 'ended', beneath(OK, b'\x17\x03\x03\x00\x40' + b'r' * 9, close), reuse=False),
+    Row('record_header_alone_in_head', 'retry', beneath(b'HTTP/1.1 200', b'\x17\x03\x03\x40\x00'), short=True),
+    Row('record_by_the_byte', 'retry', beneath(b'HTTP/1.1 200', b'\x17\x03\x03\x00\x40' + b'r' * 40, drip), short=True),
+    Row('record_too_long_in_head', 'retry', beneath(b'HTTP/1.1 200', b'\x17\x03\x03\xff\xff' + b'r' * 65535)),
+    Row('change_cipher_in_head_endless', 'retry',
+        beneath(b'HTTP/1.1 200', b'\x14\x03\x03\x00\x01\x01' * 1000, endless), short=True),
+    Row('goodbye_before_answer', 'retry', goodbye(b'')),
+    Row('goodbye_in_head', 'retry', goodbye(b'HTTP/1.1 200 OK\r\nContent-Len')),
+    Row('goodbye_in_body', 'broken', goodbye(head(b'Content-Length: 9') + b'half')),
+    Row('goodbye_in_chunks', 'broken', goodbye(head(CHUNKED) + b'9\r\nhalf')),
+    Row('goodbye_ends_body', 'delivered', goodbye(head() + b'all of it'), reuse=False),
+    Row('goodbye_after_answer', 'delivered', goodbye(OK), reuse=False),
+    Row('goodbye_after_404', 'dead', goodbye(response(404)), status=404),
+]
 
-        def greet(connection):
-            if row.greet and not first_connection.is_set():
-                first_connection.set()
-                connection.sock.sendall(row.greet)
+ANSWERS = {'interim': INTERIM, 'headers': HEADERS, 'status_line': STATUS_LINE, 'length': LENGTH,
+           'until_close': UNTIL_CLOSE, 'chunks': CHUNKS, 'codings': CODINGS, 'statuses': STATUSES, 'early': EARLY,
+           'early_413': EARLY_413, 'protocols': PROTOCOLS, 'tls': TLS}
+SCHEMES = {'http': None, 'tls12': ssl.TLSVersion.TLSv1_2, 'tls13': ssl.TLSVersion.TLSv1_3}
+SETTLED_S = 7       # within this every row has its verdict: no call may need the ten seconds that it has
+at_work = threading.BoundedSemaphore(3)     # so many tests that need the processor at a time
 
-        def play_once():
-            if first_request.is_set():
-                return False
-            first_request.set()
-            return True
 
-        def early(request, connection):
-            return (row.play or close()) if row.early and play_once() else None
+class Site:
+    """The server of one row, and its webhook, the program's failure `number`. Its checks have the name of the row."""
 
-        def answer(request, connection):
-            return resolve(row.play, request, connection) if play_once() else OK
+    def __init__(self, t, row, version, number):
+        self.t = t
+        self.row = row
+        self.name = 'failure %d' % number
+        self.played = threading.Event()
+        self.let_go = threading.Event()     # the answer is over: whoever held the connection has closed it
+        self._lock = threading.Lock()
+        self._context = tls_context(version) if version else None
+        self.receiver = t.receiver(self._answer, on_connect=self._connect, on_head=self._head)
+        url = self.receiver.url('/hook')
+        self.webhook = {'url': url, 'method': row.method, 'description': row.name}
+        if version:
+            self.webhook.update({'url': url.replace('http:', 'https:'), 'cert': trusting()})
 
-        receiver = t.receiver(answer, on_connect=greet, on_head=early)
-        path, _ = t.config([{'url': receiver.url('/hook'), 'method': row.method}])
-        program = t.start(path, binary=t.binary_test if row.short else t.binary)
-        program.send(datagram(task='first', message=row.message))
+    def check(self, what, ok, detail=''):
+        return self.t.check('%s: %s' % (self.row.name, what), ok, detail)
 
+    equal = harness.Test.equal
+    require = harness.Test.require
+
+    def _play(self, request, connection):
+        """What the first one gets; None: it had its turn."""
+        with self._lock:
+            if self.played.is_set():
+                return None
+            self.played.set()
+        play = resolve(self.row.play or close(), request, connection)
+        if not callable(play):
+            return play
+
+        def wrapper(sock):
+            try:
+                play(sock)
+            finally:
+                self.let_go.set()
+        return wrapper
+
+    def _connect(self, connection):
+        if self.row.raw:
+            play = self._play(None, connection)
+            if play is not None:
+                return play
+        if self._context:
+            connection.sock = self._context.wrap_socket(connection.sock, server_side=True)
+        if self.row.greet and connection.number == 1:
+            connection.sock.sendall(self.row.greet)
+        return None
+
+    def _head(self, request, connection):
+        return self._play(request, connection) if self.row.early else None
+
+    def _answer(self, request, connection):
+        return self._play(request, connection) or OK
+
+    def judge(self, program, by):
+        """The first alert: its verdict, before the time `by`. Sets how many requests that took."""
+        row = self.row
+        left = max(0.1, (by - time.monotonic()) / harness.SLOW)
+        self.attempts = 1
         if row.verdict in ('delivered', 'broken', 'ended'):
-            wait_delivered(t, program, 1, status=row.status, attempt=1)
-            if row.verdict == 'broken':
-                match = program.wait_log(r' warn: alert 1 .*failure 1\b.*its answer was broken: .')
-                t.check('a warning says that the answer was broken', match, program.log[-3:])
-            attempts = 1
-            if row.reuse is not None:
-                time.sleep(0.5)         # the connection comes to rest: until then a second one would be right anyway
+            wait_delivered(self, program, 1, self.name, row.status, 1, left)
         elif row.verdict == 'retry':
-            reason = wait_attempt(t, program, 1)
-            t.require('the first attempt failed', reason)
-            t.check('the reason is %r' % row.reason, re.search(row.reason, reason), reason)
-            wait_delivered(t, program, 1, attempt=2)
-            attempts = 2
+            reason = wait_attempt(self, program, 1, self.name, 1, left)
+            self.require('the first attempt failed', reason)
+            self.check('the reason is %r' % row.reason, re.search(row.reason, reason), reason)
+            wait_delivered(self, program, 1, self.name, attempt=2)
+            self.attempts = 2
         elif row.verdict == 'dead':
-            count, text, event = wait_given_up(t, program, 1)
-            t.equal('attempts of the dead letter', count, 1)
-            t.check('the dead letter names the status', str(row.status) in text, text)
-            t.check('the dead letter holds the alert', event.get('logMessage') == row.message
-                    and event['taskName'] == 'first',
-                    repr(event)[:300])
-            attempts = 1
+            count, text, event = wait_given_up(self, program, 1, self.name, left)
+            self.equal('attempts of the dead letter', count, 1)
+            self.check('the dead letter names the status', str(row.status) in text, text)
+            self.check('the dead letter holds the alert', event.get('logMessage') == row.message and
+                       event['taskName'] == 'first', repr(event)[:300])
         else:
-            wait_delivered(t, program, 1)
-            attempts = len(receiver.wait(1))
-        requests = receiver.wait(attempts)
-        t.require('the attempts arrived', len(requests) == attempts, '%d instead of %d' % (len(requests), attempts))
-        t.equal('the same webhook-id each time', len(set(ids(requests))), 1)
+            reason = wait_down(self, program, self.name, left)
+            self.check('the reason is %r' % row.reason, re.search(row.reason, reason), reason)
+            wait_up(self, program, self.name)
+            wait_delivered(self, program, 1, self.name)
+        if row.verdict == 'broken':
+            match = program.wait_log(r' warn: alert 1 .*%s\b.*its answer was broken: .' % name_pattern(self.name),
+                                     left + 3)
+            self.check('a warning says that the answer was broken', match, program.lines(name_pattern(self.name)))
+        requests = self.receiver.wait(self.attempts)
+        self.require('the attempts arrived', len(requests) == self.attempts,
+                     '%d instead of %d' % (len(requests), self.attempts))
+        self.equal('the same webhook-id each time', len(set(ids(requests))), 1)
         if row.verdict == 'retry':
-            t.check('the retry has a connection of its own', requests[0].connection != requests[1].connection)
+            self.check('the retry has a connection of its own', requests[0].connection != requests[1].connection)
             if row.method == 'POST' and not row.early:
-                t.check('the retry has the same body', requests[0].body == requests[1].body)
+                self.check('the retry has the same body', requests[0].body == requests[1].body)
 
-        program.send(datagram(task='second'))
-        wait_delivered(t, program, 2)
-        requests = receiver.wait(attempts + 1)
-        t.equal('the alerts that arrived, attempt by attempt', len(requests), attempts + 1)
-        if row.reuse is not None and len(requests) == 2:
-            t.equal('the second alert comes on the same connection', requests[0].connection == requests[1].connection,
-                    row.reuse)
-        if row.verdict in ('delivered', 'retry', 'dead'):
-            t.check('no word of a broken answer', not program.lines('answer was broken'), program.lines('broken'))
-        t.check('the webhook is not down', not program.lines(' is down: '), program.lines(' is down: '))
-        dead = row.verdict == 'dead'
-        end(t, program, received=2, accepted=2, delivered=1 if dead else 2, given_up=1 if dead else 0, lost=0)
+    def judge_next(self, program):
+        """The second alert arrives, on the right connection, and nothing else was said."""
+        row = self.row
+        wait_delivered(self, program, 2, self.name)
+        requests = self.receiver.wait(self.attempts + 1)
+        self.equal('the alerts that arrived, attempt by attempt', len(requests), self.attempts + 1)
+        if row.reuse is not None:
+            self.equal('the second alert comes on the same connection',
+                       requests[0].connection == requests[-1].connection, row.reuse)
+        if row.reuse is not True and self.let_go_is_due():
+            self.check('the connection is closed', self.let_go.wait(SETTLED_S * harness.SLOW))
+        said = program.lines(name_pattern(self.name))
+        if row.verdict not in ('broken', 'ended'):
+            self.check('no word of a broken answer', 'answer was broken' not in '\n'.join(said), said)
+        if row.verdict != 'down':
+            self.check('the webhook is not down', ' is down: ' not in '\n'.join(said), said)
+
+    def let_go_is_due(self):
+        return callable(self.row.play) and not getattr(self.row.play, 'wants_request', False)
+
+
+def answers_test(rows, version):
+    def test(t):
+        """All rows in one configuration, each a webhook of its own."""
+        sites = [Site(t, row, version, i + 1) for i, row in enumerate(rows)]
+        path, _ = t.config([site.webhook for site in sites])
+        program = t.start(path, binary=t.binary_test if rows[0].short else t.binary)
+
+        def each(judge, *args):
+            for site in sites:
+                try:
+                    judge(site, program, *args)
+                except harness.Abort:
+                    t.require('the program runs', program.running(), program.stderr[-500:])
+
+        with at_work if version and not rows[0].short else contextlib.nullcontext():
+            program.send(datagram(task='first', message=rows[0].message))
+            each(Site.judge, time.monotonic() + SETTLED_S * harness.SLOW)
+            wait_rest(program)      # until the connections have come to rest a second one would be right anyway
+            program.send(datagram(task='second'))
+            each(Site.judge_next)
+        dead = len([row for row in rows if row.verdict == 'dead'])
+        end(t, program, received=2, accepted=2, delivered=2 * len(rows) - dead, given_up=dead, lost=0)
     return test
 
 
-for _row in ANSWERS:
-    globals()['test_answer_' + _row.name] = answer_test(_row)
+for _name, _rows in ANSWERS.items():
+    for _scheme, _version in SCHEMES.items():
+        for _short in (False, True):
+            _some = [row for row in _rows if row.short == _short and (_version or _rows is not TLS)]
+            if _some:
+                globals()['test_answers_%s_%s%s' % (_name, _scheme, '_slow' * _short)] = answers_test(_some, _version)
 
 
-def test_answer_memory(t):
+def test_answers_after_many_tickets(t):
+    """A server may send as many session tickets before its answer as it likes."""
+    counts = (0, 1, 100, 1000)
+    receivers = [t.receiver(ssl_context=tls_context(ssl.TLSVersion.TLSv1_3, count)) for count in counts]
+    path, _ = t.config([hook(receiver, description='%d tickets' % count) for count, receiver in zip(counts, receivers)])
+    program = t.start(path)
+    for number in (1, 2, 3):
+        program.send(datagram())
+        for i in range(len(counts)):
+            wait_delivered(t, program, number, 'failure %d' % (i + 1), attempt=1)
+        time.sleep(0.5)
+    t.equal('connections', [len(receiver.connections) for receiver in receivers], [1] * len(counts))
+    end(t, program, delivered=3 * len(counts), given_up=0, lost=0)
+
+
+def test_answers_with_another_certificate(t):
+    """The server's certificate is another one on the next connection: no session makes up for that."""
+    other = sys_tls.good('B').context()
+    receiver = t.receiver(response(200, b'ok', close=True), ssl_context=tls_context())
+    path, _ = t.config([hook(receiver)])
+    program = t.start(path)
+    program.send(datagram(task='first'))
+    wait_delivered(t, program, 1, attempt=1)
+    receiver.ssl_context = other
+    program.send(datagram(task='second'))
+    reason = wait_down(t, program)
+    t.check('the certificate is the reason', 'not trusted' in reason, reason)
+    receiver.ssl_context = tls_context()
+    wait_up(t, program)
+    wait_delivered(t, program, 2)
+    t.equal('the alerts that arrived', names(receiver.wait(2)), ['first', 'second'])
+    end(t, program, delivered=2, given_up=0, lost=0)
+
+
+def new_keys_test(command):
+    def test(t):
+        """The server changes its keys twenty times before it answers: the alert arrives, be it with a retry."""
+        asking = t.add(sys_tls.OpensslServer(sys_tls.good(), '-tls1_3', answer=lambda request, number:
+                                             [command] * 20 + [OK] if number == 1 else OK))
+        path, _ = t.config([sys_tls.webhook(asking.url(), sys_tls.root())])
+        program = t.start(path)
+        program.send(datagram())
+        wait_delivered(t, program, 1, timeout=20)
+        t.equal('one webhook-id', len(set(ids(asking.requests))), 1)
+        time.sleep(2.5)
+        program.send(datagram())
+        wait_delivered(t, program, 2)
+        end(t, program, delivered=2, given_up=0, lost=0)
+    return test
+
+
+test_answers_after_key_updates = new_keys_test(b'k\n')
+test_answers_after_key_updates_requested = new_keys_test(b'K\n')
+
+
+@both
+def answer_memory(t, scheme):
     """Answers without end do not fill the memory."""
     if SANITIZED:
         t.skip('the sanitizers need memory of their own')
@@ -878,8 +1399,8 @@ def test_answer_memory(t):
              endless(b'', head(status=b'HTTP/1.1 102 Processing')),
              endless(head(status=b'HTTP/1.1 500 No'), b'a' * 65536),
              endless(head(b'Content-Length: 100000000000'), b'a' * 65536)]
-    receiver = t.receiver(by_path({'/%d' % i: play for i, play in enumerate(plays)}))
-    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(len(plays))])
+    receiver = server(t, scheme, by_path({'/%d' % i: play for i, play in enumerate(plays)}))
+    path, _ = t.config([hook(receiver, '/%d' % i) for i in range(len(plays))])
     program = t.start(path)
     send_many(program, 4)
     wait_accepted(t, program, 4)
@@ -897,9 +1418,10 @@ DEAD = [300, 304, 305, 306, 399, 400, 401, 402, 403, 404, 405, 406, 407, 409, 41
 RETRIED = [408, 425, 500, 501, 502, 503, 504, 505, 507, 508, 511, 520, 599]
 
 
-def test_status_dead_letters(t):
-    receiver = t.receiver(by_path({'/%d' % status: [response(status, b'')] for status in DEAD}))
-    path, _ = t.config([{'url': receiver.url('/%d?token=secret' % status), 'description': 'says %d' % status}
+@both
+def status_dead_letters(t, scheme):
+    receiver = server(t, scheme, by_path({'/%d' % status: [response(status, b'')] for status in DEAD}))
+    path, _ = t.config([hook(receiver, '/%d?token=secret' % status, description='says %d' % status)
                         for status in DEAD])
     program = t.start(path)
     program.send(datagram(task='one "quoted"', message='line one\nline two'))
@@ -918,9 +1440,10 @@ def test_status_dead_letters(t):
     end(t, program, accepted=2, delivered=len(DEAD), given_up=len(DEAD), lost=0)
 
 
-def test_status_retried(t):
-    receiver = t.receiver(by_path({'/%d' % status: [response(status, b'later')] for status in RETRIED}))
-    path, _ = t.config([{'url': receiver.url('/%d' % status)} for status in RETRIED])
+@both
+def status_retried(t, scheme):
+    receiver = server(t, scheme, by_path({'/%d' % status: [response(status, b'later')] for status in RETRIED}))
+    path, _ = t.config([hook(receiver, '/%d' % status) for status in RETRIED])
     program = t.start(path)
     program.send(datagram())
     for i, status in enumerate(RETRIED):
@@ -970,7 +1493,7 @@ def test_status_retry_backoff(t):
 
 def test_status_500_for_ever_is_not_down(t):
     receiver = t.receiver(lambda request, connection: OK if request.event()['taskName'] == 'good' else response(500))
-    path, _ = t.config([{'url': receiver.url()}])
+    path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
     program = t.start(path)
     send_many(program, 6, 'bad')
     receiver.wait(12)
@@ -992,48 +1515,50 @@ def followed(status, method):
     return status in (307, 308) or (status in (301, 302) and method != 'POST') or (status == 303 and method == 'GET')
 
 
-def redirect_test(status, method):
-    def test(t):
-        receiver = t.receiver(by_path({'/start': location(status, '/landed')}))
-        path, _ = t.config([{'url': receiver.url('/start'), 'method': method}])
-        program = t.start(path)
-        program.send(datagram(message='a message'))
+@both
+def redirect_statuses(t, scheme):
+    """Each status with each method: followed with the same request, or a dead letter that says what to change."""
+    rows = [(status, method, '/%d/%s' % (status, method)) for status in (301, 302, 303, 307, 308)
+            for method in ('GET', 'POST', 'PUT')]
+    receiver = server(t, scheme, by_path({start: location(status, '/landed' + start) for status, _, start in rows}))
+    path, _ = t.config([hook(receiver, start, method=method) for _, method, start in rows])
+    program = t.start(path)
+    program.send(datagram(message='a message'))
+    for i, (status, method, start) in enumerate(rows):
+        name = 'failure %d' % (i + 1)
         if followed(status, method):
-            wait_delivered(t, program, 1, attempt=1)
-            requests = receiver.wait(2)
-            t.require('two requests', len(requests) == 2, len(requests))
-            first, second = requests
-            t.equal('path', (first.path, second.path), ('/start', '/landed'))
-            t.equal('method', (first.method, second.method), (method, method))
-            t.equal('body', second.body, first.body)
-            t.equal('query', second.target.partition('?')[2], first.target.partition('?')[2])
-            t.equal('fields', list(second.event()), FIELDS)
-            for name in ('webhook-id', 'Content-Type', 'Content-Length', 'User-Agent', 'Accept', 'Host'):
-                t.equal(name, second.get(name), first.get(name))
-            end(t, program, delivered=1, given_up=0)
-        else:
-            count, text, event = wait_given_up(t, program, 1)
-            t.equal('attempts', count, 1)
-            t.check('the new URL and what to do', 'moved to ' + receiver.url('/landed') in text
-                    and 'change webhookURL' in text,
-                    text)
-            t.equal('the alert', event, receiver.requests[0].json())
-            end(t, program, delivered=0, given_up=1)
-            t.equal('requests', len(receiver.requests), 1)
-    return test
+            wait_delivered(t, program, 1, name, attempt=1)
+            continue
+        count, text, event = wait_given_up(t, program, 1, name)
+        t.equal('%s: attempts' % start, count, 1)
+        t.check('%s: the new URL and what to do' % start, 'moved to ' + receiver.url('/landed' + start) in text
+                and 'change webhookURL' in text, text)
+        t.equal('%s: the alert' % start, [event], [r.json() for r in receiver.requests if r.path == start])
+    count = len([1 for status, method, _ in rows if followed(status, method)])
+    requests = receiver.wait(len(rows) + count)
+    end(t, program, delivered=count, given_up=len(rows) - count, lost=0)
+    for status, method, start in rows:
+        pair = [r for r in requests if r.path in (start, '/landed' + start)]
+        if not t.equal('%s: requests' % start, [r.path for r in pair],
+                       [start, '/landed' + start] if followed(status, method) else [start]) or len(pair) < 2:
+            continue
+        first, second = pair
+        t.equal('%s: method' % start, (first.method, second.method), (method, method))
+        t.equal('%s: body' % start, second.body, first.body)
+        t.equal('%s: query' % start, second.target.partition('?')[2], first.target.partition('?')[2])
+        t.equal('%s: fields' % start, list(second.event()), FIELDS)
+        t.equal('%s: message' % start, second.event().get('logMessage'), 'a message')
+        for header in ('webhook-id', 'Content-Type', 'Content-Length', 'User-Agent', 'Accept', 'Host'):
+            t.equal('%s: %s' % (start, header), second.get(header), first.get(header))
 
 
-for _status in (301, 302, 303, 307, 308):
-    for _method in ('GET', 'POST', 'PUT'):
-        globals()['test_redirect_%d_%s' % (_status, _method.lower())] = redirect_test(_status, _method)
-
-
-def test_redirect_chain(t):
+@both
+def redirect_chain(t, scheme):
     """Five are followed, six are not."""
     table = {'/five/%d' % i: location(307, '/five/%d' % (i + 1)) for i in range(5)}
     table.update({'/six/%d' % i: location(307, '/six/%d' % (i + 1)) for i in range(6)})
-    receiver = t.receiver(by_path(table))
-    path, _ = t.config([{'url': receiver.url('/five/0')}, {'url': receiver.url('/six/0')}])
+    receiver = server(t, scheme, by_path(table))
+    path, _ = t.config([hook(receiver, '/five/0'), hook(receiver, '/six/0')])
     program = t.start(path)
     program.send(datagram())
     wait_delivered(t, program, 1, 'failure 1', attempt=1)
@@ -1046,21 +1571,23 @@ def test_redirect_chain(t):
     end(t, program, delivered=1, given_up=1)
 
 
-def test_redirect_loops(t):
-    receiver = t.receiver()
-    other = t.receiver(lambda request, connection: location(307, receiver.url('/across')))
-    receiver.answer = by_path({'/self': location(308, '/self'), '/ping': location(302, '/pong'),
-                               '/pong': location(302, '/ping'), '/hash': location(307, '#here'),
-                               '/across': location(307, other.url('/back'))})
-    path, _ = t.config([{'url': receiver.url('/self')}, {'url': receiver.url('/ping'), 'method': 'GET'},
-                        {'url': receiver.url('/hash')}, {'url': receiver.url('/across'), 'method': 'PUT'}])
+@both
+def redirect_loops(t, scheme):
+    receiver = server(t, scheme)
+    other = t.receiver() if scheme == 'http' else receiver      # a CA of the configuration counts for one origin
+    receiver.answer = other.answer = by_path({'/self': location(308, '/self'), '/ping': location(302, '/pong'),
+                                              '/pong': location(302, '/ping'), '/hash': location(307, '#here'),
+                                              '/across': location(307, other.url('/back')),
+                                              '/back': location(307, receiver.url('/across'))})
+    path, _ = t.config([hook(receiver, '/self'), hook(receiver, '/ping', method='GET'), hook(receiver, '/hash'),
+                        hook(receiver, '/across', method='PUT')])
     program = t.start(path)
     program.send(datagram())
     for i in range(4):
         count, _, event = wait_given_up(t, program, 1, 'failure %d' % (i + 1))
         t.equal('attempts', count, 1)
         t.equal('fields', list(event), FIELDS)
-    requests = receiver.wait(21) + other.wait(3)
+    requests = receiver.requests + (other.requests if other is not receiver else [])
     for paths in (('/self',), ('/ping', '/pong'), ('/hash',), ('/across', '/back')):
         t.equal('requests for %s' % paths[0], len([r for r in requests if r.path in paths]), 6)
     t.check('the query of a loop does not grow', all(len(r.params()) == len(FIELDS) for r in requests
@@ -1068,9 +1595,10 @@ def test_redirect_loops(t):
     end(t, program, given_up=4)
 
 
-def test_redirect_relative(t):
+@both
+def redirect_relative(t, scheme):
     """Every form of a Location, from /N/dir/start?own=1, N being the row."""
-    receiver = t.receiver()
+    receiver = server(t, scheme)
     forms = [
         ('/abs', '/abs'), ('name', '/%d/dir/name'), ('./name', '/%d/dir/name'), ('../name', '/%d/name'),
         ('../../name', '/name'), ('../../../../name', '/name'), ('sub/../name', '/%d/dir/name'), ('.', '/%d/dir/'),
@@ -1083,10 +1611,11 @@ def test_redirect_relative(t):
         ('/a/%2e%2e/b', '/b'), ('\\back\\slash', '/back/slash'), ('/a"b<c>d', '/a%22b%3Cc%3Ed'),
         ('/q?a b"<>', '/q?a%20b%22%3C%3E'),
         ('/trailing   ', '/trailing'), ("/it's;v=1,2(3)!$&*+=:@~", "/it's;v=1,2(3)!$&*+=:@~"),
-        ('http:name', '/%d/dir/name'),
+        (scheme + ':name', '/%d/dir/name'),
         ('///%s/many' % receiver.authority, '/many'), ('?next=http://a/b', '/%d/dir/start?next=http://a/b'),
         ('/a//b', '/a//b'),
-        ('/' + 'x' * 4000, '/' + 'x' * 4000),
+        ('/' + 'x' * 8000, '/' + 'x' * 8000), ('/a\tb\tc', '/abc'), ('/folded\r\n /name', '/folded%20/name'),
+        ('   /indented', '/indented'), ('//bob:pw@%s/own' % receiver.authority, '/own'),
     ]
     starts = {}
 
@@ -1097,7 +1626,7 @@ def test_redirect_relative(t):
     for i, (form, _) in enumerate(forms):
         starts['/%d/dir/start?own=1' % i] = form
     receiver.answer = answer
-    path, _ = t.config([{'url': receiver.url('/%d/dir/start?own=1' % i)} for i in range(len(forms))])
+    path, _ = t.config([hook(receiver, '/%d/dir/start?own=1' % i) for i in range(len(forms))])
     program = t.start(path)
     program.send(datagram())
     webhook_ids = {}
@@ -1194,7 +1723,8 @@ def test_redirect_authorization(t):
     t.check('the password is not in the log', 'secret' not in program.stdout)
 
 
-def test_redirect_bad_location(t):
+@both
+def redirect_bad_location(t, scheme):
     rows = [('none',), ('empty', ''), ('spaces', '   '), ('two', '/a', '/b'), ('two the same', '/a', '/a'),
             ('file', 'file:///etc/passwd'),
             ('file short', 'file:/etc/passwd'), ('data', 'data:text/plain,hello'),
@@ -1206,11 +1736,14 @@ def test_redirect_bad_location(t):
             ('not IPv6', 'http://[1::2::3]/'),
             ('percent in host', 'http://a%00b/'), ('websocket', 'ws://127.0.0.1/'),
             ('host of 300 letters', 'http://%s/' % ('a' * 300)),
-            ('angle brackets', 'http://<host>/')]
+            ('angle brackets', 'http://<host>/'), ('9 KB', '/' + 'x' * 9000), ('60 KB', '/' + 'x' * 61440),
+            ('port 0', '%s://127.0.0.1:0/' % scheme), ('port negative', 'http://127.0.0.1:-1/'),
+            ('port 65536', 'http://127.0.0.1:65536/'), ('two ports', 'http://127.0.0.1:80:80/'),
+            ('two hosts', 'http://a@b@c@/')]
     kinds = [(307, 'POST'), (302, 'GET'), (301, 'POST')]
-    receiver = t.receiver(by_path({'/%d/%d' % (status, i): location(status, *row[1:])
+    receiver = server(t, scheme, by_path({'/%d/%d' % (status, i): location(status, *row[1:])
                                    for status, _ in kinds for i, row in enumerate(rows)}))
-    path, _ = t.config([{'url': receiver.url('/%d/%d' % (status, i)), 'method': method}
+    path, _ = t.config([hook(receiver, '/%d/%d' % (status, i), method=method)
                         for status, method in kinds for i in range(len(rows))])
     program = t.start(path)
     program.send(datagram())
@@ -1253,13 +1786,13 @@ def test_redirect_moved_hides_secrets(t):
     t.check('without its secrets', 'hidden' not in program.stdout, text)
 
 
-def test_redirect_then_failure(t):
+@both
+def redirect_then_failure(t, scheme):
     """What the second server says counts; the retry begins at the first."""
-    receiver = t.receiver(by_path({'/start': location(307, '/busy'), '/busy': [response(500), response(503)],
+    receiver = server(t, scheme, by_path({'/start': location(307, '/busy'), '/busy': [response(500), response(503)],
                                    '/gate': location(308, '/denied'), '/denied': response(401),
                                    '/door': location(307, '/cut', close_after=True), '/cut': [None]}))
-    path, _ = t.config([{'url': receiver.url('/start')}, {'url': receiver.url('/gate')},
-                        {'url': receiver.url('/door')}])
+    path, _ = t.config([hook(receiver, path) for path in ('/start', '/gate', '/door')])
     program = t.start(path)
     program.send(datagram())
     wait_delivered(t, program, 1, 'failure 1', attempt=3)
@@ -1274,7 +1807,8 @@ def test_redirect_then_failure(t):
             ['/door', '/cut'] * 2)
 
 
-def test_redirect_with_a_body(t):
+@both
+def redirect_with_a_body(t, scheme):
     """The body of a redirect does not matter, however odd it is."""
     moved = b'HTTP/1.1 307 Moved'
     rows = {'/length': head(b'Location: /landed', b'Content-Length: 5', status=moved) + b'hello',
@@ -1284,8 +1818,8 @@ def test_redirect_with_a_body(t):
             '/broken': hold(head(b'Location: /landed', CHUNKED, status=moved) + b'zz\r\n'),
             '/short': close(head(b'Location: /landed', b'Content-Length: 50', status=moved)),
             '/hold': hold(head(b'Location: /landed', b'Content-Length: 50', status=moved))}
-    receiver = t.receiver(by_path(rows))
-    path, _ = t.config([{'url': receiver.url(start)} for start in rows])
+    receiver = server(t, scheme, by_path(rows))
+    path, _ = t.config([hook(receiver, start) for start in rows])
     program = t.start(path)
     program.send(datagram())
     for i in range(len(rows)):
@@ -1403,6 +1937,21 @@ def test_redirect_trust(t):
     t.equal('Authorization within the origin', len([r for r in receiver.requests if r.get('Authorization')]), 2)
 
 
+def test_redirect_to_untrusted_certificate(t):
+    """From http to https: the certificate is checked there, too, and the alert waits until it can be trusted."""
+    other = tls_receiver(t)
+    receiver = t.receiver(by_path({'/start': [location(307, other.url('/landed'))] * 2}))
+    path, _ = t.config([hook(receiver, '/start'), hook(receiver, '/start', method='GET')])
+    program = t.start(path)
+    program.send(datagram())
+    for number in (1, 2):
+        reason = wait_down(t, program, 'failure %d' % number)
+        t.check('the certificate is the reason', 'not trusted' in reason, reason)
+        wait_delivered(t, program, 1, 'failure %d' % number, timeout=20)
+    t.equal('requests past the check', len(other.requests), 0)
+    end(t, program, delivered=2, given_up=0, lost=0)
+
+
 def test_redirect_within_one_deadline(t):
     """The time of a call is for all its redirects together."""
     slow = [True]
@@ -1428,7 +1977,8 @@ def asctime(when):
     return time.asctime(time.gmtime(when))
 
 
-def test_wait_retry_after_forms(t):
+@both
+def wait_retry_after_forms(t, scheme):
     """How long the log says that it waits, for each form of Retry-After."""
     now = time.time()
     rows = [
@@ -1439,6 +1989,11 @@ def test_wait_retry_after_forms(t):
         ('a day', 429, '86400', 3600, 3600),
         ('too many digits', 503, '9' * 40, 3600, 3600),
         ('2 to 32 and 1', 429, '4294967297', 3600, 3600),
+        ('spaces around', 429, '  45\t ', 45, 45),
+        ('60 digits', 503, '0' * 58 + '30', 30, 30),
+        ('a leap second', 429, 'Sat, 31 Dec 2138 23:59:60 GMT', 3600, 3600),
+        ('a day of one digit', 429, 'Sun, 6 Nov 2138 08:49:37 GMT', 3600, 3600),
+        ('months in capitals', 503, 'SUN, 06 NOV 2138 08:49:37 GMT', 3600, 3600),
         ('IMF date', 429, email.utils.formatdate(now + 300, usegmt=True), 200, 301),
         ('IMF date, 503', 503, email.utils.formatdate(now + 300, usegmt=True), 200, 301),
         ('RFC 850 date', 429, time.strftime('%A, %d-%b-%y %H:%M:%S GMT', time.gmtime(now + 300)), 200, 301),
@@ -1446,9 +2001,10 @@ def test_wait_retry_after_forms(t):
         ('year 2138', 429, email.utils.formatdate(calendar.timegm((2138, 2, 16, 9, 24, 59)), usegmt=True), 3600, 3600),
         ('year 9999', 503, 'Fri, 31 Dec 9999 23:59:59 GMT', 3600, 3600),
     ]
-    receiver = t.receiver(by_path({'/%d' % i: response(row[1], b'', [('Retry-After', row[2])])
+    receiver = server(t, scheme, by_path({'/%d' % i: response(row[1], b'', [('Retry-After', row[2])])
                                    for i, row in enumerate(rows)}))
-    path, _ = t.config([{'url': receiver.url('/%d' % i), 'description': row[0]} for i, row in enumerate(rows)])
+    path, _ = t.config([hook(receiver, '/%d' % i, description=row[0]) for i, row in enumerate(rows)],
+                       butlerWebhook=MEMORY)
     program = t.start(path)
     program.send(datagram())
     for i, (what, status, value, least, most) in enumerate(rows):
@@ -1463,17 +2019,21 @@ def test_wait_retry_after_forms(t):
     t.equal('lost alerts, whole', [list(event) for event in alerts_in(program, ' lost for ')], [FIELDS] * len(rows))
 
 
-def test_wait_retry_after_ignored(t):
+@both
+def wait_retry_after_ignored(t, scheme):
     """What is not a time to come does not hold an alert for long, and loses none."""
     past = email.utils.formatdate(time.time() - 3600, usegmt=True)
     values = ['-30', '0', 'soon', '', past, '30 s', '1e9', '0x7fffffff', 'Fri, 99 Foo 2138 99:99:99 GMT',
               'Thu, 01 Jan 1970 00:00:00 GMT', '12:00', '\xe5', '3 3', '--', '+',
-              '1,000,000']
+              '1,000,000', '5, 10', '5;', '1.5', '+5', "5'", '"5"', '\xb2', 'P1D', '2138-02-16T09:24:59Z',
+              'Sun, 06 Nov 2138 08:49:37 +0100', 'Sun, 06 Nov 2138 08:49:37', 'Sun, 06 Nov 2138 24:49:37 GMT',
+              'Sun, 06 Xxx 2138 08:49:37 GMT', 'Sun, 00 Nov 2138 08:49:37 GMT', 'Sun, 06 Nov -138 08:49:37 GMT',
+              'Sun, 06 Nov 2138 08:49:37 GMT and more', 'a' * 20000]
     rows = [(status, value) for value in values for status in (429, 503)]
     answers = {'/%d' % i: [response(status, b'', [('Retry-After', value)])] for i, (status, value) in enumerate(rows)}
     answers['/no'] = [response(429)]
-    receiver = t.receiver(by_path(answers))
-    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(len(rows))] + [{'url': receiver.url('/no')}])
+    receiver = server(t, scheme, by_path(answers))
+    path, _ = t.config([hook(receiver, '/%d' % i) for i in range(len(rows))] + [hook(receiver, '/no')])
     program = t.start(path)
     program.send(datagram())
     for i, (status, value) in enumerate(rows + [(429, None)]):
@@ -1589,7 +2149,7 @@ def test_wait_retry_after_zero_is_no_flood(t):
     for name in ('/429', '/503'):
         calls = len([r for r in receiver.requests if r.path == name])
         t.check('%s: calls in 2 s' % name, 1 <= calls <= 10, calls)
-    end(t, program, delivered=0, given_up=0, lost=2)
+    end(t, program, delivered=0, given_up=0, lost=0, waiting=2)
 
 
 def test_wait_then_broken_is_no_flood(t):
@@ -1612,17 +2172,17 @@ def test_wait_outlasts_calls_in_flight(t):
     """One of four calls in flight is told to wait, the others are delivered a little later: nothing more until then."""
     all_here = threading.Barrier(4, timeout=20)
     lock = threading.Lock()
+    seen = []
     told = []
 
     def answer(request, connection):
-        try:
-            turn = all_here.wait()
-        except threading.BrokenBarrierError:
-            return OK
+        with lock:
+            seen.append(request)
+            if len(seen) > 4:
+                return OK
+        turn = all_here.wait()
         if turn == 0:
-            all_here.abort()    # what comes later does not wait for others
-            with lock:
-                told.append(time.monotonic())
+            told.append(time.monotonic())
             return response(429, b'', [('Retry-After', '3')])
         time.sleep(0.2 * turn)
         return OK
@@ -1688,7 +2248,7 @@ def test_down_one_probe_at_a_time(t):
     t.check('probes go on', len(counts) >= 3, seen)
     t.check('one probe at a time', all(count == 1 for count in counts), seen)
     stop(t, program)
-    totals(t, program, delivered=0, given_up=0, lost=8)
+    totals(t, program, delivered=0, given_up=0, lost=0, waiting=8)
 
 
 @limit(120)
@@ -1888,8 +2448,8 @@ def test_down_too_old(t):
     end(t, program, delivered=0, given_up=3, lost=0)
 
 
-def test_queue_full(t):
-    """Room for five: the oldest waiting alert goes, and is logged whole; what remains arrives."""
+def busy_receiver(t):
+    """A receiver that answers when its event is set, not before; and that event."""
     well = threading.Event()
 
     def answer(request, connection):
@@ -1899,15 +2459,24 @@ def test_queue_full(t):
                 sock.sendall(response(200, b'ok', close=True))
         return quiet(play)
 
-    receiver = t.receiver(answer)
-    path, _ = t.config([{'url': receiver.url()}])
-    program = t.start(path, binary=t.binary_test)
+    return t.receiver(answer), well
+
+
+def fill_queue(t, program, receiver):
+    """Four alerts that are under way, and sixteen that wait; the names of all."""
     sent = send_many(program, 4)
     receiver.wait(4)
-    sent += ['late %d' % (i + 1) for i in range(16)]
-    for name in sent[4:]:
-        program.send(datagram(task=name, app=name))
+    sent += send_many(program, 16, 'late')
     wait_accepted(t, program, 20)
+    return sent
+
+
+def test_queue_full(t):
+    """No disk, and room for five: the oldest waiting alert goes, and is logged whole; what remains arrives."""
+    receiver, well = busy_receiver(t)
+    path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
+    program = t.start(path, binary=t.binary_test)
+    sent = fill_queue(t, program, receiver)
     program.wait_log(r' error: alert \d+ dropped for failure 1: its queue is full \(5\b[^)]*\); alert: \{', count=11)
     well.set()
     wait_until(lambda: len(program.lines(r' delivered to | dropped for ')) == 20, 15)
@@ -1924,10 +2493,24 @@ def test_queue_full(t):
     all_told(t, program, sent)
 
 
+def test_queue_full_waits_on_disk(t):
+    """The same with a journal: what memory has no room for waits there, and all arrive."""
+    receiver, well = busy_receiver(t)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path, binary=t.binary_test)
+    sent = fill_queue(t, program, receiver)
+    well.set()
+    wait_until(lambda: len(program.lines(' delivered to ')) == 20, 15)
+    end(t, program, received=20, accepted=20, delivered=20, given_up=0, lost=0)
+    t.equal('all arrive', sorted(set(names(receiver.requests))), sorted(sent))
+    t.equal('webhook-ids', len(set(ids(receiver.requests))), 20)
+    t.equal('nothing waits', pending(t, program), [])
+
+
 def test_queue_full_for_one_webhook_only(t):
     """The queue of a webhook that is down does not touch that of another."""
     receiver = t.receiver()
-    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}, {'url': receiver.url()}])
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}, {'url': receiver.url()}], butlerWebhook=MEMORY)
     program = t.start(path, binary=t.binary_test)
     sent = []
     for i in range(30):
@@ -1945,82 +2528,154 @@ def test_queue_full_for_one_webhook_only(t):
 
 def test_queue_full_in_a_burst(t):
     """A burst that no queue holds: each alert that is dropped stands in the log."""
-    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}], butlerWebhook=MEMORY)
     program = t.start(path, binary=t.binary_test)
     sent = send_many(program, 2000, message='m' * 900, pause=0.0002)
     wait_accepted(t, program, 2000, timeout=20)
     stop(t, program)
-    all_told(t, program, sent)
+    told = all_told(t, program, sent)
+    t.check('most were dropped', len([n for n, words in told.items() if words == ['dropped']]) > 1900)
 
 
 # ---- Independence ---------------------------------------------------------------------------------------------------
 
 
+HOSTILE = {
+    'hangs': hold(),
+    'resets': cut(),
+    'ends': close(),
+    'says_500': response(500, close=True),
+    'says_429': response(429, b'', [('Retry-After', '1')], close=True),
+    'redirects_for_ever': location(307, '/again', close_after=True),
+    'noise': hold(bytes(range(256)) * 256),
+    'noise_endless': endless(b'', bytes(range(256)) * 32),
+    'interim_endless': endless(b'', head(status=b'HTTP/1.1 102 Processing') * 100),
+    'interim_slow': endless(b'', head(status=b'HTTP/1.1 102 Processing'), 1),
+    'header_endless': endless(b'HTTP/1.1 200 OK\r\nX-A: ', b'a' * 8192),
+    'headers_endless': endless(b'HTTP/1.1 200 OK\r\n', b'X-A: a\r\n' * 500),
+    'head_by_the_byte': drip(head(*[b'X-A: b'] * 50), pause=1),
+    'body_by_the_byte': drip(b'a' * 500, head(b'Content-Length: 500'), pause=1),
+    'body_endless': endless(head(), b'a' * 8192),
+    'body_without_end': endless(head(), b'a' * 1024, 0.01),
+    'chunks_endless': endless(head(CHUNKED), b'1\r\na\r\n' * 1000),
+    'trailers_endless': endless(head(CHUNKED) + b'0\r\n', b'X-A: a\r\n' * 500),
+    'refusal_endless': endless(head(status=b'HTTP/1.1 503 No'), b'a' * 8192),
+    'reset_in_body': cut(head(b'Content-Length: 500') + b'a'),
+}
+
+
 def independence_test(make):
     def test(t):
-        """Fifty alerts reach a good webhook at once, however bad the webhook before it is."""
-        good = t.receiver()
+        """Fifty alerts reach two good webhooks at once, however bad those before and behind them are."""
         bad = make(t)
-        path, _ = t.config([{'url': bad}, {'url': good.url()}, {'url': bad, 'method': 'GET'}])
+        good = [server(t, scheme) for scheme in ('http', 'https')]
+        path, _ = t.config(bad + [hook(receiver) for receiver in good] +
+                           [dict(webhook, method='GET') for webhook in bad])
         program = t.start(path)
         send_many(program, 5, 'before')
-        good.wait(5)
-        time.sleep(0.5)                     # the bad one has its calls now
-        sent = []
-        slowest = 0
-        begin = time.monotonic()
-        for i in range(50):
-            sent.append('task %d' % i)
-            program.send(datagram(task=sent[-1]))
-            time.sleep(0.02)
-        requests = good.wait(55, timeout=10)
-        took = time.monotonic() - begin
-        once_each(t, 'all arrive at the good one', requests[5:], sent)
-        t.check('at once', took < 4 * harness.SLOW, '%.1f s' % took)
+        for receiver in good:
+            receiver.wait(5)
+        time.sleep(0.5)                     # the bad ones have their calls now
+        sent = fifty_alerts(t, program, good)
+        for receiver in good:
+            once_each(t, 'all arrive at the good ones', receiver.requests[5:], sent)
         wait_accepted(t, program, 55)
         stop(t, program)
-        all_told(t, program, sent, 'failure 2')
-        all_told(t, program, sent, 'failure 1')
-        all_told(t, program, sent, 'failure 3')
+        for i in range(2 * len(bad) + len(good)):
+            all_told(t, program, sent, 'failure %d' % (i + 1))
     return test
 
 
+def fifty_alerts(t, program, good, **fields):
+    """Sends fifty alerts in a second; none may come late to the good receivers. The names of the alerts."""
+    sent = {}
+    before = len(good[0].requests)
+    for i in range(50):
+        name = 'task %d of %d' % (i, before)
+        sent[name] = time.monotonic()
+        program.send(datagram(task=name, **fields))
+        time.sleep(0.02)
+    for receiver in good:
+        requests = receiver.wait(before + 50, timeout=10)
+        late = [request.time - sent.get(name, 0) for request, name in zip(requests, names(requests)) if name in sent]
+        t.check('none is late', late and max(late) < 4 * harness.SLOW, '%.1f s' % max(late or [0]))
+    return list(sent)
+
+
 INDEPENDENT = {
-    'hangs': lambda t: t.receiver(always(hold())).url(),
-    'refuses': lambda t: 'http://127.0.0.1:%d/' % t.port(),
-    'resets': lambda t: t.receiver(always(cut())).url(),
-    'says_500': lambda t: t.receiver(response(500)).url(),
-    'says_429': lambda t: t.receiver(response(429, b'', [('Retry-After', '60')])).url(),
-    'drips': lambda t: t.receiver(always(drip(head(*[b'X-A: b'] * 50), pause=1))).url(),
-    'drips_its_body': lambda t: t.receiver(always(drip(b'a' * 500, head(b'Content-Length: 500'), pause=1))).url(),
-    'never_ends': lambda t: t.receiver(always(endless(head(), b'a' * 1024, 0.01))).url(),
-    'redirects_for_ever': lambda t: t.receiver(location(307, '/again')).url(),
-    'does_not_connect': lambda t: 'http://127.0.0.1:%d/' % FullListener(t).port,
-    'hangs_in_tls': lambda t: t.receiver(on_connect=lambda connection: hold()).url().replace('http:', 'https:'),
+    'refuses': lambda t: [{'url': 'http://127.0.0.1:%d/' % t.port()}],
+    'does_not_connect': lambda t: [{'url': 'http://127.0.0.1:%d/' % FullListener(t).port}],
+    'hangs_in_tls': lambda t: [{'url': 'https' + t.receiver(on_connect=lambda connection: hold()).url()[4:]}],
 }
+for _name in ('hangs', 'resets', 'says_500', 'says_429', 'redirects_for_ever', 'head_by_the_byte', 'body_by_the_byte',
+              'body_without_end', 'body_endless'):
+    INDEPENDENT[_name] = lambda t, play=HOSTILE[_name]: \
+        [hook(server(t, scheme, always(play))) for scheme in ('http', 'https')]
 
 for _name, _make in INDEPENDENT.items():
     globals()['test_independent_' + _name] = independence_test(_make)
 
 
-def test_independent_all_at_once(t):
-    """All bad webhooks together, and a burst."""
-    good = t.receiver()
-    bad = [make(t) for make in INDEPENDENT.values()]
-    path, _ = t.config([{'url': url} for url in bad] + [{'url': good.url()}])
+def memory_now_kb(program):
+    with open('/proc/%d/status' % program.pid) as file:
+        return int(re.search(r'VmRSS:\s+(\d+)', file.read()).group(1))
+
+
+def descriptors(program):
+    """What each open descriptor of the program leads to, sorted; sockets without their numbers."""
+    path = '/proc/%d/fd' % program.pid
+    found = []
+    for name in os.listdir(path):
+        try:
+            found.append(re.sub(r'\d+', 'N', os.readlink(os.path.join(path, name))))
+        except FileNotFoundError:
+            pass
+    return sorted(found)
+
+
+@both
+@limit(90)
+def independent_of_all_at_once(t, scheme):
+    """
+    Every hostile webhook at once, in three rounds: the good one gets its alerts in time, the bad ones get theirs when
+    they behave, and in the end the program has not one descriptor and hardly any memory more than before.
+    """
+    behave = threading.Event()
+    good_answer = response(200, b'ok', close=True)
+
+    def answer(play):
+        return lambda request, connection: good_answer if behave.is_set() else resolve(play, request, connection)
+
+    bad = [server(t, scheme, answer(play)) for play in HOSTILE.values()]
+    good = server(t, scheme, good_answer)
+    path, _ = t.config([hook(receiver, description=name) for name, receiver in zip(HOSTILE, bad)] +
+                       [hook(good, kind='aborted')])
     program = t.start(path)
-    send_many(program, 10, 'before')
-    good.wait(10)
-    time.sleep(1)
-    begin = time.monotonic()
-    sent = send_many(program, 50)
-    requests = good.wait(60, timeout=10)
-    took = time.monotonic() - begin
-    once_each(t, 'all arrive at the good one', requests[10:], sent)
-    t.check('at once', took < 4 * harness.SLOW, '%.1f s' % took)
+    at_first = descriptors(program)
+    memory = []
+    everything = []
+    for turn in (1, 2, 3):
+        behave.clear()
+        with at_work:
+            send_many(program, 6, 'turn %d' % turn)
+            everything += fifty_alerts(t, program, [good], id='/scheduler-task-aborted/')
+        once_each(t, 'all arrive at the good one', good.requests, everything)
+        behave.set()
+        for receiver in bad:
+            receiver.drop_connections()
+        done = wait_until(lambda: len(program.lines(r': alert \d+ (given up for |delivered to .*: 200 in )')) ==
+                          turn * (6 * len(bad) + 50), 25, 0.1)
+        t.require('every alert comes to its end at every webhook', done, program.log[-3:])
+        t.check('the descriptors are those of the start', wait_until(lambda: descriptors(program) == at_first, 5),
+                descriptors(program))
+        memory.append(memory_now_kb(program))
+    if not SANITIZED:
+        t.check('memory does not grow', max(memory[1:]) < memory[0] + 2048, memory)
+    loop = 'failure %d' % (list(HOSTILE).index('redirects_for_ever') + 1)
+    t.equal('alerts were given up for the redirects alone',
+            {re.search(r' for (failure \d+)', line).group(1) for line in program.lines(' given up for ')}, {loop})
     stop(t, program)
-    for i in range(len(bad) + 1):
-        all_told(t, program, sent, 'failure %d' % (i + 1))
+    totals(t, program, accepted=3 * 56, lost=0)
 
 
 def test_independent_of_name_server(t):
@@ -2058,11 +2713,11 @@ def test_connection_kept(t):
     end(t, program, delivered=18)
 
 
-def stale_test(spoil):
+def stale_test(spoil, scheme):
     """spoil(receiver) makes the kept connections useless; the next alert must arrive all the same, at once."""
     def test(t):
-        receiver = t.receiver()
-        path, _ = t.config([{'url': receiver.url('/' + method), 'method': method} for method in ('GET', 'POST', 'PUT')])
+        receiver = server(t, scheme)
+        path, _ = t.config([hook(receiver, '/' + method, method=method) for method in ('GET', 'POST', 'PUT')])
         program = t.start(path)
         program.send(datagram(task='first'))
         for webhook in (1, 2, 3):
@@ -2115,16 +2770,18 @@ STALE = {
 }
 
 for _name, _spoil in STALE.items():
-    globals()['test_connection_' + _name] = stale_test(_spoil)
+    for _scheme in ('http', 'https'):
+        globals()['test_connection_%s_%s' % (_name, _scheme)] = stale_test(_spoil, _scheme)
 
 
-def test_connection_reset_in_next_request(t):
+@both
+def connection_reset_in_next_request(t, scheme):
     """The kept connection is reset in the middle of a large request: once more, at once, on a new one."""
     def early(request, connection):
         return cut() if connection.served else None
 
-    receiver = t.receiver(on_head=early)
-    path, _ = t.config([{'url': receiver.url()}])
+    receiver = server(t, scheme, on_head=early)
+    path, _ = t.config([hook(receiver)])
     program = t.start(path)
     program.send(datagram(task='first'))
     wait_delivered(t, program, 1)
@@ -2196,7 +2853,8 @@ def test_connection_four_dead_at_once(t):
     end(t, program, delivered=8, given_up=0, lost=0)
 
 
-def test_connection_stale_then_bad(t):
+@both
+def connection_stale_then_bad(t, scheme):
     """Once more at once is once: a fresh connection that fails, too, is an attempt that failed."""
     seen = []
 
@@ -2206,8 +2864,8 @@ def test_connection_stale_then_bad(t):
         seen.append((connection.number, request))
         return None if len(seen) <= 3 else OK
 
-    receiver = t.receiver(answer)
-    path, _ = t.config([{'url': receiver.url()}])
+    receiver = server(t, scheme, answer)
+    path, _ = t.config([hook(receiver)])
     program = t.start(path)
     program.send(datagram(task='first'))
     wait_delivered(t, program, 1)
@@ -2222,10 +2880,11 @@ def test_connection_stale_then_bad(t):
     end(t, program, delivered=2, given_up=0, lost=0)
 
 
-def test_connection_cut_in_second_answer(t):
+@both
+def connection_cut_in_second_answer(t, scheme):
     """On a reused connection an answer that has begun counts as an attempt."""
-    receiver = t.receiver(in_turn(OK, close(b'HTTP/1.1 20')))
-    path, _ = t.config([{'url': receiver.url()}])
+    receiver = server(t, scheme, in_turn(OK, close(b'HTTP/1.1 20')))
+    path, _ = t.config([hook(receiver)])
     program = t.start(path)
     program.send(datagram(task='first'))
     wait_delivered(t, program, 1)
@@ -2282,7 +2941,7 @@ def small_buffers(receiver):
     receiver.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
 
 
-def early_answer_test(status):
+def early_answer_test(status, scheme):
     def test(t):
         """An answer in the middle of a large body, keep-alive: the rest is not sent, so the connection is of no more use."""
         def early(request, connection):
@@ -2295,9 +2954,9 @@ def early_answer_test(status):
                 wait_peer(sock, 20)
             return quiet(play)
 
-        receiver = t.receiver(on_head=early)
+        receiver = server(t, scheme, on_head=early)
         small_buffers(receiver)
-        path, _ = t.config([{'url': receiver.url()}])
+        path, _ = t.config([hook(receiver)])
         program = t.start(path)
         program.send(datagram(task='large', message=LARGE))
         wait_given_up(t, program, 1)
@@ -2311,8 +2970,9 @@ def early_answer_test(status):
     return test
 
 
-test_connection_early_answer_413 = early_answer_test(413)
-test_connection_early_answer_404 = early_answer_test(404)
+for _status in (413, 404):
+    for _scheme in ('http', 'https'):
+        globals()['test_connection_early_answer_%d_%s' % (_status, _scheme)] = early_answer_test(_status, _scheme)
 
 
 def test_connection_three_at_once_to_an_idle_sender(t):
@@ -2474,6 +3134,10 @@ CONNECT_OPEN = {
     '200_with_close': head(b'Connection: close', b'Proxy-Connection: close'),
     '200_folded': head(b'X-A: a', b' b'),
     '299': head(status=b'HTTP/1.1 299 Fine'),
+    '200_with_different_lengths': head(b'Content-Length: 5', b'Content-Length: 7'),
+    '200_with_broken_length': head(b'Content-Length: -5'),
+    '200_ends_in_lf': b'HTTP/1.1 200 Connection established\n\n',
+    '200_after_32_interim': head(status=b'HTTP/1.1 100 Continue') * 32 + head(),
 }
 
 CONNECT_REFUSED = {
@@ -2496,6 +3160,25 @@ CONNECT_REFUSED = {
     'endless_headers': endless(b'HTTP/1.1 200 OK\r\n', b'X-A: a\r\n' * 500),
     'end_in_header': close(b'HTTP/1.1 200 OK\r\nX-A: '),
     'endless_body': endless(head(status=b'HTTP/1.1 403 No'), b'a' * 8192),
+    '101': hold(head(b'Upgrade: tls', status=b'HTTP/1.1 101 Switching Protocols')),
+    '304': head(status=b'HTTP/1.1 304 Not Modified'),
+    '407_endless': endless(head(status=b'HTTP/1.1 407 Who are you'), b'a' * 8192),
+    '500': response(500, b'', close=True),
+    '999': response(999, b'', close=True),
+    '200_then_data': hold(head() + b'hello'),
+    '200_of_http_2': hold(head(status=b'HTTP/2.0 200 OK')),
+    'header_without_colon': hold(head(b'no colon')),
+    'endless_interim': endless(b'', head(status=b'HTTP/1.1 100 Continue') * 100),
+    'endless_noise': endless(b'', bytes(range(256)) * 32),
+    'tls_hello': hold(b'\x16\x03\x03\x00\x7a\x02\x00\x00\x76' + b'r' * 118),
+}
+
+# What the tunnel ends in looks like the webhook's own failure: the proxy need not be named.
+CONNECT_BROKEN = {
+    'reset': cut(head()),
+    'end': close(head()),
+    'noise': quiet(lambda sock: (sock.sendall(head()), time.sleep(0.2), hold(bytes(range(256)) * 64)(sock))),
+    'endless_noise': quiet(lambda sock: (sock.sendall(head()), time.sleep(0.2), endless(b'', bytes(8192))(sock))),
 }
 
 
@@ -2512,16 +3195,17 @@ def connect_open_test(first):
     return test
 
 
-def connect_refused_test(first, binary=None):
+def connect_refused_test(first, binary='binary', named=True):
     def test(t):
         proxy = t.receiver(in_turn(first, then=tunnel()))
         receiver = tls_receiver(t)
         path, _ = t.config([{'url': receiver.url('/hook'), 'cert': trusting()}])
         program = t.start(path, env=proxy_environment(proxy, userinfo='user:hidden'),
-                          binary=getattr(t, binary or 'binary'))
+                          binary=getattr(t, binary))
         program.send(datagram())
         reason = wait_down(t, program)
-        t.check('the proxy is named', re.search(r'(?i)proxy', reason) and ':%d' % proxy.port in reason, reason)
+        if named:
+            t.check('the proxy is named', re.search(r'(?i)proxy', reason) and ':%d' % proxy.port in reason, reason)
         wait_up(t, program)
         wait_delivered(t, program, 1)
         t.equal('request', [r.target for r in receiver.wait(1)], ['/hook'])
@@ -2534,6 +3218,8 @@ for _name, _answer in CONNECT_OPEN.items():
     globals()['test_proxy_connect_open_' + _name] = connect_open_test(_answer)
 for _name, _answer in CONNECT_REFUSED.items():
     globals()['test_proxy_connect_refused_' + _name] = connect_refused_test(_answer)
+for _name, _answer in CONNECT_BROKEN.items():
+    globals()['test_proxy_connect_broken_' + _name] = connect_refused_test(_answer, named=False)
 test_proxy_connect_silent = connect_refused_test(hold(), 'binary_test')
 test_proxy_connect_by_the_byte = connect_refused_test(drip(head(b'X-A: a long value by the byte')), 'binary_test')
 
@@ -2632,19 +3318,20 @@ def test_proxy_no_proxy(t):
             ('one.example, 127.0.0.1', True), ('one.example,127.0.0.1', True), ('one.example 127.0.0.1', True),
             ('.0.0.1', True),
             ('0.0.1', False), ('', False), ('127.0.0.10', False), (' ', False)]
+    runs = []
     for name in ('NO_PROXY', 'no_proxy'):
         for value, past in rows:
             proxy = t.receiver()
             receiver = t.receiver()
-            path, _ = t.config([{'url': receiver.url()}], name='no-proxy.yaml')
+            path, _ = t.config([{'url': receiver.url()}], name='%d.yaml' % len(runs), butlerWebhook=MEMORY)
             environment = proxy_environment(proxy, 'HTTP_PROXY')
             environment[name] = value.replace('PORT', str(receiver.port))
             program = t.start(path, env=environment)
             program.send(datagram())
-            wait_delivered(t, program, 1)
-            t.equal('%s=%r: past the proxy' % (name, value), (len(proxy.requests), len(receiver.requests)),
-                    (0, 1) if past else (1, 0))
-            program.stop()
+            runs.append(('%s=%r' % (name, value), past, program, proxy, receiver))
+    for what, past, program, proxy, receiver in runs:
+        wait_delivered(t, program, 1)
+        t.equal('%s: past the proxy' % what, (len(proxy.requests), len(receiver.requests)), (0, 1) if past else (1, 0))
 
 
 def test_proxy_no_proxy_https(t):
@@ -2710,12 +3397,12 @@ test_stop_sighup = signal_test(signal.SIGHUP)
 
 def moment_test(make, number=signal.SIGTERM, message='Max retries reached'):
     """
-    make(t) gives the webhooks, and maybe wrap and env of the start, and ready, which waits for the moment. Every alert
-    must be logged as lost, whole, and the program be gone in time.
+    make(t) gives the webhooks, and maybe wrap and env of the start, and ready, which waits for the moment. Without a
+    journal every alert must be logged as lost, whole, and the program be gone in time.
     """
     def test(t):
         made = make(t)
-        path, _ = t.config(made['webhooks'])
+        path, _ = t.config(made['webhooks'], butlerWebhook=MEMORY)
         program = t.start(path, wrap=made.get('wrap', ()), env=made.get('env'))
         sent = send_many(program, 6, message=message)
         wait_accepted(t, program, 6)
@@ -2788,7 +3475,7 @@ test_stop_when_answer_hangs_sigint = moment_test(moment_receiver(always(hold()))
 def test_stop_in_backoff(t):
     """Sixty alerts wait for their next attempt: each is logged whole."""
     receiver = t.receiver(response(500))
-    path, _ = t.config([{'url': receiver.url()}])
+    path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
     program = t.start(path)
     sent = send_many(program, 60, pause=0.005)
     receiver.wait(120, timeout=20)
@@ -2813,7 +3500,7 @@ def test_stop_with_thousands(t):
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     try:
-        path, port = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
+        path, port = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}], butlerWebhook=MEMORY)
         program = t.start(path, stdout=writer)
         os.close(writer)
         t.require('it listens', wait_until(lambda: udp_listens(port)))
@@ -2832,6 +3519,86 @@ def test_stop_with_thousands(t):
     totals(t, program, received=2000, accepted=2000, lost=2000)
 
 
+def test_stop_with_thousands_in_the_journal(t):
+    """Thousands wait for a webhook that is down: none is lost, and each arrives once after the next start."""
+    port = t.port()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % port}])
+    program = t.start(path)
+    sent = send_many(program, 2000, message='m' * 900, pause=0.001)
+    wait_accepted(t, program, 2000, timeout=20)
+    end(t, program, received=2000, accepted=2000, delivered=0, given_up=0, lost=0, waiting=2000)
+    t.equal('lines of lost alerts', program.lines(r' alert \d+ (lost|dropped) '), [])
+    waiting = pending(t, program)
+    t.check('all wait', [item['alert'].get('taskName') for item in waiting] == sent, len(waiting))
+    receiver = t.receiver(port=port)
+    again = t.start(path)
+    t.check('the start tells how many', again.wait_log(r' info: state directory \S+: 2000 alerts wait, '),
+            again.log[-3:])
+    requests = receiver.wait(2000, timeout=30)
+    once_each(t, 'all arrive once', requests, sent)
+    t.equal('the webhook-ids are those that waited', {r.get('webhook-id'): r.event()['taskName'] for r in requests},
+            {item['webhookId']: item['alert']['taskName'] for item in waiting})
+    wait_until(lambda: len(again.lines(' delivered to ')) == 2000, 20)
+    end(t, again, received=0, accepted=0, delivered=2000, given_up=0, lost=0)
+    t.equal('nothing waits', pending(t, again), [])
+
+
+def test_stop_keeps_what_waits(t):
+    """
+    With a journal no alert is lost at a stop, whatever the webhooks do at that moment; the next start delivers each,
+    with the webhook-id that it had.
+    """
+    well = threading.Event()
+
+    def unless_well(play):
+        return lambda request, connection: OK if well.is_set() else resolve(play, request, connection)
+
+    port = t.port()
+    gone = t.port()
+    plays = {'answer hangs': hold(), 'headers drip': drip(head(*[b'X-A: b'] * 40), pause=0.2),
+             'says 500': response(500), 'asks to wait': response(429, b'', [('Retry-After', '600')]), 'resets': cut(),
+             'half': hold(b'HTTP/1.1 2'), 'redirects': location(307, 'http://127.0.0.1:%d/' % gone)}
+    answering = {name: t.receiver(unless_well(play)) for name, play in plays.items()}
+    in_tls = t.receiver(ssl_context=tls_context(), on_connect=lambda connection: None if well.is_set() else hold())
+    webhooks = [{'url': receiver.url(), 'description': name} for name, receiver in answering.items()]
+    webhooks += [{'url': 'http://127.0.0.1:%d/' % port, 'description': 'refuses'},
+                 dict(hook(in_tls), description='unknown in TLS')]
+    path, _ = t.config(webhooks)
+    program = t.start(path)
+    sent = send_many(program, 6)
+    wait_accepted(t, program, 6)
+    for receiver in answering.values():
+        receiver.wait(1)
+    time.sleep(0.5)
+    count = 6 * len(webhooks)
+    end(t, program, received=6, accepted=6, delivered=0, given_up=0, lost=0, waiting=count)
+    t.equal('lines of lost alerts', program.lines(r' alert \d+ (lost|dropped|given up) '), [])
+    waiting = pending(t, program)
+    t.equal('what waits on disk', len(waiting), count)
+    before = {name: list(receiver.requests) for name, receiver in answering.items()}
+
+    well.set()
+    answering['refuses'] = t.receiver(port=port)
+    answering['unknown in TLS'] = in_tls
+    again = t.start(path)
+    t.check('the start tells how many', again.wait_log(r' info: state directory \S+: %d alerts wait, ' % count),
+            again.log[-3:])
+    t.check('all are delivered', wait_until(lambda: len(again.lines(' delivered to ')) == count, 30),
+            again.lines('failure')[-5:])
+    for i, webhook in enumerate(webhooks):
+        name = webhook['description']
+        kept = {item['webhookId']: item['alert'] for item in waits_for(waiting, 'failure %d' % (i + 1))}
+        t.equal('%s: what waited' % name, sorted(alert['taskName'] for alert in kept.values()), sorted(sent))
+        old = before.get(name, [])
+        new = answering[name].requests[len(old):]
+        t.equal('%s: each arrives once, as it waited' % name, sorted(ids(new)), sorted(kept))
+        t.check('%s: with the same body' % name, all(r.json() == kept.get(r.get('webhook-id')) for r in new))
+        t.check('%s: attempts before the stop had the same webhook-ids' % name,
+                all(kept.get(r.get('webhook-id')) == r.json() for r in old), ids(old))
+    end(t, again, received=0, accepted=0, delivered=count, given_up=0, lost=0)
+    t.equal('nothing waits', pending(t, again), [])
+
+
 def test_stop_with_many_webhooks(t):
     """Twenty webhooks hang with all their senders, each in its own way."""
     full = FullListener(t)
@@ -2839,7 +3606,7 @@ def test_stop_with_many_webhooks(t):
     mute = t.receiver(on_connect=lambda connection: hold())
     urls = ['http://127.0.0.1:%d/' % full.port, silent.url(), mute.url().replace('http:', 'https:'),
             'http://127.0.0.1:%d/' % t.port()]
-    path, _ = t.config([{'url': urls[i % 4]} for i in range(20)])
+    path, _ = t.config([{'url': urls[i % 4]} for i in range(20)], butlerWebhook=MEMORY)
     program = t.start(path)
     sent = send_many(program, 8)
     wait_accepted(t, program, 8)
@@ -2863,15 +3630,15 @@ def test_stop_in_body(t):
     end(t, program, delivered=8, given_up=0, lost=0)
 
 
-def burst_test(pause, count, wait):
+def burst_test(pause, count, wait, **settings):
     def test(t):
-        """What has just arrived is delivered or logged as lost."""
+        """What has just arrived is delivered, logged as lost, or waits on disk."""
         def answer(request, connection):
             time.sleep(pause)
             return OK
 
         receiver = t.receiver(answer)
-        path, _ = t.config([{'url': receiver.url()}])
+        path, _ = t.config([{'url': receiver.url()}], **settings)
         program = t.start(path)
         sent = send_many(program, count)
         time.sleep(wait)
@@ -2883,13 +3650,17 @@ def burst_test(pause, count, wait):
         t.equal('nothing arrived twice', len(receiver.requests), len(set(ids(receiver.requests))))
         totals(t, program, received=count, accepted=count,
                delivered=len([n for n, words in told.items() if 'delivered' in words]),
-               lost=len([n for n, words in told.items() if 'lost' in words]))
+               lost=len([n for n, words in told.items() if 'lost' in words]),
+               waiting=len([n for n, words in told.items() if 'waits' in words]))
+        t.check('nothing is lost where there is a disk', settings or not program.lines(' lost for '))
     return test
 
 
-test_stop_after_burst_fast = burst_test(0, 300, 0)
-test_stop_after_burst_slow = burst_test(0.3, 300, 0)
-test_stop_after_burst_later = burst_test(0.05, 300, 0.5)
+test_stop_after_burst_fast = burst_test(0, 300, 0, butlerWebhook=MEMORY)
+test_stop_after_burst_slow = burst_test(0.3, 300, 0, butlerWebhook=MEMORY)
+test_stop_after_burst_slow_with_journal = burst_test(0.3, 300, 0)
+test_stop_after_burst_later = burst_test(0.05, 300, 0.5, butlerWebhook=MEMORY)
+test_stop_after_burst_later_with_journal = burst_test(0.05, 300, 0.5)
 
 
 def test_stop_sends_what_is_due(t):
@@ -2920,11 +3691,11 @@ def test_stop_waits_for_calls(t):
     t.equal('requests', len(receiver.requests), 2)
 
 
-def test_stop_twice(t):
-    for signals in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM),
-                    (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)):
+def signals_test(*signals):
+    def test(t):
+        """A second signal and a third change nothing."""
         receiver = t.receiver(always(hold()))
-        path, _ = t.config([{'url': receiver.url()}])
+        path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
         program = t.start(path)
         sent = send_many(program, 3)
         receiver.wait(3)
@@ -2933,6 +3704,12 @@ def test_stop_twice(t):
             time.sleep(0.5)
         stop(t, program, signals[-1])
         lost_alerts(t, program, sent)
+    return test
+
+
+test_stop_twice_by_sigterm = signals_test(signal.SIGTERM, signal.SIGTERM)
+test_stop_by_sigint_then_sigterm = signals_test(signal.SIGINT, signal.SIGTERM)
+test_stop_by_three_signals = signals_test(signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def test_stop_under_flood(t):
@@ -3140,7 +3917,8 @@ def test_stop_stdout_read_again(t):
         t.check('the log tells how many lines are missing',
                 re.search(r'(?m)^\S+ \w+: .*\b\d+ .*(dropped|lost|missing)', text), text[-600:])
         t.check('the last line is there',
-                re.search(r' info: stopped: 60 received, 60 accepted, 0 delivered, 60 given up, 0 lost\n$', text),
+                re.search(r' info: stopped: 60 received, 60 accepted, 0 delivered, 60 given up, 0 lost, '
+                          r'0 waiting\n$', text),
                 text[-300:])
     finally:
         os.close(reader)
@@ -3268,3 +4046,13 @@ def test_limits_200_alerts(t):
     t.check('on as few connections', len(receiver.connections) <= 4, len(receiver.connections))
     wait_until(lambda: len(program.lines(' delivered to ')) == 200)
     end(t, program, received=200, accepted=200, delivered=200, given_up=0, lost=0)
+
+
+# The tests of the answers need the processor, most others only wait: they run side by side, not one group after another.
+_tests = [_name for _name in globals() if _name.startswith('test_')]
+_places = {}
+for _group in (True, False):
+    _names = [_name for _name in _tests if _name.startswith('test_answers_') == _group]
+    _places.update((_name, _i / len(_names)) for _i, _name in enumerate(_names))
+for _name in sorted(_tests, key=_places.get):
+    globals()[_name] = globals().pop(_name)
