@@ -4,22 +4,7 @@
  * of the file, and one without errors can be used. Paths in it start at test/data/config.
  */
 
-int butler_webhook_main(int argc, char **argv);
-#define main butler_webhook_main
-#include "../butler_webhook.c"
-#undef main
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* Ends the fuzzer with a finding. */
-static void
-require(bool ok, const char *what, const char *more)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "ERROR: %s: %s\n", what, more);
-    abort();
-}
+#include "fuzz.h"
 
 /* Each problem has a place, and a text that is fit for a terminal. */
 static void

@@ -4,12 +4,7 @@
  * random pieces the result must be the same.
  */
 
-int butler_webhook_main(int argc, char **argv);
-#define main butler_webhook_main
-#include "../butler_webhook.c"
-#undef main
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "fuzz.h"
 
 /* A client whose other end is a list of bytes instead of a socket. */
 struct player {
@@ -18,16 +13,6 @@ struct player {
     size_t at;
     uint32_t random; /* 0: as much as is asked for */
 };
-
-/* Ends the fuzzer with a finding. */
-static void
-require(bool ok, const char *what, const char *more)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "ERROR: %s: %s\n", what, more);
-    abort();
-}
 
 static int
 player_read(struct conn *conn, void *data, size_t len)

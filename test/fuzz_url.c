@@ -4,22 +4,7 @@
  * read must stand in a request without doing harm, and must be the same when it is read again.
  */
 
-int butler_webhook_main(int argc, char **argv);
-#define main butler_webhook_main
-#include "../butler_webhook.c"
-#undef main
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* Ends the fuzzer with a finding. */
-static void
-require(bool ok, const char *what, const char *more)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "ERROR: %s: %s\n", what, more);
-    abort();
-}
+#include "fuzz.h"
 
 /* Checks one URL that was read. */
 static void

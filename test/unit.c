@@ -6,7 +6,6 @@
  *
  * Prints a line for each failed check, and at the end `N passed, N failed`; exit code 1 if any
  * failed.
- 
  */
 
 int butler_webhook_main(int argc, char **argv);
@@ -165,6 +164,15 @@ address(const char *text, int port)
     return addr;
 }
 
+/* The same as a listener keeps it. */
+static void
+address_bytes(const char *text, uint8_t out[16])
+{
+    struct plat_addr addr = address(text, 1);
+
+    plat_addr_bytes(&addr, out);
+}
+
 /* ==== 2. Platform =========================================================== */
 
 static void
@@ -229,11 +237,12 @@ test_platform(void)
     check(why && *why, "the resolver's word");
 
     snprintf(path, sizeof path, "%s/a/b/c", folder);
-    check(plat_make_folder(path) == 0 && plat_make_folder(path) == 0,
+    check(plat_make_folder(path, false) == 0 && plat_make_folder(path, true) == 0,
         "folders are made, and may be there");
-    check(plat_make_folder("/") == 0, "the root is there");
+    check(plat_folder_is_open(path), "others may look into them");
+    check(plat_make_folder("/", false) == 0, "the root is there");
     snprintf(path, sizeof path, "%s", write_file("a/file", SLICE("")));
-    check(plat_make_folder(path) != 0 && errno == ENOTDIR, "a file in the folder's place");
+    check(plat_make_folder(path, false) != 0 && errno == ENOTDIR, "a file in the folder's place");
     unlink(path);
     for (const char *const *name = (const char *const[]){"a/b/c", "a/b", "a", NULL}; *name;
          name++) {
@@ -1092,6 +1101,273 @@ new_alert(struct slice datagram)
     abort();
 }
 
+/* One value off the front of a text, a member of an object, a string. */
+static void
+test_json_parts(void)
+{
+    static const struct {
+        struct slice text, value;
+    } takes[] = {
+        {S("\"a\" , 1"), S("\"a\"")},
+        {S("\"a\\\"b\\\\\":1"), S("\"a\\\"b\\\\\"")},
+        {S("12.5e-3}"), S("12.5e-3")},
+        {S("true]"), S("true")},
+        {S("null"), S("null")},
+        {S("1 2"), S("1")},
+        {S("{},x"), S("{}")},
+        {S("{\"a\":[1,{\"b\":\"}]\"}]},x"), S("{\"a\":[1,{\"b\":\"}]\"}]}")},
+        {S("[ 1 , [ ] ]]"), S("[ 1 , [ ] ]")},
+        {S(""), S("")},
+        {S(","), S("")},
+        {S("}"), S("")},
+        {S(" 1"), S("")},
+        {S("\""), S("")},
+        {S("\"a"), S("")},
+        {S("\"a\\\""), S("")},
+        {S("\"a\\"), S("")},
+        {S("{"), S("")},
+        {S("{\"a\":1"), S("")},
+        {S("[\"]\""), S("")},
+        {S("[[[["), S("")},
+        {S("\0"), S("")},
+    };
+    static const struct {
+        struct slice object;
+        const char *key;
+        struct slice value;
+    } gets[] = {
+        {S("{\"a\":1,\"b\":\"x\"}"), "b", S("\"x\"")},
+        {S(" {\r\n\t\"a\" : 1 , \"b\" : [ 2 ] } "), "b", S("[ 2 ]")},
+        {S("{\"x\":{\"a\":1},\"a\":2}"), "a", S("2")},
+        {S("{\"x\":\"\\\",\\\"a\\\":1\",\"a\":2}"), "a", S("2")},
+        {S("{\"ab\":1,\"a\":2}"), "a", S("2")},
+        {S("{\"a\":1,\"a\":2}"), "a", S("1")},
+        {S("{\"a\":1}"), "", S("")},
+        {S("{\"a\":1}"), "b", S("")},
+        {S("{\"A\":1}"), "a", S("")},
+        {S("{}"), "a", S("")},
+        {S("{\"a\"}"), "a", S("")},
+        {S("{\"a\":}"), "a", S("")},
+        {S("{\"a\":"), "a", S("")},
+        {S("{\"b\":1 \"a\":2}"), "a", S("")},
+        {S("{\"b\":,\"a\":2}"), "a", S("2")}, /* each value is for those who read it */
+        {S("{b:1,\"a\":2}"), "a", S("")},
+        {S("[\"a\",1]"), "a", S("")},
+        {S("\"a\":1"), "a", S("")},
+        {S("a"), "a", S("")},
+        {S("{"), "a", S("")},
+        {S(""), "a", S("")},
+        {S("{\"a\":\"\0\"}"), "a", S("\"\0\"")},
+    };
+
+    for (size_t i = 0; i < COUNT(takes); i++) {
+        struct slice text = exact(takes[i].text), rest = text;
+        check_bytes(json_take(&rest), takes[i].value, show(text));
+        check(takes[i].value.len == 0 || rest.data == text.data + takes[i].value.len,
+            "what is left of %s", show(text));
+        exact_free(text);
+    }
+    for (size_t i = 0; i < COUNT(gets); i++) {
+        struct slice object = exact(gets[i].object);
+        check_bytes(json_get(object, gets[i].key), gets[i].value, show(object));
+        exact_free(object);
+    }
+}
+
+static void
+test_json_strings(void)
+{
+    static const struct {
+        struct slice raw;
+        bool ok;
+        struct slice text;
+    } rows[] = {
+        {S("\"\""), true, S("")},
+        {S("\"a b\xc3\xa5\xf0\x9f\x9a\x80\""), true, S("a b\xc3\xa5\xf0\x9f\x9a\x80")},
+        {S("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\""), true, S("\"\\/\b\f\n\r\t")},
+        {S("\"\\u0000\\u001f\\u0041\\u00E5\\u20aC\""), true,
+            S("\0\x1f"
+              "A\xc3\xa5\xe2\x82\xac")},
+        {S("\"\\ud83d\\ude80\""), true, S("\xf0\x9f\x9a\x80")},
+        {S("\"\\uDBFF\\uDFFF\""), true, S("\xf4\x8f\xbf\xbf")},
+        {S("\"\\ud83d\""), true, S("\xef\xbf\xbd")},
+        {S("\"\\ude80\""), true, S("\xef\xbf\xbd")},
+        {S("\"\\ude80\\ud83d\""), true, S("\xef\xbf\xbd\xef\xbf\xbd")},
+        {S("\"\\ud83dA\""), true,
+            S("\xef\xbf\xbd"
+              "A")},
+        {S("\"\\ud83d\\n\""), true, S("\xef\xbf\xbd\n")},
+        {S("\"\\ud83d\\u0041\""), true,
+            S("\xef\xbf\xbd"
+              "A")},
+        {S("\"\\ud83d\\ud83d\\ude80\""), true, S("\xef\xbf\xbd\xf0\x9f\x9a\x80")},
+        {S("\"\\ud83d\\u12\""), false, S("")},
+        {S("\"\x7f\""), true, S("\x7f")},
+        {S(""), false, S("")},
+        {S("\""), false, S("")},
+        {S("a"), false, S("")},
+        {S("\"a"), false, S("")},
+        {S("a\""), false, S("")},
+        {S("\"a\"b"), false, S("")},
+        {S("\"a\"b\""), false, S("")},
+        {S("\"\\\""), false, S("")},
+        {S("\"\\x\""), false, S("")},
+        {S("\"\\\0\""), false, S("")},
+        {S("\"\\u\""), false, S("")},
+        {S("\"\\u123\""), false, S("")},
+        {S("\"\\u123g\""), false, S("")},
+        {S("\"\\u 123\""), false, S("")},
+        {S("\"\\U0041\""), false, S("")},
+        {S("\"\n\""), false, S("")},
+        {S("\"\0\""), false, S("")},
+        {S("\"\x1f\""), false, S("")},
+        {S("\"\xc3\""), false, S("")},
+        {S("\"\xed\xa0\x80\""), false, S("")},
+        {S("\"\xff\""), false, S("")},
+        {S("12"), false, S("")},
+        {S("null"), false, S("")},
+        {S("{}"), false, S("")},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct slice raw = exact(rows[i].raw);
+        struct buf out = {0};
+        check((json_read_string(raw, &out) == 0) == rows[i].ok, "string %s", show(raw));
+        if (rows[i].ok)
+            check_bytes((struct slice){out.data, out.len}, rows[i].text, show(raw));
+        buf_free(&out);
+        exact_free(raw);
+    }
+}
+
+/* Adds random text: mostly what JSON has to escape, or characters of several bytes. */
+static void
+add_random_text(struct buf *b)
+{
+    static const uint32_t below[] = {0x20, 0x80, 0x800, 0xd800, 0x110000};
+    static const char special[] = "\"\\/{}[]:,u\0\t\n";
+
+    for (uint32_t n = random_below(30); n > 0; n--)
+        if (random_below(3) == 0)
+            buf_add_char(b, special[random_below(sizeof special)]);
+        else
+            utf8_add(b, random_below(below[random_below(COUNT(below))]));
+}
+
+/* Alerts of random text: written, read, and read by another reader. */
+static void
+test_json_round_trip(void)
+{
+    int wrong = 0, others = 0;
+
+    for (int round = 0; round < 1000; round++) {
+        struct alert alert = {.kind = (enum alert_kind)(round % ALERT_KINDS)}, *back;
+        struct buf json = {0}, field[ALERT_FIELDS] = {{0}};
+        for (int i = 0; i < ALERT_FIELDS; i++) {
+            buf_add(&field[i], "", 0);
+            if (i != FIELD_EVENT)
+                add_random_text(&field[i]);
+            alert.field[i] = (struct slice){field[i].data, field[i].len};
+        }
+        alert.field[FIELD_EVENT] = slice_of(KINDS[alert.kind].event);
+        alert_add_json(&alert, &json);
+        cJSON *other = cJSON_ParseWithLength(json.data, json.len);
+        struct slice copy = exact((struct slice){json.data, json.len});
+        back = alert_read_json(copy);
+        exact_free(copy);
+        wrong += !back || back->kind != alert.kind;
+        for (int i = 0; i < ALERT_FIELDS; i++) {
+            const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(other, FIELD_NAMES[i]));
+            wrong += !back || !same(back->field[i], alert.field[i]);
+            others += !text || memcmp(text, alert.field[i].data, alert.field[i].len) != 0;
+        }
+        cJSON_Delete(other);
+        alert_free(back);
+        for (int i = 0; i < ALERT_FIELDS; i++)
+            buf_free(&field[i]);
+        buf_free(&json);
+    }
+    check_number(wrong, 0, "1000 alerts of random text, read back: wrong fields");
+    check_number(others, 0, "the same read by cJSON");
+}
+
+/* What is not the JSON of an alert, and what is although it looks otherwise. */
+static void
+test_json_alerts(void)
+{
+    static const struct {
+        const char *field;
+        const char *json; /* of that field; NULL: it has none */
+        bool ok;
+    } rows[] = {
+        {"event", "\"Qlik Sense reload failed\"", true},
+        {"event", "\"Qlik Sense reload aborted\"", true},
+        {"event", "\"Qlik Sense \\u0072eload failed\"", true},
+        {"event", "\"Qlik Sense reload succeeded\"", false},
+        {"event", "\"\"", false},
+        {"event", NULL, false},
+        {"logMessage", NULL, false},
+        {"hostName", "1", false},
+        {"hostName", "null", false},
+        {"hostName", "[\"QS1\"]", false},
+        {"hostName", "{\"hostName\":\"QS1\"}", false},
+        {"hostName", "QS1", false},
+        {"hostName", "", false},
+        {"hostName", "\"\\q\"", false},
+        {"hostName", "\"\t\"", false},
+        {"hostName", "\"\xe5\"", false},
+        {"hostName", "\"\"", true},
+        {"hostName", " \"QS1\"\n", true},
+        {"hostName", "\"QS1\",\"more\":{\"event\":[1,\"]\"]}", true},
+    };
+    cJSON *made = cJSON_CreateObject();
+    struct alert *alert;
+    struct buf json = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        buf_add_char(&json, '{');
+        for (int k = 0; k < ALERT_FIELDS; k++) {
+            bool is = strcmp(FIELD_NAMES[k], rows[i].field) == 0;
+            if (is && !rows[i].json)
+                continue;
+            buf_format(&json, "%s\"%s\":%s", json.len > 1 ? "," : "", FIELD_NAMES[k],
+                is           ? rows[i].json
+                    : k == 0 ? "\"Qlik Sense reload failed\""
+                             : "\"x\"");
+        }
+        buf_add_char(&json, '}');
+        alert = alert_read_json((struct slice){json.data, json.len});
+        check((alert != NULL) == rows[i].ok, "alert %s", json.data);
+        alert_free(alert);
+        if (rows[i].ok) /* whatever is cut off, it is none any more */
+            for (size_t len = 0; len + 1 < json.len; len++) {
+                struct slice part = exact((struct slice){json.data, len});
+                alert = alert_read_json(part);
+                check(!alert || json_get(part, FIELD_NAMES[FIELD_MESSAGE]).len > 0,
+                    "alert cut off at %zu", len);
+                alert_free(alert);
+                exact_free(part);
+            }
+        buf_free(&json);
+    }
+    for (int i = ALERT_FIELDS; i-- > 0;) { /* in another order, with blanks, by another writer */
+        cJSON_AddStringToObject(
+            made, FIELD_NAMES[i], i == FIELD_EVENT ? KINDS[ALERT_ABORTED].event : FIELD_NAMES[i]);
+        cJSON_AddNumberToObject(cJSON_AddObjectToObject(made, "other"), "event", i);
+    }
+    char *text = cJSON_Print(made);
+    alert = alert_read_json(slice_of(text));
+    if (check(alert && alert->kind == ALERT_ABORTED, "an alert as cJSON writes it"))
+        for (int i = 1; i < ALERT_FIELDS; i++)
+            check_bytes(alert->field[i], slice_of(FIELD_NAMES[i]), "its field");
+    alert_free(alert);
+    free(text);
+    cJSON_Delete(made);
+    check(!alert_read_json(SLICE("")) && !alert_read_json(SLICE("{}")) &&
+            !alert_read_json(SLICE("[]")) && !alert_read_json(SLICE("\0")),
+        "nothing at all");
+}
+
 static void
 test_alert_json(void)
 {
@@ -1309,6 +1585,10 @@ test_alert(void)
     test_alert_large();
     test_alert_events();
     test_alert_json();
+    test_json_parts();
+    test_json_strings();
+    test_json_round_trip();
+    test_json_alerts();
     test_alert_query();
     test_alert_query_cut();
 }
@@ -2630,13 +2910,14 @@ test_config(void)
 static bool
 window_holds(struct window_table *t, struct slice id, int64_t now_ms)
 {
-    struct window_entry *entry = window_find(t, id, now_ms);
+    struct window_key key = window_key(id);
+    struct window_entry *entry = window_find(t, &key, now_ms);
 
     if (entry) {
         entry->held++;
         return true;
     }
-    window_open(t, id, now_ms);
+    window_open(t, &key, now_ms);
     return false;
 }
 
@@ -2670,16 +2951,17 @@ test_window_edges(void)
         {S("\xc3\xa5"), S("\xc3\xa4"), false},
     };
     struct window_table t = {.length_ms = length};
+    struct window_key a_key = window_key(SLICE("a"));
 
     for (int64_t begin = 0; begin <= 1000000000000; begin += 500000000000) {
         check(!window_holds(&t, SLICE("a"), begin), "the first is let through");
         check(window_holds(&t, SLICE("a"), begin), "the second at the same moment is not");
         check(window_holds(&t, SLICE("a"), begin + length - 1), "nor one ms before the end");
-        check_number(window_find(&t, SLICE("a"), begin + length - 1)->held, 2, "held back so far");
+        check_number(window_find(&t, &a_key, begin + length - 1)->held, 2, "held back so far");
         check(
             !window_holds(&t, SLICE("a"), begin + length), "at the end it is, and opens a new one");
         check(window_holds(&t, SLICE("a"), begin + 2 * length - 1), "that is as long");
-        check_number(window_find(&t, SLICE("a"), begin + length)->held, 1, "and counts anew");
+        check_number(window_find(&t, &a_key, begin + length)->held, 1, "and counts anew");
         check(!window_holds(&t, SLICE("a"), begin + 2 * length),
             "what was held back did not extend it");
         check(!window_holds(&t, SLICE("b"), begin + 2 * length), "another id has its own");
@@ -2712,6 +2994,7 @@ static void
 test_window_full(void)
 {
     struct window_table t = {.length_ms = 1000000};
+    struct window_key seventh = window_key(SLICE("id 7"));
     int wrong = 0;
 
     for (unsigned i = 0; i < WINDOW_MAX; i++)
@@ -2735,7 +3018,7 @@ test_window_full(void)
     check(t.cap == cap && t.count == WINDOW_MAX, "memory does not grow: %u places", t.cap);
     check((size_t)t.cap * (sizeof *t.entry + sizeof *t.chain) < 6 << 20, "under 6 MB");
     check(window_holds_number(&t, 4 * WINDOW_MAX, 4 * WINDOW_MAX), "the last is kept");
-    check(!window_find(&t, SLICE("id 7"), 100 * t.length_ms), "much later");
+    check(!window_find(&t, &seventh, 100 * t.length_ms), "much later");
     check_number(t.count, 0, "all are over");
     window_done(&t);
 }
@@ -2772,7 +3055,347 @@ test_windows(void)
     test_window_random();
 }
 
-/* ==== 9. HTTP client ======================================================== */
+/* ==== 9. Journal ============================================================ */
+
+/* CRC-32 bit by bit, as its definition says. */
+static uint32_t
+slow_crc(const void *data, size_t len)
+{
+    const unsigned char *p = data;
+    uint32_t c = UINT32_MAX;
+
+    for (size_t i = 0; i < 8 * len; i++) {
+        uint32_t bit = (c ^ p[i / 8] >> i % 8) & 1;
+        c = c >> 1 ^ (bit ? 0xedb88320u : 0);
+    }
+    return ~c;
+}
+
+static void
+test_crc(void)
+{
+    static const struct {
+        struct slice data;
+        uint32_t crc;
+    } rows[] = {
+        {S(""), 0},
+        {S("a"), 0xe8b7be43},
+        {S("abc"), 0x352441c2},
+        {S("123456789"), 0xcbf43926}, /* the check value of CRC-32/ISO-HDLC, zlib's */
+        {S("The quick brown fox jumps over the lazy dog"), 0x414fa339},
+        {S("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), 0x190a55ad},
+    };
+    unsigned char random[64];
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct slice data = exact(rows[i].data);
+        check_number(crc_of(data.data, data.len), rows[i].crc, show(data));
+        exact_free(data);
+    }
+    for (size_t i = 0; i < sizeof random; i++)
+        random[i] = (unsigned char)random_next();
+    for (size_t from = 0; from < 9; from++)
+        for (size_t len = 0; len <= 50; len++)
+            check_number(
+                crc_of(random + from, len), slow_crc(random + from, len), "CRC of random bytes");
+}
+
+/* Adds a line of the journal, made of what stands behind the CRC; without its LF. */
+static void
+add_line(struct buf *b, struct slice rest)
+{
+    buf_format(b, "%08x\t", slow_crc(rest.data, rest.len));
+    buf_add(b, rest.data, rest.len);
+}
+
+#define MSG(c) "msg_" c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c
+#define KEY1 "0123456789abcdef0123456789abcdef"
+
+/* Every word: what stands behind the CRC, and its fields. */
+static const struct {
+    enum journal_word word;
+    const char *text;
+    const char *field[JOURNAL_FIELDS];
+} LINE_ROWS[] = {
+    {JOURNAL_ACCEPTED,
+        "accepted\t1795339800123\t" KEY1 ":" MSG("a") "," KEY1 ":" MSG("b") "\t{\"event\":\"x\"}",
+        {"1795339800123", KEY1 ":" MSG("a") "," KEY1 ":" MSG("b"), "{\"event\":\"x\"}"}},
+    {JOURNAL_WAITING, "waiting\t0\t" KEY1 ":" MSG("a") "\t{}", {"0", KEY1 ":" MSG("a"), "{}"}},
+    {JOURNAL_RETRY, "retry\t" MSG("a") "\t3\t1795339800123\t1795339860123\t\"status 500\"",
+        {MSG("a"), "3", "1795339800123", "1795339860123", "\"status 500\""}},
+    {JOURNAL_DELIVERED, "delivered\t" MSG("a"), {MSG("a")}},
+    {JOURNAL_DEAD, "dead\t" MSG("b"), {MSG("b")}},
+    {JOURNAL_DROPPED, "dropped\t" MSG("c"), {MSG("c")}},
+    {JOURNAL_WEBHOOK, "webhook\t" KEY1 "\tfailure\t1\t2\t\"\xc3\xa5\"",
+        {KEY1, "failure", "1", "2", "\"\xc3\xa5\""}},
+    {JOURNAL_WINDOW, "window\taborted\tseen\t1795339800123\t" KEY1,
+        {"aborted", "seen", "1795339800123", KEY1}},
+};
+
+/* Whether two records are the same, by what they say. */
+static bool
+same_record(const struct journal_line *a, const struct journal_line *b)
+{
+    bool ok = a->word == b->word;
+
+    for (int i = 0; i < JOURNAL_FIELDS; i++)
+        ok = ok && same(a->field[i], b->field[i]);
+    return ok;
+}
+
+static void
+test_journal_lines(void)
+{
+    static const struct slice bad[] = {S(""), S("\t"), S("delivered"), S("delivered\t"),
+        S("delivered\t" MSG("a") "\tx"), S("delivered " MSG("a")), S("deliver\t" MSG("a")),
+        S("\tdelivered\t" MSG("a")), S("DELIVERED\t"), S("unknown\tx"), S("accepted\t1"),
+        S("accepted\t1\t2"), S("accepted\t1\t2\t3\t4"), S("retry\t1\t2\t3\t4"),
+        S("retry\t1\t2\t3\t4\t5\t6"), S("webhook\t1\t2\t3\t4"), S("window\t1\t2\t3"),
+        S("window\t1\t2\t3\t4\t5"), S("\0\tx")};
+    static const char changes[] = "\0\t\n 0f\xff";
+    struct journal_line record, other;
+    struct buf b = {0};
+
+    for (size_t i = 0; i < COUNT(LINE_ROWS); i++) {
+        add_line(&b, slice_of(LINE_ROWS[i].text));
+        struct slice line = exact((struct slice){b.data, b.len});
+        if (check(journal_read_line(line, &record) == 0 && record.word == LINE_ROWS[i].word,
+                "the word of %s", LINE_ROWS[i].text))
+            for (int k = 0; k < JOURNAL_FIELDS; k++)
+                check_bytes(record.field[k],
+                    slice_of(LINE_ROWS[i].field[k] ? LINE_ROWS[i].field[k] : ""), "its field");
+        int wrong = 0;
+        for (size_t at = 0; at < b.len; at++)
+            for (size_t how = 0; how < 8 + sizeof changes; how++) {
+                char was = b.data[at];
+                b.data[at] = how < 8 ? (char)(was ^ 1 << how) : changes[how - 8];
+                /* digits of the CRC may be read in any case */
+                if (b.data[at] != was &&
+                    journal_read_line((struct slice){b.data, b.len}, &other) == 0)
+                    wrong += at >= 8 || tolower(b.data[at]) != was || !same_record(&record, &other);
+                b.data[at] = was;
+            }
+        check_number(wrong, 0, "damaged in each byte: good");
+        for (size_t len = 0; len < line.len; len++) {
+            struct slice part = exact((struct slice){line.data, len});
+            wrong += journal_read_line(part, &other) == 0;
+            exact_free(part);
+        }
+        check_number(wrong, 0, "cut off at each byte: good");
+        exact_free(line);
+        buf_free(&b);
+    }
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        add_line(&b, bad[i]);
+        check(journal_read_line((struct slice){b.data, b.len}, &record) != 0, "no record: %s",
+            show(bad[i]));
+        buf_free(&b);
+    }
+}
+
+/* What the program writes. */
+static void
+test_journal_writes(void)
+{
+    struct webhook_config w = {
+        .key = KEY1, .kind = ALERT_ABORTED, .place = 1, .description = "a \"b\"\t\n"};
+    struct buf want = {0}, got = {0}, targets = {0};
+
+    buf_add_text(&targets, KEY1 ":" MSG("a"));
+    add_line(&want, SLICE("waiting\t1795339800123\t" KEY1 ":" MSG("a") "\t{\"a\":1}"));
+    buf_add_char(&want, '\n');
+    journal_add_alert(&got, JOURNAL_WAITING, 1795339800123, &targets, SLICE("{\"a\":1}"));
+    add_line(&want, SLICE("dead\t" MSG("b")));
+    buf_add_char(&want, '\n');
+    journal_add_outcome(&got, JOURNAL_DEAD, MSG("b"));
+    add_line(&want, SLICE("retry\t" MSG("b") "\t2\t1000\t2000\t\"a\\tb\\n\xc3\xa5\""));
+    buf_add_char(&want, '\n');
+    journal_add_retry(&got, &(struct journal_retry){MSG("b"), 2, 1000, 2000, "a\tb\n\xc3\xa5"});
+    add_line(&want, SLICE("webhook\t" KEY1 "\taborted\t2\t3\t\"a \\\"b\\\"\\t\\n\""));
+    buf_add_char(&want, '\n');
+    journal_add_webhook(&got, &w, 3);
+    w.description = NULL;
+    add_line(&want, SLICE("webhook\t" KEY1 "\taborted\t2\t3\t\"\""));
+    buf_add_char(&want, '\n');
+    journal_add_webhook(&got, &w, 3);
+    check_buf(&got, (struct slice){want.data, want.len}, "lines that the program writes");
+    buf_free(&want);
+    buf_free(&targets);
+}
+
+/* Good records inside of a damaged line. */
+static void
+test_salvage(void)
+{
+    /*
+     * The parts that a line is glued of. A to H: a row of LINE_ROWS; x: a record with a damaged
+     * CRC; any other byte: itself.
+     */
+    static const struct {
+        const char *parts, *found;
+    } rows[] = {
+        {"", ""},
+        {"junk", ""},
+        {"A", "A"},
+        {"?D", "D"},
+        {"A?D", "AD"}, /* the LF has become another byte */
+        {"AD", "AD"},  /* or is gone */
+        {"ADCB", "ADCB"},
+        {"A?A?A", "AAA"},
+        {"ABCDEFGHABCDEFGH?A?B?C?D?E?F?G?H", "ABCDEFGHABCDEFGHABCDEFGH"},
+        {"D?E?F?D?E", "DEFDE"},
+        {"B?C?G?H", "BCGH"},
+        {"x?D", "D"},
+        {"xD", "D"},
+        {"D?x", "D"},
+        {"D?x?E", "DE"},
+        {"x", ""},
+        {"x?x", ""},
+        {"junk\tA", "A"},
+        {"00000000\tD", "D"},
+        {"\t\t\t\tD", "D"},
+        {"deadbeef\tdeadbeef\tE", "E"},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf line = {0}, found = {0};
+        size_t from = 0, begin, len;
+        buf_add(&line, "", 0);
+        for (const char *p = rows[i].parts; *p; p++)
+            if ((*p >= 'A' && *p <= 'H') || *p == 'x') {
+                size_t at = line.len;
+                add_line(&line, slice_of(LINE_ROWS[*p == 'x' ? 3 : *p - 'A'].text));
+                line.data[at] = *p != 'x' ? line.data[at] : line.data[at] == '0' ? '1' : '0';
+            } else
+                buf_add_char(&line, *p);
+        struct slice whole = exact((struct slice){line.data, line.len});
+        while ((begin = journal_salvage(whole, from, &len)) != SIZE_MAX) {
+            struct journal_line record;
+            if (!check(begin >= from && begin + len <= whole.len &&
+                        journal_read_line((struct slice){whole.data + begin, len}, &record) == 0,
+                    "a record of %s at %zu", rows[i].parts, begin))
+                break;
+            for (int k = 0; k < (int)COUNT(LINE_ROWS); k++)
+                if (same(slice_of(LINE_ROWS[k].text),
+                        (struct slice){whole.data + begin + 9, len - 9}))
+                    buf_add_char(&found, 'A' + k);
+            from = begin + len;
+        }
+        buf_add(&found, "", 0);
+        check_buf(&found, slice_of(rows[i].found), show(slice_of(rows[i].parts)));
+        exact_free(whole);
+        buf_free(&line);
+    }
+}
+
+/* Lines made to take long. */
+static void
+test_salvage_hostile(void)
+{
+    static const char *const pieces[] = {"00000000\t", "\t", "0", "0\t", "00000000\t\xff"};
+    int64_t begin = plat_now_ms();
+
+    for (size_t i = 0; i < COUNT(pieces); i++) {
+        struct buf line = {0};
+        size_t len;
+        while (line.len < JOURNAL_LINE_MAX)
+            buf_add_text(&line, pieces[i]);
+        check(journal_salvage((struct slice){line.data, line.len}, 0, &len) == SIZE_MAX,
+            "a mebibyte of %s", show(slice_of(pieces[i])));
+        buf_free(&line);
+    }
+    check(plat_now_ms() - begin < 20000, "five of them take %lld ms",
+        (long long)(plat_now_ms() - begin));
+}
+
+/* Reads a file line by line and checks each line against the file's bytes; gives how many. */
+static int
+count_lines(struct slice content, const char *what)
+{
+    struct line_reader r = {.file = plat_state_open(write_file("lines", content), true, false)};
+    struct slice line;
+    int64_t at = 0;
+    int n = 0, got, wrong = 0;
+
+    while ((got = line_read(&r, &line)) > 0) {
+        bool last = at + (int64_t)line.len == (int64_t)content.len;
+        wrong += r.line_at != at || !same(line, (struct slice){content.data + at, line.len});
+        wrong += !r.cut && (last || content.data[at + (int64_t)line.len] != '\n');
+        wrong += r.cut && !last && line.len <= JOURNAL_LINE_MAX;
+        wrong += line.len > 0 && memchr(line.data, '\n', line.len) != NULL;
+        at += (int64_t)line.len + !r.cut;
+        n++;
+    }
+    check(got == 0 && line_read(&r, &line) == 0, "%s: the end is the end", what);
+    check(wrong == 0 && at == (int64_t)content.len, "%s: %d lines are wrong, the last ends at %lld",
+        what, wrong, (long long)at);
+    buf_free(&r.in);
+    plat_file_close(r.file);
+    return n;
+}
+
+static void
+test_line_read(void)
+{
+    static const struct {
+        struct slice content;
+        int lines;
+    } rows[] = {
+        {S(""), 0},
+        {S("\n"), 1},
+        {S("a"), 1},
+        {S("a\n"), 1},
+        {S("a\nb"), 2},
+        {S("a\n\n\nb\n"), 4},
+        {S("\0\n\0"), 2},
+        {S("\0\0\0\0"), 1},
+        {S("a\r\nb\r\n"), 2},
+    };
+    static const size_t lens[] = {JOURNAL_READ - 2, JOURNAL_READ - 1, JOURNAL_READ,
+        JOURNAL_READ + 1, 2 * JOURNAL_READ, JOURNAL_LINE_MAX - 1, JOURNAL_LINE_MAX};
+    struct line_reader r = {.file = -1};
+    struct slice line;
+    struct buf b = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++)
+        check_number(
+            count_lines(rows[i].content, show(rows[i].content)), rows[i].lines, "lines of it");
+    for (size_t i = 0; i < COUNT(lens); i++)
+        for (int end = 0; end < 2; end++) {
+            buf_add_text(&b, "a\n");
+            for (size_t k = 0; k < lens[i]; k++)
+                buf_add_char(&b, "0123456789"[k % 7]);
+            if (end)
+                buf_add_text(&b, "\nb\n");
+            check_number(count_lines((struct slice){b.data, b.len}, "a long line"), end ? 3 : 2,
+                "lines with a long one");
+            buf_free(&b);
+        }
+    for (int i = 0; i < 60; i++) { /* lines of random lengths, one far too long */
+        uint32_t len = i == 30 ? 3 * JOURNAL_LINE_MAX + 12345 : random_below(i % 3 ? 200 : 150000);
+        while (len-- > 0)
+            buf_add_char(&b, "\0ab\t"[random_below(4)]);
+        buf_add_char(&b, '\n');
+    }
+    check_number(
+        count_lines((struct slice){b.data, b.len}, "random lines"), 60 + 2, "pieces of 60 lines");
+    buf_free(&b);
+    check(line_read(&r, &line) < 0 && errno == EBADF, "a file that cannot be read");
+    buf_free(&r.in);
+}
+
+static void
+test_journal(void)
+{
+    test_crc();
+    test_journal_lines();
+    test_journal_writes();
+    test_salvage();
+    test_salvage_hostile();
+    test_line_read();
+}
+
+/* ==== 10. HTTP client ======================================================= */
 
 /* A client whose other end is a list of bytes instead of a socket. */
 struct player {
@@ -3511,6 +4134,24 @@ peer_done(struct test_peer *t)
     cfg_done(&t->config);
 }
 
+/* A call with the alert of a datagram that is ours; ends with request_done. */
+static struct http_request
+request_of(struct slice datagram, bool is_test)
+{
+    struct alert *alert = new_alert(datagram);
+    struct buf json = {0};
+
+    alert_add_json(alert, &json);
+    alert_free(alert);
+    return (struct http_request){{json.data, json.len}, 1, "msg_1", is_test};
+}
+
+static void
+request_done(struct http_request *q)
+{
+    exact_free(q->json);
+}
+
 /* Replaces the seconds behind webhook-timestamp with N, after a look at them. */
 static void
 hide_timestamps(struct buf *b)
@@ -3563,14 +4204,13 @@ test_http_requests(void)
                                             "Authorization: Basic dTpw\r\n"
                                             "Proxy-Authorization: Basic eDp5\r\n" IDENTITY "\r\n"},
     };
-    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
-
     check_number((long long)strlen(BODY), 322, "length of the body");
     for (size_t i = 0; i < COUNT(rows); i++) {
         struct test_peer t = {0};
         struct http_client c;
         struct buf out = {0};
-        struct http_request q = {alert, "msg_1", rows[i].is_test};
+        struct http_request q = request_of(
+            SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"), rows[i].is_test);
         if (rows[i].proxy)
             setenv("http_proxy", rows[i].proxy, 1);
         peer_begin(&t, rows[i].method, rows[i].url);
@@ -3581,8 +4221,8 @@ test_http_requests(void)
         check_buf(&out, slice_of(rows[i].request), rows[i].url);
         http_client_done(&c);
         peer_done(&t);
+        request_done(&q);
     }
-    alert_free(alert);
 }
 
 /* Writing in pieces, and what is said when it fails. */
@@ -3673,10 +4313,9 @@ test_http_calls(void)
         {"POST", "http://h/a", {S("junk")}, HTTP_BROKEN, 0, -1,
             "the answer is not HTTP: it starts with \"junk\"", "", "POST /a HTTP/1.1\n"},
     };
-    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
 
     for (size_t i = 0; i < COUNT(rows); i++) {
-        struct http_request q = {alert, "msg_1", false};
+        struct http_request q = request_of(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"), false);
         struct test_peer t = {0};
         struct player p = {.step = i % 3};
         struct http_result res;
@@ -3699,8 +4338,8 @@ test_http_calls(void)
         check_buf(&lines, slice_of(rows[i].lines), "requests");
         player_done(&p);
         peer_done(&t);
+        request_done(&q);
     }
-    alert_free(alert);
 }
 
 /* A GET that is refused for its length is sent once more, cut; any other is not. */
@@ -3735,11 +4374,11 @@ test_http_too_long(void)
         for (size_t k = 0; k < rows[i].message; k++)
             buf_add_char(&datagram, 'x');
         buf_format(&answer, "HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n", rows[i].status);
-        struct alert *alert = new_alert((struct slice){datagram.data, datagram.len});
+        struct http_request q = request_of((struct slice){datagram.data, datagram.len}, false);
         p.answer[0] = p.answer[1] = p.answer[2] = (struct slice){answer.data, answer.len};
         peer_begin(&t, rows[i].method, "http://h/a");
         player_begin(&p, &t.peer, "http://h");
-        http_call(&p.client, &(struct http_request){alert, "msg_1", false}, &res);
+        http_call(&p.client, &q, &res);
         http_drain(&p.client, &e);
         check_number(res.status, rows[i].status, "the status that counts");
         for (char *at = p.wrote.data; at && (at = strstr(at, " HTTP/1.1\r\n")); at++)
@@ -3753,7 +4392,7 @@ test_http_too_long(void)
         }
         player_done(&p);
         peer_done(&t);
-        alert_free(alert);
+        request_done(&q);
         buf_free(&datagram);
         buf_free(&answer);
     }
@@ -3885,7 +4524,9 @@ test_http_local(void)
 static void
 test_http_timeouts(void)
 {
-    struct http_client c = {.deadline_ms = plat_now_ms() + 60000};
+    struct config config = {.timeout_s = 10};
+    struct http_peer peer = {.config = &config};
+    struct http_client c = {.peer = &peer, .deadline_ms = plat_now_ms() + 60000};
     struct http_result res = made_result(HTTP_BROKEN, 0, -1);
 
     check(http_time_left(&c) > 50000 && http_time_left(&c) <= 60000, "time left");
@@ -3932,67 +4573,120 @@ test_http(void)
     test_http_timeouts();
 }
 
-/* ==== 10. Delivery ========================================================== */
+/* ==== 11. Delivery ========================================================== */
+
+#define TEST_KEY "000102030405060708090a0b0c0d0e0f"
+#define MAX_AGE (72 * AGE_UNIT_MS)
 
 /* A webhook that starts no senders, and what its deliveries are made of. */
 struct test_hook {
-    struct webhook w;
+    struct config config;
+    struct webhook_config webhook;
+    struct journal journal;
     struct counters counters;
-    uint64_t alerts;
+    struct id_pool ids;
+    struct webhook w;
 };
 
 static void
 hook_begin(struct test_hook *t)
 {
-    *t = (struct test_hook){.w = {.name = "failure 1", .limit = SENDERS_MAX}};
-    t->w.counters = &t->counters;
-    plat_mutex_init(&t->w.lock);
-    plat_cond_init(&t->w.wake);
+    *t = (struct test_hook){
+        .config = {.max_concurrent = 4, .max_age_hours = 72, .max_state_mb = 1024},
+        .webhook = {.name = "failure 1", .key = TEST_KEY}};
+    t->config.webhooks[ALERT_FAILURE] = 1;
+    journal_init(&t->journal, &t->config);
+    send_init(&t->w, &t->config, &t->webhook, &t->counters, &t->journal);
+    t->w.idle = 1; /* so that no sender is started */
     log_begin(LOG_VERBOSE);
+}
+
+/* Forgets all that a webhook has, and checks that nothing is left. */
+static void
+hook_forget_all(struct webhook *w)
+{
+    while (w->oldest) {
+        if (!w->oldest->in_flight)
+            send_detach_locked(w, w->oldest);
+        send_forget_locked(w, w->oldest);
+    }
+    check(!w->newest && !w->fresh && !w->unsaved && !w->copying, "nothing is left in the list");
+    check(w->fresh_count == 0 && w->heap_count == 0, "nothing waits");
+    check(w->held == 0 && w->held_bytes == 0, "%zu payloads, %zu bytes of an empty queue", w->held,
+        w->held_bytes);
 }
 
 static void
 hook_done(struct test_hook *t)
 {
-    while (t->w.waiting > 0)
-        send_forget_locked(&t->w, send_pop_locked(&t->w, 0));
-    check(!t->w.oldest && !t->w.newest, "nothing is left in the list");
-    check_number((long long)t->w.waiting_bytes, 0, "bytes of an empty queue");
-    free(t->w.heap);
-    plat_cond_done(&t->w.wake);
-    plat_mutex_done(&t->w.lock);
+    hook_forget_all(&t->w);
+    send_done(&t->w);
+    journal_done(&t->journal);
 }
 
-/* A new alert's delivery. */
-static struct delivery *
-hook_delivery(struct test_hook *t, int64_t due_ms)
+static size_t
+hook_waiting(struct test_hook *t)
 {
-    struct delivery *d = x_calloc(1, sizeof *d);
+    return send_waiting_locked(&t->w);
+}
 
-    d->alert = new_alert(SLICE(FAILED ";QS1;T;A;u;" IDS ";M"));
-    d->alert->number = ++t->alerts;
-    d->alert->accepted_ms = plat_now_ms();
+/* A new alert's delivery, added as send_add would; at: of its line in the journal, -1: none. */
+static struct delivery *
+hook_add(struct test_hook *t, struct slice json, int64_t due_ms, int64_t at)
+{
+    struct delivery *d = send_new(atomic_fetch_add(&t->counters.numbers, 1) + 1, plat_now_ms());
+    struct payload *payload = NULL;
+
     d->due_ms = due_ms;
-    d->order = t->w.next_order++;
-    d->older = t->w.newest;
-    *(t->w.newest ? &t->w.newest->newer : &t->w.oldest) = d;
-    t->w.newest = d;
+    send_make_id(&t->ids, d->id);
+    send_append_locked(&t->w, d, &(struct send_source){json, at, 100}, &payload);
+    payload_free(payload);
     return d;
 }
 
-static void
+/* The same, to be tried for the first time, in memory only. */
+static struct delivery *
 hook_push(struct test_hook *t, int64_t due_ms)
 {
-    send_push_locked(&t->w, hook_delivery(t, due_ms));
+    return hook_add(t, SLICE("{\"event\":\"Qlik Sense reload failed\"}"), due_ms, -1);
 }
 
-/* Takes what may be sent at now_ms; the number of its alert, 0 for none. */
+/* The same, once tried already. */
+static struct delivery *
+hook_push_tried(struct test_hook *t, int64_t due_ms, int64_t tried_ms)
+{
+    struct delivery *d = hook_push(t, 0);
+
+    if (t->w.fresh != d)
+        check(false, "one that was never tried stands before one that was");
+    send_detach_locked(&t->w, d);
+    d->due_ms = due_ms;
+    d->tried_ms = tried_ms;
+    d->attempts = 1;
+    d->failure = x_strdup("status 500");
+    send_put_back_locked(&t->w, d);
+    return d;
+}
+
+/* Takes what may be sent at now_ms. */
 static struct delivery *
 hook_take(struct test_hook *t, int64_t now_ms)
 {
     int64_t wait_ms;
 
     return send_take_locked(&t->w, now_ms, &wait_ms);
+}
+
+/* Takes it and forgets it; the number of its alert, 0: there was nothing to take. */
+static long long
+hook_take_number(struct test_hook *t, int64_t now_ms)
+{
+    struct delivery *d = hook_take(t, now_ms);
+    long long number = d ? (long long)d->number : 0;
+
+    if (d)
+        send_forget_locked(&t->w, d);
+    return number;
 }
 
 static void
@@ -4084,18 +4778,17 @@ test_heap(void)
     hook_begin(&t);
     for (int i = 0; i < 20000; i++) {
         bool grow = n == 0 || (n < COUNT(list) && random_below(100) < (i / 2000 % 2 ? 30 : 70));
-        if (grow) {
-            list[n] = hook_delivery(&t, random_below(50));
-            send_push_locked(&t.w, list[n++]);
-        } else {
+        if (grow)
+            list[n++] = hook_push_tried(&t, random_below(50), 1);
+        else {
             struct delivery *d;
-            size_t first = 0, at = random_below(4) ? 0 : random_below((uint32_t)t.w.waiting);
+            size_t first = 0, at = random_below(4) ? 0 : random_below((uint32_t)t.w.heap_count);
             for (size_t k = 1; k < n; k++)
                 if (list[k]->due_ms < list[first]->due_ms ||
                     (list[k]->due_ms == list[first]->due_ms && list[k]->order < list[first]->order))
                     first = k;
             wrong += t.w.heap[0] != list[first];
-            d = send_pop_locked(&t.w, at);
+            d = send_detach_locked(&t.w, t.w.heap[at]);
             for (size_t k = 0; k < n; k++)
                 if (list[k] == d) {
                     list[k] = list[--n];
@@ -4103,7 +4796,9 @@ test_heap(void)
                     break;
                 }
         }
-        wrong += t.w.waiting != n;
+        for (size_t k = 0; k < t.w.heap_count; k++)
+            wrong += t.w.heap[k]->heap_at != k;
+        wrong += t.w.heap_count != n || t.w.held != n;
     }
     check_number((long long)wrong, 0, "20,000 random pushes and pops: wrong");
     hook_done(&t);
@@ -4114,35 +4809,26 @@ static void
 test_take(void)
 {
     struct test_hook t;
-    struct delivery *d;
     int64_t wait_ms;
 
     hook_begin(&t);
     check(
         !send_take_locked(&t.w, 0, &wait_ms) && wait_ms == -1, "nothing to take: wait until woken");
-    hook_push(&t, 100);
-    hook_push(&t, 50);
-    hook_push(&t, 50);
+    hook_push_tried(&t, 100, 30);
+    hook_push_tried(&t, 50, 1);
+    hook_push_tried(&t, 50, 1);
     check(!send_take_locked(&t.w, 40, &wait_ms) && wait_ms == 10, "not due yet: wait %lld ms",
         (long long)wait_ms);
     t.w.in_flight = t.w.limit;
     check(!send_take_locked(&t.w, 60, &wait_ms) && wait_ms == -1,
         "the limit is reached: wait until woken");
     t.w.in_flight = t.w.limit - 1;
-    d = hook_take(&t, 50);
-    check(d && d->alert->number == 2, "the first that is due");
-    send_forget_locked(&t.w, d);
-    d = hook_take(&t, 1000);
-    check(d && d->alert->number == 3, "of two, the one that was added first");
-    send_forget_locked(&t.w, d);
+    check_number(hook_take_number(&t, 50), 2, "the first that is due");
+    check_number(hook_take_number(&t, 1000), 3, "of two, the one that was added first");
     t.w.in_flight = 0;
 
-    hook_push(&t, 2000);                     /* 4 */
-    hook_push(&t, 3000);                     /* 5 */
-    for (size_t i = 0; i < t.w.waiting; i++) /* 1, 4, 5 were tried at 30, 10, never */
-        t.w.heap[i]->tried_ms = t.w.heap[i]->alert->number == 1 ? 30
-            : t.w.heap[i]->alert->number == 4                   ? 10
-                                                                : 0;
+    hook_push_tried(&t, 2000, 10); /* 4 */
+    hook_push(&t, 3000);           /* 5, never tried; 1 was tried at 30 */
     t.w.state = WEBHOOK_DOWN;
     t.w.wait_until_ms = 500;
     check(!send_take_locked(&t.w, 499, &wait_ms) && wait_ms == 1,
@@ -4150,20 +4836,54 @@ test_take(void)
     t.w.in_flight = 1;
     check(!send_take_locked(&t.w, 500, &wait_ms) && wait_ms == -1, "down: one probe at a time");
     t.w.in_flight = 0;
-    static const uint64_t order[] = {5, 4, 1};
-    for (size_t i = 0; i < COUNT(order); i++) {
-        d = hook_take(&t, 500);
-        check(d && d->alert->number == order[i], "probe %zu is the one tried longest ago", i);
-        send_forget_locked(&t.w, d);
-    }
+    static const int order[] = {5, 4, 1};
+    for (size_t i = 0; i < COUNT(order); i++)
+        check_number(hook_take_number(&t, 500), order[i], "the probe is the one tried longest ago");
     hook_push(&t, 0);
     t.w.stopping = true;
     check(!hook_take(&t, 500), "no probes while stopping");
     t.w.state = WEBHOOK_UP;
-    d = hook_take(&t, 500);
-    check(d != NULL, "but what is due of one that is up");
-    send_forget_locked(&t.w, d);
+    check_number(hook_take_number(&t, 500), 6, "but what is due of one that is up");
     hook_done(&t);
+}
+
+/* In which order those that were never tried and those that were are taken. */
+static void
+test_take_order(void)
+{
+    static const struct {
+        int64_t tried[3]; /* when they are due, 0: there is none */
+        int64_t fresh[3];
+        enum webhook_state state;
+        const char *order; /* their numbers: the tried ones come first */
+    } rows[] = {
+        {{0}, {5, 5, 5}, WEBHOOK_UP, "123"},
+        {{0}, {5, 4, 3}, WEBHOOK_UP, "123"}, /* in the order of the list */
+        {{3, 2, 1}, {0}, WEBHOOK_UP, "321"},
+        {{2, 2, 2}, {0}, WEBHOOK_UP, "123"},
+        {{9}, {5}, WEBHOOK_UP, "21"},
+        {{5}, {9}, WEBHOOK_UP, "12"},
+        {{5}, {5}, WEBHOOK_UP, "12"}, /* due at once: the one that was added first */
+        {{7, 1}, {2, 3, 8}, WEBHOOK_UP, "23415"},
+        {{7, 1}, {2, 3, 8}, WEBHOOK_DOWN, "34512"}, /* the never tried, then by last attempt */
+        {{7, 1}, {2, 3, 8}, WEBHOOK_PACED, "34512"},
+        {{3, 2, 1}, {0}, WEBHOOK_DOWN, "123"},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct test_hook t;
+        struct buf got = {0};
+        hook_begin(&t);
+        for (int k = 0; k < 3 && rows[i].tried[k]; k++)
+            hook_push_tried(&t, rows[i].tried[k], 10 + k);
+        for (int k = 0; k < 3 && rows[i].fresh[k]; k++)
+            hook_push(&t, rows[i].fresh[k]);
+        t.w.state = rows[i].state;
+        for (long long n; (n = hook_take_number(&t, 10)) > 0;)
+            buf_format(&got, "%lld", n);
+        check_buf(&got, slice_of(rows[i].order), "the order in which they are taken");
+        hook_done(&t);
+    }
 }
 
 /* What a call's result does to the webhook, the delivery, the counters and the log. */
@@ -4178,7 +4898,7 @@ test_settle(void)
     hook_push(&t, 0);
     d = hook_take(&t, 0);
     hook_settle(&t, d, HTTP_ANSWERED, 200, -1);
-    check(t.counters.delivered == 1 && t.w.waiting == 0, "200: done");
+    check(t.counters.delivered == 1 && hook_waiting(&t) == 0, "200: done");
     check_number(
         log_count("info: alert 1 delivered to failure 1: 200 in 0 ms, attempt 1"), 1, "is told");
 
@@ -4186,7 +4906,8 @@ test_settle(void)
     d = hook_take(&t, 0);
     now = plat_now_ms();
     hook_settle(&t, d, HTTP_ANSWERED, 500, -1);
-    check(t.w.state == WEBHOOK_UP && t.w.waiting == 1 && d->attempts == 1 && d->tried_ms >= now,
+    check(
+        t.w.state == WEBHOOK_UP && hook_waiting(&t) == 1 && d->attempts == 1 && d->tried_ms >= now,
         "500: kept");
     check(d->due_ms >= now && d->due_ms <= plat_now_ms() + 1000, "due within a second");
     check_number(
@@ -4199,7 +4920,7 @@ test_settle(void)
         "backoff is at most five minutes");
     d = hook_take(&t, INT64_MAX / 2);
     hook_settle(&t, d, HTTP_ANSWERED, 404, -1);
-    check(t.counters.dead == 1 && t.w.waiting == 0, "404: a dead letter");
+    check(t.counters.dead == 1 && hook_waiting(&t) == 0, "404: a dead letter");
     check_number(
         log_count(
             "error: alert 2 given up for failure 1 after 13 attempts: because; alert: {\"event\":"),
@@ -4210,18 +4931,19 @@ test_settle(void)
     d = hook_take(&t, 0);
     now = plat_now_ms();
     hook_settle(&t, d, HTTP_UNSENT, 0, -1);
-    check(t.w.state == WEBHOOK_DOWN && t.w.limit == 1 && t.w.waiting == 2, "not reached: down");
+    check(
+        t.w.state == WEBHOOK_DOWN && t.w.limit == 1 && hook_waiting(&t) == 2, "not reached: down");
     check(t.w.wait_until_ms >= now && t.w.wait_until_ms <= plat_now_ms() + 1000,
         "a probe within a second");
     check_number(log_count("warn: webhook failure 1 is down: because"), 1, "is told");
     d = hook_take(&t, t.w.wait_until_ms);
-    check_number((long long)d->alert->number, 4, "the next probe is the other alert");
+    check_number((long long)d->number, 4, "the next probe is the other alert");
     t.w.wait_until_ms = 0;
     hook_settle(&t, d, HTTP_UNSENT, 0, -1);
     check_number(log_count("is down"), 1, "is not told again");
     check(t.w.wait_until_ms <= plat_now_ms() + 2000, "the wait doubles");
     d = hook_take(&t, t.w.wait_until_ms);
-    check_number((long long)d->alert->number, 3, "then the first again");
+    check_number((long long)d->number, 3, "then the first again");
     t.w.wait_until_ms = 0;
     hook_settle(&t, d, HTTP_ANSWERED, 200, -1);
     check(t.w.state == WEBHOOK_UP && t.w.failures == 0, "answered: up");
@@ -4234,7 +4956,7 @@ test_settle(void)
         hook_push(&t, 0);
         hook_settle(&t, hook_take(&t, 0), HTTP_ANSWERED, 200, -1);
     }
-    check_number(t.w.limit, SENDERS_MAX, "up to the most");
+    check_number(t.w.limit, t.w.most, "up to the most");
     hook_done(&t);
 }
 
@@ -4355,57 +5077,122 @@ test_pauses(void)
         }
 }
 
-/* Bounds of the queue: the oldest goes, and is logged whole. */
+/* Bounds of the queue without a journal: the oldest goes, and is logged whole. */
 static void
 test_queue_full(void)
 {
     struct test_hook t;
+    struct delivery *d;
     struct buf large = {0};
+    int told = 0;
 
     hook_begin(&t);
-    t.w.stopping = true; /* so that no sender is started */
-    struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;u;" IDS ";M"));
-    for (int i = 0; i < QUEUE_MAX_ALERTS; i++) {
-        alert->number = (uint64_t)i + 1;
-        send_add(&t.w, alert);
-    }
-    check(t.w.waiting == QUEUE_MAX_ALERTS && t.counters.lost == 0, "10,000 alerts fit");
-    t.w.heap[0]->due_ms = INT64_MAX; /* age counts, not when it is due */
-    send_add(&t.w, alert);
-    check(t.w.waiting == QUEUE_MAX_ALERTS && t.counters.lost == 1,
+    d = hook_push(&t, 0);
+    hook_settle(&t, hook_take(&t, 0), HTTP_ANSWERED, 500, -1);
+    send_detach_locked(&t.w, d);
+    d->due_ms = INT64_MAX; /* age counts, not when it is due */
+    send_put_back_locked(&t.w, d);
+    for (int i = 1; i < QUEUE_MAX_ALERTS; i++)
+        hook_push(&t, 0);
+    check(hook_waiting(&t) == QUEUE_MAX_ALERTS && t.counters.lost == 0, "10,000 alerts fit");
+    hook_push(&t, 0);
+    check(hook_waiting(&t) == QUEUE_MAX_ALERTS && t.counters.lost == 1,
         "one more takes the oldest one's place");
-    bool oldest = false;
-    for (size_t i = 0; i < t.w.waiting; i++)
-        oldest = oldest || t.w.heap[i]->order == 0;
-    check(!oldest, "which is gone");
+    check(t.w.oldest->order == 1 && t.w.heap_count == 0, "which is gone");
     check_number(
         log_count(
             "dropped for failure 1: its queue is full (10000 alerts); alert: {\"event\":\"Qlik Sense"),
         1, "is told with the whole alert");
-    check(strncmp(t.w.heap[0]->id, "msg_", 4) == 0 && strlen(t.w.heap[0]->id) == 36 &&
-            strspn(t.w.heap[0]->id + 4, "0123456789abcdef") == 32,
-        "webhook-id: %s", t.w.heap[0]->id);
-    check(strcmp(t.w.heap[0]->id, t.w.heap[1]->id) != 0, "is another for each");
-    alert_free(alert);
+    check(strncmp(t.w.oldest->id, "msg_", 4) == 0 && strlen(t.w.oldest->id) == 36 &&
+            strspn(t.w.oldest->id + 4, "0123456789abcdef") == 32,
+        "webhook-id: %s", t.w.oldest->id);
+    check(strcmp(t.w.oldest->id, t.w.newest->id) != 0, "is another for each");
     hook_done(&t);
 
     hook_begin(&t);
-    t.w.stopping = true;
-    buf_add_text(&large, FAILED ";QS1;T;A;u;" IDS ";");
     while (large.len < 60000)
         buf_add_char(&large, 'x');
-    for (int i = 0; i < 200; i++) {
-        alert = new_alert((struct slice){large.data, large.len});
-        alert->number = (uint64_t)i + 1;
-        send_add(&t.w, alert);
-        alert_free(alert);
-        if (t.w.waiting_bytes > QUEUE_MAX_BYTES)
-            break;
+    for (int i = 0; i < 200 && t.w.held_bytes <= QUEUE_MAX_BYTES; i++) {
+        hook_add(&t, (struct slice){large.data, large.len}, 0, -1);
+        told += log_count("its queue is full (8 MiB)");
+        log_forget();
     }
-    check(t.w.waiting_bytes <= QUEUE_MAX_BYTES, "large alerts: at most 8 MiB");
-    check(t.w.waiting + t.counters.lost == 200 && t.w.waiting > 100, "%zu are kept", t.w.waiting);
-    check(log_count("its queue is full (8 MiB)") > 0, "is told");
+    check(t.w.held_bytes <= QUEUE_MAX_BYTES, "large alerts: at most 8 MiB");
+    check(hook_waiting(&t) + t.counters.lost == 200 && hook_waiting(&t) > 100, "%zu are kept",
+        hook_waiting(&t));
+    check_number(told, (long long)t.counters.lost, "is told");
+    hook_done(&t);
+
+    hook_begin(&t);
+    while (large.len <= QUEUE_MAX_BYTES)
+        buf_add_char(&large, 'x');
+    hook_add(&t, (struct slice){large.data, large.len}, 0, -1);
+    check(hook_waiting(&t) == 1 && t.counters.lost == 0, "one that is too large is kept alone");
+    hook_push(&t, 0);
+    check(hook_waiting(&t) == 1 && t.counters.lost == 1, "the next takes its place");
     buf_free(&large);
+    hook_done(&t);
+}
+
+/* Bounds of the queue with a journal: what stands in it needs no memory. */
+static void
+test_make_room(void)
+{
+    struct test_hook t;
+    struct delivery *d, *flying;
+    size_t held = 0;
+
+    hook_begin(&t);
+    for (int i = 0; i < QUEUE_MAX_ALERTS + 500; i++)
+        hook_add(&t, SLICE("{}"), 0, i);
+    check(hook_waiting(&t) == QUEUE_MAX_ALERTS + 500 && t.counters.lost == 0,
+        "in the journal there is room for more than in memory");
+    check(t.w.held == QUEUE_MAX_ALERTS && t.w.oldest->payload && !t.w.newest->payload,
+        "the first are held, the others are only there");
+    check(!t.w.unsaved, "none is in memory only");
+    flying = hook_take(&t, 0);
+    d = hook_push(&t, 0);
+    check(hook_waiting(&t) == QUEUE_MAX_ALERTS + 500 && t.w.held == QUEUE_MAX_ALERTS && d->payload,
+        "one that the journal does not hold takes the place of the one in flight");
+    d = hook_push(&t, 0);
+    check(hook_waiting(&t) == QUEUE_MAX_ALERTS + 501 && t.counters.lost == 0 && t.w.held == 2,
+        "for the next all payloads go that the journal holds");
+    check(t.w.unsaved == d->older && !t.w.holds_saved, "what is in memory only is known");
+    check(flying->payload, "a call in flight keeps its own");
+    hook_settle(&t, flying, HTTP_ANSWERED, 500, -1);
+    check(t.w.heap_count == 1 && t.w.held == 3 && t.w.holds_saved, "and has it when it is back");
+
+    for (int i = 0; i < QUEUE_MAX_ALERTS - 2; i++)
+        hook_push(&t, 0);
+    check(t.counters.lost == 0 && t.w.held == QUEUE_MAX_ALERTS && !flying->payload,
+        "its payload goes before any alert does");
+    d = t.w.unsaved;
+    uint64_t number = d->number;
+    hook_push(&t, 0);
+    check(t.counters.lost == 1 && t.w.held == QUEUE_MAX_ALERTS && t.w.unsaved->number > number,
+        "then the oldest that is in memory only is dropped");
+    check_number(log_count(" dropped for failure 1: its queue is full"), 1, "is told");
+    for (d = t.w.oldest; d; d = d->newer)
+        held += d->payload != NULL;
+    check_number((long long)held, QUEUE_MAX_ALERTS, "payloads in all");
+
+    t.w.unsaved->in_flight = true; /* it is in the hands of a sender */
+    d = t.w.unsaved->newer;
+    number = d->number;
+    hook_push(&t, 0);
+    check(t.counters.lost == 2 && t.w.unsaved->newer->number > number,
+        "one in flight is not dropped, but the next");
+    t.w.unsaved->in_flight = false;
+    hook_done(&t);
+
+    hook_begin(&t); /* a failed one is put back where there is no room */
+    flying = hook_add(&t, SLICE("{}"), 0, 1);
+    hook_take(&t, 0);
+    for (int i = 0; i < QUEUE_MAX_ALERTS; i++)
+        hook_push(&t, 0);
+    hook_settle(&t, flying, HTTP_ANSWERED, 500, -1);
+    check(!flying->payload && t.w.held == QUEUE_MAX_ALERTS && t.counters.lost == 0,
+        "its payload is left to the journal");
     hook_done(&t);
 }
 
@@ -4414,46 +5201,53 @@ static void
 test_expire(void)
 {
     struct test_hook t;
-    const int64_t now = plat_now_ms() + 10 * MAX_AGE_MS;
+    const int64_t now = plat_now_ms() + 10 * MAX_AGE;
 
     hook_begin(&t);
-    for (int i = 0; i < 40; i++) { /* the older half is too old; each fourth was never tried */
-        struct delivery *d = hook_delivery(&t, random_below(1000));
-        d->alert->accepted_ms = now - MAX_AGE_MS + (i < 20 ? i - 19 : 1);
-        d->attempts = i % 4 > 0;
-        strcpy(d->failure, "status 500");
-        send_push_locked(&t.w, d);
+    for (int i = 0; i < 40; i++) { /* the older half is too old; the last quarter was never tried */
+        struct delivery *d = i < 30 ? hook_push_tried(&t, random_below(1000), 1) : hook_push(&t, 0);
+        d->accepted_ms = now - MAX_AGE + (i < 20 ? i - 19 : 1);
     }
     t.w.expire_ms = now + 1;
     send_expire_locked(&t.w, now);
-    check_number((long long)t.w.waiting, 40, "it is looked at only from time to time");
+    check_number((long long)hook_waiting(&t), 40, "it is looked at only from time to time");
     t.w.expire_ms = now;
     send_expire_locked(&t.w, now);
-    check_number((long long)t.w.waiting, 25, "too young, or never tried: kept");
-    check_number((long long)t.counters.dead, 15, "too old and tried: dead letters");
-    for (size_t i = 0; i < t.w.waiting; i++)
-        check(t.w.heap[i]->attempts == 0 || now - t.w.heap[i]->alert->accepted_ms < MAX_AGE_MS,
-            "the right ones");
+    check_number((long long)hook_waiting(&t), 20, "too young: kept");
+    check_number((long long)t.counters.dead, 20, "too old and tried: dead letters");
+    for (const struct delivery *d = t.w.oldest; d; d = d->newer)
+        check(now - d->accepted_ms < MAX_AGE, "the right ones");
     check_number(log_count("given up for failure 1 after 1 attempt: not delivered for as long as "
                            "an alert is kept; status 500; alert: {"),
-        15, "are told with the last failure");
-    check(t.w.expire_ms > now && t.w.expire_ms <= now + MAX_AGE_MS / 100,
+        20, "are told with the last failure");
+    check(t.w.expire_ms > now && t.w.expire_ms <= now + MAX_AGE / 100,
         "and again some minutes later");
     hook_done(&t);
 
-    hook_begin(&t); /* very many: not all at once, for the log's sake */
-    for (int i = 0; i < EXPIRE_AT_ONCE + 50; i++) {
-        struct delivery *d = hook_delivery(&t, 0);
-        d->alert->accepted_ms = now - MAX_AGE_MS;
-        d->attempts = 1;
-        send_push_locked(&t.w, d);
+    hook_begin(&t); /* not before one attempt since the start */
+    for (int i = 0; i < 3; i++) {
+        struct delivery *d = hook_push(&t, 0);
+        d->accepted_ms = now - 2 * MAX_AGE;
+        d->attempts = i; /* before the start */
     }
+    send_expire_locked(&t.w, now);
+    check(hook_waiting(&t) == 3 && t.counters.dead == 0, "never tried since the start: kept");
+    hook_settle(&t, hook_take(&t, 0), HTTP_ANSWERED, 500, -1);
+    send_expire_locked(&t.w, now + MAX_AGE);
+    check(hook_waiting(&t) == 2 && t.counters.dead == 1, "tried once: given up");
+    check_number(log_count("alert 1 given up for failure 1 after 1 attempt"), 1, "the right one");
+    hook_done(&t);
+
+    hook_begin(&t); /* very many: not all at once, for the log's sake */
+    for (int i = 0; i < EXPIRE_AT_ONCE + 50; i++)
+        hook_push_tried(&t, 0, 1)->accepted_ms = now - MAX_AGE;
     struct delivery *flying = hook_take(&t, 0);
     send_expire_locked(&t.w, now);
     check_number((long long)t.counters.dead, EXPIRE_AT_ONCE, "dead letters in one go");
     check(t.w.expire_ms <= now + 1000, "the others soon");
     send_expire_locked(&t.w, t.w.expire_ms);
-    check(t.w.waiting == 0 && t.counters.dead == EXPIRE_AT_ONCE + 49, "all but the one in flight");
+    check(hook_waiting(&t) == 0 && t.counters.dead == EXPIRE_AT_ONCE + 49,
+        "all but the one in flight");
     send_forget_locked(&t.w, flying);
     hook_done(&t);
 }
@@ -4464,41 +5258,1048 @@ test_delivery(void)
     test_verdicts();
     test_heap();
     test_take();
+    test_take_order();
     test_settle();
     test_settle_wait();
     test_settle_broken();
     test_pauses();
     test_queue_full();
+    test_make_room();
     test_expire();
     log_begin(LOG_ERROR);
 }
 
-/* ==== 11. Listener ========================================================== */
+/* ==== 12. Upkeep ============================================================ */
+
+#define KEEP_WEBHOOKS 4
+
+/* A program's state directory, with webhooks that start no senders. */
+struct test_keep {
+    struct cfg_reader reader;
+    struct config config;
+    struct counters counters;
+    struct id_pool ids;
+    struct journal journal;
+    struct windows windows;
+    struct webhook hook[KEEP_WEBHOOKS];
+    struct keeper k;
+};
+
+/* Two for failures, one of them described, and one for aborts. */
+static const char KEEP_YAML[] =
+    "Butler:\n  butlerWebhook: {stateDirectory: state}\n  webhookNotification:\n    enable: true\n"
+    "    reloadTaskFailure:\n      webhooks:\n"
+    "        - {webhookURL: 'http://h/1', httpMethod: POST}\n"
+    "        - {webhookURL: 'http://h/2', httpMethod: POST, description: Second}\n"
+    "    reloadTaskAborted:\n      webhooks:\n"
+    "        - {webhookURL: 'http://h/3', httpMethod: GET}\n";
+
+/* Deletes a file of the state directory. */
+static void
+remove_state_file(const char *name, void *arg)
+{
+    char path[600];
+
+    (void)arg;
+    snprintf(path, sizeof path, "%s/state/%s", folder, name);
+    unlink(path);
+}
+
+/* Deletes the state directory. */
+static void
+keep_clear(void)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "%s/state", folder);
+    plat_folder_each(path, remove_state_file, NULL);
+    rmdir(path);
+}
+
+/* Writes a file of the state directory, made if need be. */
+static void
+write_state(const char *name, struct slice content)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "%s/state", folder);
+    check_number(plat_make_folder(path, true), 0, "the state directory");
+    snprintf(path, sizeof path, "state/%s", name);
+    write_file(path, content);
+}
+
+/* A file of the state directory, "" if there is none; the caller frees it. */
+static struct buf
+read_state(const char *name)
+{
+    struct buf b = {0};
+    char path[300], *data;
+    size_t len;
+
+    buf_add(&b, "", 0);
+    snprintf(path, sizeof path, "%s/state/%s", folder, name);
+    if (plat_read_file(path, 64 << 20, &data, &len) == 0) {
+        buf_add(&b, data, len);
+        free(data);
+    }
+    return b;
+}
+
+/* Everything but loading. */
+static void
+keep_begin(struct test_keep *t, const char *yaml)
+{
+    struct err e = {""};
+    size_t n = 0;
+
+    *t = (struct test_keep){0};
+    log_begin(LOG_VERBOSE);
+    load(&t->reader, &t->config, slice_of(yaml));
+    check_problems(&t->reader, NULL, 0, yaml);
+    journal_init(&t->journal, &t->config);
+    check(journal_open(&t->journal, &t->config, false, &e) == 0, "journal_open: %s", e.text);
+    windows_init(&t->windows, &t->config);
+    for (int kind = 0; kind < ALERT_KINDS; kind++)
+        for (size_t i = 0; i < t->config.webhooks[kind] && n < KEEP_WEBHOOKS; i++) {
+            send_init(
+                &t->hook[n], &t->config, &t->config.webhook[kind][i], &t->counters, &t->journal);
+            t->hook[n++].idle = 1; /* so that no sender is started */
+        }
+    t->k = (struct keeper){.config = &t->config,
+        .journal = &t->journal,
+        .windows = &t->windows,
+        .counters = &t->counters,
+        .webhook = t->hook,
+        .webhooks = n};
+}
+
+/* The journal's counts against the lists, and each line that a delivery points to. */
+static void
+check_kept(struct test_keep *t, const char *what)
+{
+    struct journal *j = &t->journal;
+    size_t live = 0, unsaved = 0, wrong = 0;
+    int64_t bytes = 0;
+
+    for (size_t i = 0; i < t->k.webhooks; i++) {
+        struct webhook *w = &t->hook[i];
+        size_t waiting = 0, held = 0;
+        const struct delivery *first_unsaved = NULL;
+        for (struct delivery *d = w->oldest; d; d = d->newer) {
+            struct buf line = {0};
+            struct slice json;
+            live++;
+            bytes += (int64_t)send_journal_end(w, d).len;
+            waiting += !d->in_flight;
+            held += !d->in_flight && d->payload;
+            wrong += d->at[1 - w->now] >= 0 || w->now != j->now;
+            if (!send_is_saved(w, d)) {
+                unsaved++;
+                first_unsaved = first_unsaved ? first_unsaved : d;
+                wrong += !d->payload;
+            } else if (journal_fetch(j, w->now, d->at[w->now], d->len[w->now], &line, &json) != 0 ||
+                !memmem(line.data, line.len, d->id, strlen(d->id)) ||
+                (d->payload && !same(json, (struct slice){d->payload->json, d->payload->len})))
+                wrong++;
+            buf_free(&line);
+        }
+        wrong += waiting != send_waiting_locked(w) || held != w->held;
+        wrong += first_unsaved != w->unsaved;
+        for (size_t n = 0; n < w->heap_count; n++)
+            wrong += w->heap[n]->heap_at != n;
+    }
+    check(wrong == 0, "%s: %zu deliveries are wrong", what, wrong);
+    check(live == j->live && unsaved == j->unsaved && bytes == j->live_bytes,
+        "%s: %zu wait (counted %zu), %zu unsaved (%zu), %lld bytes (%lld)", what, live, j->live,
+        unsaved, j->unsaved, (long long)bytes, (long long)j->live_bytes);
+    check_number(plat_file_len(j->file[j->now]), j->end, "length of the journal");
+}
+
+static void
+keep_end(struct test_keep *t)
+{
+    for (size_t i = 0; i < t->k.webhooks; i++) {
+        hook_forget_all(&t->hook[i]);
+        send_done(&t->hook[i]);
+    }
+    keep_done(&t->k);
+    journal_done(&t->journal);
+    windows_done(&t->windows);
+    cfg_done(&t->config);
+}
+
+/* Starts, and loads what is there. */
+static void
+keep_start_load(struct test_keep *t, const char *yaml)
+{
+    struct err e = {""};
+
+    keep_begin(t, yaml);
+    check(keep_load(&t->k, false, &e) == 0, "keep_load: %s", e.text);
+    keep_bury_gone(&t->k, &t->k.gone);
+    check(!t->k.gone, "what waits for webhooks that are gone is buried");
+    check_kept(t, "loaded");
+}
+
+/* What waits, as "ab3|c": for each webhook the letters of the ids, with the attempts if any. */
+static void
+waiting_text(const struct test_keep *t, struct buf *out)
+{
+    buf_add(out, "", 0);
+    for (size_t i = 0; i < t->k.webhooks; i++) {
+        if (i > 0)
+            buf_add_char(out, '|');
+        for (const struct delivery *d = t->hook[i].oldest; d; d = d->newer) {
+            buf_add_char(out, d->id[4]);
+            if (d->attempts > 0)
+                buf_format(out, "%d", d->attempts);
+        }
+    }
+}
+
+static void
+check_waiting(const struct test_keep *t, const char *want, const char *what)
+{
+    struct buf got = {0};
+
+    waiting_text(t, &got);
+    check_buf(&got, slice_of(want), what);
+}
+
+/* How often text stands in a file of the state directory. */
+static int
+count_in_state(const char *name, const char *text)
+{
+    struct buf b = read_state(name);
+    int n = 0;
+
+    for (const char *p = b.data; (p = strstr(p, text)) != NULL; p++)
+        n++;
+    buf_free(&b);
+    return n;
+}
+
+static bool
+is_in_state(const char *name)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "%s/state/%s", folder, name);
+    return access(path, F_OK) == 0;
+}
+
+/*
+ * Makes a journal of lines without CRC, in which #a is a webhook-id, $1 to $3 the key of a webhook
+ * of KEEP_YAML, $4 to $9 one that is in no configuration, @N the time N seconds ago, %J an alert. A
+ * line that starts with ! stands there as it is; one that ends with ~ has a blank for its LF, or
+ * none at all at the end of the file.
+ */
+static void
+make_journal(const struct config *c, const char *text, struct buf *out)
+{
+    while (*text) {
+        struct buf line = {0};
+        size_t len = strcspn(text, "\n");
+        bool raw = *text == '!', glued = len > 0 && text[len - 1] == '~';
+        for (const char *p = text + raw; p < text + len - glued; p++)
+            if (*p == '#') {
+                buf_add_text(&line, "msg_");
+                for (int i = 0; i < 32; i++)
+                    buf_add_char(&line, p[1]);
+                p++;
+            } else if (*p == '$') {
+                int n = *++p - '1';
+                if (n < 3)
+                    buf_add_text(&line,
+                        n < 2 ? c->webhook[ALERT_FAILURE][n].key
+                              : c->webhook[ALERT_ABORTED][0].key);
+                else
+                    for (int i = 0; i < 32; i++)
+                        buf_add_char(&line, *p);
+            } else if (*p == '@') {
+                char *end;
+                long long s = strtoll(p + 1, &end, 10);
+                buf_format(&line, "%lld", (long long)plat_wall_ms() - s * 1000);
+                p = end - 1;
+            } else if (strncmp(p, "%J", 2) == 0) {
+                struct alert *alert = new_alert(SLICE(FAILED ";QS1;T;A;u;" IDS ";M"));
+                alert_add_json(alert, &line);
+                alert_free(alert);
+                p++;
+            } else
+                buf_add_char(&line, *p);
+        buf_add(&line, "", 0);
+        if (raw)
+            buf_add(out, line.data, line.len);
+        else
+            add_line(out, (struct slice){line.data, line.len});
+        text += len + (text[len] != '\0');
+        if (!glued)
+            buf_add_char(out, '\n');
+        else if (*text)
+            buf_add_char(out, ' ');
+        buf_free(&line);
+    }
+}
+
+/* Writes such a journal. */
+static void
+write_journal(const char *text)
+{
+    struct cfg_reader reader;
+    struct config c;
+    struct buf b = {0};
+
+    load(&reader, &c, slice_of(KEEP_YAML));
+    keep_clear();
+    make_journal(&c, text, &b);
+    write_state("journal", (struct slice){b.data ? b.data : "", b.len});
+    buf_free(&b);
+    cfg_done(&c);
+}
+
+#define BOTH "accepted\t@10\t$1:#a,$2:#b\t%J\n"
+#define MORE "waiting\t@9\t$1:#c\t%J\nwaiting\t@8\t$3:#d\t%J\n"
+
+/*
+ * Journals, and what waits when they have been loaded: at once, after another start, after the
+ * journal was rewritten, and after the start that follows.
+ */
+static void
+test_keep_load(void)
+{
+    static const struct {
+        const char *journal, *waiting;
+        int damaged, letters;
+        const char *log; /* a line of it, NULL: there is no warning or error */
+    } rows[] = {
+        {"", "||", 0, 0, NULL},
+        {BOTH, "a|b|", 0, 0, NULL},
+        {BOTH MORE, "ac|b|d", 0, 0, NULL},
+        {BOTH MORE "delivered\t#a\ndead\t#b\ndropped\t#c\n", "||d", 0, 0, NULL},
+        {BOTH "retry\t#a\t3\t@5\t@-5\t\"status 500\"\n", "a3|b|", 0, 0, NULL},
+        {BOTH "retry\t#a\t3\t@5\t@4\t\"x\"\nretry\t#a\t4\t@3\t@2\t\"y\"\n", "a4|b|", 0, 0, NULL},
+        {BOTH "retry\t#a\t3\t@5\t@4\t\"x\"\ndelivered\t#a\n", "|b|", 0, 0, NULL},
+        {"delivered\t#a\nretry\t#b\t1\t@1\t@1\t\"\"\n" BOTH, "a|b|", 0, 0, NULL},
+        {BOTH "delivered\t#z\ndead\t#y\n", "a|b|", 0, 0, NULL},
+        {BOTH "delivered\t#a\ndelivered\t#a\n", "|b|", 0, 0, NULL},
+        /* the same id: two journals were put together, or a letter was replayed */
+        {BOTH BOTH, "a|b|", 0, 0, NULL},
+        {BOTH "waiting\t@1\t$2:#a\t%J\n", "a|b|", 0, 0, NULL},
+        {BOTH MORE "delivered\t#a\n" BOTH MORE, "ca|b|d", 0, 0, NULL},
+        {BOTH "dead\t#a\nwaiting\t@1\t$1:#a\t%J\n", "a|b|", 0, 0, NULL},
+        {BOTH MORE "dead\t#a\nwaiting\t@1\t$1:#a\t%J\ndead\t#a\n", "c|b|d", 0, 0, NULL},
+        {BOTH "retry\t#a\t7\t@5\t@4\t\"x\"\ndead\t#a\nwaiting\t@1\t$1:#a\t%J\n", "a|b|", 0, 0,
+            NULL},
+        /* the end is torn */
+        {BOTH "!0123~", "a|b|", 0, 0, "warn: journal: a torn last line (4 bytes) was cut off"},
+        {BOTH "!~", "a|b|", 0, 0, NULL},
+        {BOTH "delivered\t#a~", "|b|", 0, 0, NULL},
+        {BOTH "waiting\t@1\t$3:#e\t%J~", "a|b|e", 0, 0, NULL},
+        {"!00000000\taccepted\t17953~", "||", 0, 0, "a torn last line (23 bytes) was cut off"},
+        {BOTH "!torn~\ndelivered\t#a~", "|b|", 1, 0,
+            "error: journal: 1 damaged line set aside in "},
+        /* damage */
+        {"!junk\n" BOTH, "a|b|", 1, 0, "error: journal: 1 damaged line set aside in "},
+        {BOTH "!\n!00000000\tdelivered\t#a\n", "a|b|", 2, 0, "2 damaged lines set aside in "},
+        {BOTH "!00000000\tdelivered\t#a~\n" MORE, "ac|b|d", 1, 0, "1 damaged line"},
+        {"waiting\t@1\t$1:#a\t%J~\nwaiting\t@1\t$1:#b\t%J~\nwaiting\t@1\t$1:#c\t%J\n", "abc||", 1,
+            0, "1 damaged line"},
+        {BOTH "news\tfrom the future\n", "a|b|", 1, 0, "1 damaged line"},
+        {BOTH "delivered\t#a\tx\n", "a|b|", 1, 0, "1 damaged line"},
+        /* nonsense with a good CRC */
+        {"accepted\tx\t$1:#a\t%J\naccepted\t\t$1:#b\t%J\naccepted\t-1\t$1:#c\t%J\n", "abc||", 0, 0,
+            NULL},
+        {"accepted\t99999999999999999999\t$1:#a\t%J\naccepted\t@-100000\t$1:#b\tx\n", "ab||", 0, 0,
+            NULL},
+        {"accepted\t@1\t$1\t%J\naccepted\t@1\t:\t%J\naccepted\t@1\t,,$1:,$2:#b,\t%J\n", "|b|", 0, 0,
+            NULL},
+        {"accepted\t@1\t$1:#a#a\t%J\naccepted\t@1\t$1$1:#b\t%J\n", "||", 0, 0, NULL},
+        {BOTH "retry\t#a\tx\ty\tz\tw\n", "a|b|", 0, 0, NULL},
+        {BOTH "window\tfailure\trate\tx\t$4\nwindow\tfailure\trate\t@1\tx\n", "a|b|", 0, 0, NULL},
+        /* webhooks that have changed */
+        {"waiting\t@1\t$4:#a\t%J\n", "||", 0, 1,
+            "given up for an unknown webhook after 0 attempts: its webhook is in the configuration "
+            "no more; alert: {"},
+        {"webhook\t$4\tfailure\t3\t3\t\"\"\nwaiting\t@1\t$4:#a\t%J\nwaiting\t@1\t$5:#b\t%J\n", "||",
+            0, 2,
+            "given up for failure 3 after 0 attempts: its webhook is in the configuration no"},
+        {"webhook\t$4\tfailure\t3\t3\t\"\"\nwaiting\t@1\t$4:#a\t%J\ndelivered\t#a\n", "||", 0, 0,
+            NULL},
+        {"webhook\t$4\tfailure\t1\t2\t\"\"\nwaiting\t@1\t$4:#a\t%J\nwaiting\t@1\t$1:#b\t%J\n",
+            "ab||", 0, 0,
+            "warn: journal: 1 alerts wait for failure 1, which has changed: they go to failure 1 at"},
+        {"webhook\t$4\tfailure\t1\t2\t\"\"\nwaiting\t@1\t$4:#a\t%J\nretry\t#a\t2\t@1\t@0\t\"x\"\n",
+            "a2||", 0, 0,
+            "warn: journal: 1 alerts wait for failure 1, which has changed: they go to failure 1"},
+        {"webhook\t$4\tfailure\t1\t2\t\"\"\nwaiting\t@1\t$4:#a\t%J\ndelivered\t#a\n", "||", 0, 0,
+            NULL},
+        {"webhook\t$4\tfailure\t9\t9\t\"Second\"\nwaiting\t@1\t$4:#a\t%J\n", "|a|", 0, 0, NULL},
+        {"webhook\t$4\taborted\t1\t1\t\"Second\"\nwaiting\t@1\t$4:#a\t%J\n", "||a", 0, 0,
+            "warn: journal: 1 alerts wait for aborted 1 (\"Second\"), which has changed: they go to a"},
+        {"webhook\t$4\tfailure\tx\ty\tz\nwaiting\t@1\t$4:#a\t%J\n", "||", 0, 1,
+            "given up for failure"},
+        /* the last word on a webhook counts */
+        {"webhook\t$4\tfailure\t9\t9\t\"Second\"\nwebhook\t$4\tfailure\t1\t2\t\"\"\n"
+         "waiting\t@1\t$4:#a\t%J\n",
+            "a||", 0, 0, "warn: journal: 1 alerts wait for failure 1, which has changed"},
+    };
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct test_keep t;
+        struct err e = {""};
+        const char *text = show(slice_of(rows[i].journal));
+        write_journal(rows[i].journal);
+
+        keep_begin(&t, KEEP_YAML); /* what --pending does changes nothing */
+        struct buf before = read_state("journal"), after;
+        check_number(keep_load(&t.k, true, &e), 0, "read only");
+        after = read_state("journal");
+        check_bytes((struct slice){after.data, after.len}, (struct slice){before.data, before.len},
+            "the journal after reading only");
+        check_waiting(&t, rows[i].waiting, "read only");
+        buf_free(&before);
+        buf_free(&after);
+        keep_end(&t);
+
+        keep_start_load(&t, KEEP_YAML);
+        check_waiting(&t, rows[i].waiting, text);
+        check(rows[i].log ? log_count(rows[i].log) == 1
+                          : log_count(" warn: ") == 0 && log_count(" error: ") == 0,
+            "row %zu: the log is %s", i, the_log.queue.data ? the_log.queue.data : "empty");
+        check(t.journal.rewrite == (rows[i].damaged > 0), "after damage it is rewritten");
+        keep_letters(&t.k);
+        keep_write(&t.k);
+        check_number(
+            count_in_state("dead-letters.ndjson", "\n"), rows[i].letters, "dead letters of it");
+        check_number(
+            log_count("damaged line"), rows[i].damaged > 0, "damaged lines are told together");
+        keep_end(&t);
+
+        keep_start_load(&t, KEEP_YAML);
+        check_waiting(&t, rows[i].waiting, "after another start");
+        keep_letters(&t.k);
+        check_number(
+            count_in_state("dead-letters.ndjson", "\n"), rows[i].letters, "no other dead letters");
+        check_number(keep_rewrite(&t.k), 0, "keep_rewrite");
+        check_kept(&t, "rewritten");
+        check_waiting(&t, rows[i].waiting, "rewritten");
+        check_number(count_in_state("journal", "\twebhook\t"), 3, "one line for each webhook");
+        check(count_in_state("journal", "\n") ==
+                3 + (int)t.journal.live + count_in_state("journal", "\tretry\t") +
+                    count_in_state("journal", "\twindow\t"),
+            "row %zu: nothing but what waits and the windows", i);
+        keep_end(&t);
+
+        keep_start_load(&t, KEEP_YAML);
+        check_waiting(&t, rows[i].waiting, "rewritten and loaded");
+        check(
+            log_count(" warn: ") == 0 && log_count(" error: ") == 0, "row %zu: nothing to tell", i);
+        keep_end(&t);
+    }
+    keep_clear();
+}
+
+/* Ages, attempts and reasons across a start. */
+static void
+test_keep_times(void)
+{
+    struct test_keep t;
+    struct err e;
+    int64_t now;
+
+    write_journal("accepted\t@100\t$1:#a\t%J\naccepted\t@-1000\t$1:#b\t%J\n"
+                  "retry\t#a\t3\t@50\t@-70\t\"status 500\"\nretry\t#b\t1\t@50\t@40\t\"\"\n");
+    keep_begin(&t, KEEP_YAML);
+    check_number(keep_load(&t.k, true, &e), 0, "read only");
+    now = plat_now_ms();
+    const struct delivery *d = t.hook[0].oldest;
+    if (check(d && d->newer, "two wait")) {
+        check(llabs(now - d->accepted_ms - 100000) < 5000, "its age: %lld ms",
+            (long long)(now - d->accepted_ms));
+        check(llabs(now - d->tried_ms - 50000) < 5000, "its last attempt");
+        check(llabs(d->due_ms - now - 70000) < 5000, "its next attempt");
+        check_text(d->failure, "status 500", "why it failed");
+        check(now - d->newer->accepted_ms >= 0 && now - d->newer->accepted_ms < 5000,
+            "one from the future is not older than now");
+        check_text(d->newer->failure, "(none)", "no reason");
+    }
+    keep_end(&t);
+
+    keep_start_load(&t, KEEP_YAML);
+    d = t.hook[0].oldest;
+    check(d->attempts == 3 && d->tried_ms == 0, "attempts count, but none since the start");
+    check_text(d->failure, "status 500", "why it failed last");
+    check(t.hook[0].fresh == d && t.hook[0].fresh_count == 2, "both are tried at once");
+    check(d->number == 1 && d->newer->number == 2, "they are numbered from 1 on");
+    keep_end(&t);
+    keep_clear();
+}
+
+/* Windows of time are open again after a start, and after rewriting. */
+static void
+test_keep_windows(void)
+{
+    static const struct {
+        const char *journal;
+        bool rate, seen; /* for the task and the execution of IDS: open */
+    } rows[] = {
+        {"", false, false},
+        {"accepted\t@10\t$1:#a\t%J\n", true, true},
+        {"accepted\t@10\t$1:#a\t%J\ndelivered\t#a\n", true, true},
+        {"accepted\t@299\t$1:#a\t%J\n", true, true},
+        {"accepted\t@301\t$1:#a\t%J\n", false, true},
+        {"accepted\t@601\t$1:#a\t%J\n", false, false},
+        {"accepted\t@-100\t$1:#a\t%J\n", true, true},
+        {"waiting\t@10\t$1:#a\t%J\n", false, false},
+        {"accepted\t@10\t$3:#a\t%J\n", false, false}, /* of the other kind */
+        {"accepted\t@10\t$1:#a\t{\"taskId\":1,\"executionId\":}\n", false, false},
+        {"window\tfailure\trate\t@299\t&t\n", true, false},
+        {"window\tfailure\trate\t@301\t&t\n", false, false},
+        {"window\tfailure\tseen\t@599\t&r\n", false, true},
+        {"window\tfailure\tseen\t@601\t&r\n", false, false},
+        {"window\taborted\tseen\t@10\t&r\n", false, false},
+        {"window\tfailure\tother\t@10\t&r\n", false, false},
+        {"window\tfailure\tseen\t@10\t&t\n", false, false},
+        {"window\tfailure\tseen\t@10\t&r\nwindow\tfailure\tseen\t@590\t&r\n", false, true},
+    };
+    struct window_key task = window_key(SLICE(TASK_ID)), run = window_key(SLICE(RUN_ID));
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct buf text = {0};
+        buf_add(&text, "", 0);
+        for (const char *p = rows[i].journal; *p; p++)
+            if (*p == '&') {
+                char hex[33];
+                cfg_hex(*++p == 't' ? task.bytes : run.bytes, 16, hex);
+                buf_add_text(&text, hex);
+            } else
+                buf_add_char(&text, *p);
+        write_journal(text.data);
+        for (int start = 0; start < 3; start++) {
+            struct test_keep t;
+            keep_start_load(&t, KEEP_YAML);
+            int64_t now = plat_now_ms();
+            struct window_table *table = t.windows.table[ALERT_FAILURE];
+            check((window_find(&table[WINDOW_RATE], &task, now) != NULL) == rows[i].rate,
+                "row %zu, start %d: rate limit", i, start);
+            check((window_find(&table[WINDOW_SEEN], &run, now) != NULL) == rows[i].seen,
+                "row %zu, start %d: de-duplication", i, start);
+            check(table[WINDOW_RATE].count <= 1 && table[WINDOW_SEEN].count <= 1, "once each");
+            if (start == 1)
+                check_number(keep_rewrite(&t.k), 0, "keep_rewrite");
+            keep_end(&t);
+        }
+        buf_free(&text);
+    }
+    keep_clear();
+}
+
+/* Which webhook is the one of an earlier configuration. */
+static void
+test_keep_match(void)
+{
+    static const char yaml[] =
+        "Butler:\n  butlerWebhook: {stateDirectory: state}\n  webhookNotification:\n    enable: true\n"
+        "    reloadTaskFailure:\n      webhooks:\n"
+        "        - {webhookURL: 'http://h/1', httpMethod: POST, description: One}\n"
+        "        - {webhookURL: 'http://h/2', httpMethod: POST, description: Twin}\n"
+        "        - {webhookURL: 'http://h/3', httpMethod: POST, description: Twin}\n"
+        "    reloadTaskAborted:\n      webhooks:\n"
+        "        - {webhookURL: 'http://h/1', httpMethod: POST, description: One}\n";
+    static const struct {
+        int key; /* that of this webhook; -1: another */
+        enum alert_kind kind;
+        const char *description;
+        size_t place, listed;
+        int found; /* -1: none */
+        bool by_place;
+    } rows[] = {
+        {0, ALERT_FAILURE, NULL, 7, 9, 0, false},
+        {2, ALERT_FAILURE, "One", 0, 3, 2, false}, /* the key says more than the description */
+        {3, ALERT_FAILURE, "One", 0, 3, 3, false},
+        {-1, ALERT_FAILURE, "One", 2, 3, 0, false}, /* that more than the place */
+        {-1, ALERT_FAILURE, "One", 7, 9, 0, false},
+        {-1, ALERT_ABORTED, "One", 7, 9, 3, false},
+        {-1, ALERT_FAILURE, "one", 7, 9, -1, false},
+        {-1, ALERT_FAILURE, "Twin", 7, 9, -1, false}, /* two have it */
+        {-1, ALERT_FAILURE, "Twin", 0, 3, 0, true},
+        {-1, ALERT_ABORTED, "Twin", 7, 9, -1, false},
+        {-1, ALERT_FAILURE, "", 7, 9, -1, false},
+        {-1, ALERT_FAILURE, NULL, 1, 3, 1, true},
+        {-1, ALERT_FAILURE, "Other", 2, 3, 2, true},
+        {-1, ALERT_FAILURE, NULL, 1, 2, -1, false}, /* the list was shorter */
+        {-1, ALERT_FAILURE, NULL, 1, 4, -1, false},
+        {-1, ALERT_FAILURE, NULL, 3, 3, -1, false},
+        {-1, ALERT_ABORTED, NULL, 0, 1, 3, true},
+        {-1, ALERT_ABORTED, NULL, 0, 3, -1, false},
+        {-1, ALERT_FAILURE, NULL, SIZE_MAX, SIZE_MAX, -1, false},
+    };
+    struct test_keep t;
+
+    keep_begin(&t, yaml);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        struct webhook_config was = {.kind = rows[i].kind,
+            .description = rows[i].description,
+            .place = rows[i].place,
+            .key = KEY1};
+        bool by_place = true;
+        if (rows[i].key >= 0)
+            memcpy(was.key, t.hook[rows[i].key].peer.webhook->key, sizeof was.key);
+        struct webhook *w = keep_match(&t.k, &was, rows[i].listed, &by_place);
+        check_number(w ? w - t.hook : -1, rows[i].found, "the webhook that is meant");
+        check(by_place == rows[i].by_place, "row %zu: by its place only", i);
+    }
+    keep_end(&t);
+    keep_clear();
+}
+
+/* Accepts an alert for one webhook, as the dispatcher does. */
+static void
+keep_accept(struct test_keep *t, size_t i, bool saved)
+{
+    static unsigned count;
+    struct journal *j = &t->journal;
+    struct buf json = {0}, targets = {0}, line = {0};
+    struct payload *payload = NULL;
+    struct delivery *d;
+    int64_t at = -1;
+
+    buf_format(&json, "{\"number\":%u,\"text\":\"%.*s\"}", ++count, (int)random_below(300),
+        "................................................................................"
+        "................................................................................");
+    d = send_new(count, plat_now_ms());
+    send_make_id(&t->ids, d->id);
+    buf_format(&targets, "%s:%s", t->hook[i].peer.webhook->key, d->id);
+    journal_add_alert(
+        &line, JOURNAL_ACCEPTED, plat_wall_ms(), &targets, (struct slice){json.data, json.len});
+    plat_lock(&j->file_lock);
+    if (saved)
+        at = journal_write_locked(j, (struct slice){line.data, line.len}, random_below(2));
+    journal_count(j, 1, at < 0 ? 0 : line.len - 1);
+    send_add(
+        &t->hook[i], d, &(struct send_source){{json.data, json.len}, at, line.len - 1}, &payload);
+    plat_unlock(&j->file_lock);
+    payload_free(payload);
+    buf_free(&json);
+    buf_free(&targets);
+    buf_free(&line);
+}
+
+/* Something random that the dispatcher, a sender or the journal thread may do. */
+static void
+keep_do_something(struct test_keep *t)
+{
+    size_t i = random_below((uint32_t)t->k.webhooks);
+    struct webhook *w = &t->hook[i];
+    struct delivery *d = w->oldest;
+    static const int status[] = {200, 204, 404, 500, 500};
+    bool crowded = t->journal.live > 100;
+
+    switch (crowded ? 4 + random_below(4) : random_below(8)) {
+    case 0:
+    case 1:
+    case 2:
+        keep_accept(t, i, true);
+        break;
+    case 3:
+        keep_accept(t, i, false);
+        break;
+    case 4:
+    case 5: /* a call is made */
+        if (w->fresh || w->heap_count > 0) {
+            int64_t wait_ms;
+            d = send_take_locked(w, INT64_MAX / 2, &wait_ms);
+            if (!d || send_fetch_locked(w, d) != 0) {
+                check(false, "what is taken can be read");
+                break;
+            }
+            struct http_result res = made_result(HTTP_ANSWERED, status[random_below(5)], -1);
+            send_settle_locked(w, d, &res);
+        }
+        break;
+    case 6:
+        if (random_below(2))
+            keep_letters(&t->k);
+        keep_write(&t->k);
+        break;
+    case 7: /* memory is scarce */
+        for (; d; d = d->newer)
+            if (d->payload && !d->in_flight && send_is_saved(w, d) && random_below(2))
+                send_release_locked(w, d);
+        break;
+    }
+}
+
+/* What stands in the journal, sorted, by ids. */
+static int
+compare_texts(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static void
+saved_text(const struct test_keep *t, struct buf *out)
+{
+    const char *id[1000];
+    size_t n = 0;
+
+    buf_add(out, "", 0);
+    for (size_t i = 0; i < t->k.webhooks; i++)
+        for (const struct delivery *d = t->hook[i].oldest; d; d = d->newer)
+            if (send_is_saved(&t->hook[i], d) && n < COUNT(id))
+                id[n++] = d->id;
+    check(n < COUNT(id), "too many wait for this test");
+    if (n > 0)
+        qsort(id, n, sizeof *id, compare_texts);
+    for (size_t i = 0; i < n; i++)
+        buf_format(out, "%s\n", id[i]);
+}
+
+/*
+ * Rewriting in its parts, while alerts come and go between any two of them: each delivery still
+ * finds its line, and what waits is there after the next start.
+ */
+static void
+test_keep_rewrite(void)
+{
+    struct test_keep t;
+    struct journal *j = &t.journal;
+    struct buf want = {0}, got = {0};
+
+    keep_clear();
+    keep_start_load(&t, KEEP_YAML);
+    for (int round = 0; round < 40; round++) {
+        struct keep_rewrite rw = {.which = 1 - j->now, .below = 0};
+        int64_t copied, base;
+        bool broken = round % 7 == 6;
+        for (uint32_t n = random_below(60); n > 0; n--)
+            keep_do_something(&t);
+        check_kept(&t, "before it is rewritten");
+        log_forget();
+
+        rw.below = copied = j->end;
+        j->file[rw.which] = journal_open_file(j, "journal.new", false, true);
+        keep_add_head(&t.k, &rw.lines);
+        keep_add_windows(&t.k, &rw.lines);
+        check_number(keep_put_lines(j, &rw), 0, "keep_put_lines");
+        for (size_t i = 0; i < t.k.webhooks; i++) {
+            struct webhook *w = &t.hook[i];
+            int more = 1;
+            for (w->copying = w->oldest; more > 0;) {
+                struct send_copy c = {&rw.lines, rw.which, rw.end, rw.below, false, 0, 0};
+                /* as if what was copied before had filled the piece but for a line or two */
+                struct delivery *stop = w->copying ? w->copying->newer : NULL, *rest = NULL;
+                if (stop) {
+                    rest = stop;
+                    stop->older->newer = NULL;
+                }
+                more = send_copy_locked(w, &c);
+                if (rest) {
+                    rest->older->newer = rest;
+                    w->copying = rest;
+                    more = 1;
+                }
+                rw.alerts += c.bytes;
+                check(more >= 0 && keep_put_lines(j, &rw) == 0, "copied");
+                if (random_below(3) == 0)
+                    keep_do_something(&t);
+            }
+        }
+        base = rw.end;
+        for (uint32_t n = random_below(20); n > 0; n--)
+            keep_do_something(&t);
+        check_number(keep_copy_tail(j, &rw, &copied, j->end), 0, "keep_copy_tail");
+        for (uint32_t n = random_below(10); n > 0; n--)
+            keep_do_something(&t);
+        if (broken)
+            keep_abandon(&t.k, rw.which);
+        else
+            check_number(keep_switch_locked(&t.k, &rw, copied, base), 0, "keep_switch_locked");
+        buf_free(&rw.lines);
+        check_kept(&t, broken ? "abandoned" : "rewritten");
+        check(!is_in_state("journal.new") && j->file[1 - j->now] < 0, "the other file is gone");
+        if (round % 5 == 4) { /* what is in memory only is written down */
+            check_number(keep_save_locked(&t.k, &t.hook[round % 3]), 0, "keep_save_locked");
+            check_kept(&t, "saved");
+            check(!t.hook[round % 3].unsaved, "none is in memory only");
+        }
+        if (round % 4 == 3) {
+            keep_letters(&t.k);
+            keep_write(&t.k);
+            saved_text(&t, &want);
+            for (size_t i = 0; i < t.k.webhooks; i++)
+                check_number((long long)t.hook[i].in_flight, 0, "in flight");
+            keep_end(&t);
+            keep_start_load(&t, KEEP_YAML);
+            check(log_count(" warn: ") + log_count(" error: ") == 0, "nothing is damaged");
+            saved_text(&t, &got);
+            check_buf(&got, (struct slice){want.data, want.len}, "what waits after the next start");
+            buf_free(&want);
+        }
+    }
+    keep_end(&t);
+    keep_clear();
+}
+
+/*
+ * What was in memory only is over after it was copied into the new journal: it must not wait there
+ * for ever.
+ */
+static void
+test_keep_rewrite_unsaved(void)
+{
+    for (int status = 200; status <= 404; status += 204) {
+        struct test_keep t;
+        struct journal *j = &t.journal;
+        int64_t wait_ms, copied;
+        keep_clear();
+        keep_start_load(&t, KEEP_YAML);
+        keep_accept(&t, 0, false);
+        keep_accept(&t, 1, false);
+        struct keep_rewrite rw = {.which = 1 - j->now, .below = j->end};
+        copied = j->end;
+        j->file[rw.which] = journal_open_file(j, "journal.new", false, true);
+        keep_add_head(&t.k, &rw.lines);
+        check(keep_put_lines(j, &rw) == 0 && keep_copy_waiting(&t.k, &rw) == 0, "copied");
+        struct delivery *d = send_take_locked(&t.hook[0], INT64_MAX / 2, &wait_ms);
+        struct http_result res = made_result(HTTP_ANSWERED, status, -1);
+        send_settle_locked(&t.hook[0], d, &res);
+        check_number(keep_switch_locked(&t.k, &rw, copied, rw.end), 0, "keep_switch_locked");
+        buf_free(&rw.lines);
+        check_kept(&t, "rewritten");
+        check(j->live == 1 && j->unsaved == 0, "one waits, and is in the journal");
+        keep_letters(&t.k);
+        keep_write(&t.k);
+        keep_end(&t);
+        keep_start_load(&t, KEEP_YAML);
+        check(!t.hook[0].oldest && t.hook[1].oldest,
+            "status %d: what is over waits again after the next start", status);
+        keep_end(&t);
+    }
+    keep_clear();
+}
+
+/* What cannot be written, and what cannot be read. */
+static void
+test_keep_failures(void)
+{
+    struct test_keep t;
+    struct delivery *first, *second;
+    struct journal *j = &t.journal;
+    int64_t wait_ms;
+    int file;
+
+    keep_clear();
+    keep_start_load(&t, KEEP_YAML);
+    keep_accept(&t, 0, false);
+    keep_accept(&t, 0, false);
+    first = send_take_locked(&t.hook[0], INT64_MAX / 2, &wait_ms);
+    second = first->newer;
+    file = j->file[j->now];
+    j->file[j->now] = open("/dev/null", O_RDONLY | O_CLOEXEC); /* every write fails */
+    check(keep_save_locked(&t.k, &t.hook[0]) < 0 && j->failed, "they cannot be written");
+    check(!send_is_saved(&t.hook[0], first) && !send_is_saved(&t.hook[0], second),
+        "they are still in memory only");
+    check(t.hook[0].unsaved == first, "the oldest of them is known, in flight or not");
+    plat_file_close(j->file[j->now]);
+    j->file[j->now] = file;
+    j->failed = j->uncut = false;
+    first->in_flight = false;
+    send_put_back_locked(&t.hook[0], first);
+    check_number(keep_save_locked(&t.k, &t.hook[0]), 0, "now they can");
+    check(send_is_saved(&t.hook[0], first) && send_is_saved(&t.hook[0], second), "and are");
+    check_number((long long)j->unsaved, 0, "in memory only");
+    check_kept(&t, "saved");
+
+    log_forget(); /* a line that was damaged after it was written */
+    send_release_locked(&t.hook[0], first);
+    send_release_locked(&t.hook[0], second);
+    first->len[j->now]--;
+    j->live_bytes--;
+    send_detach_locked(&t.hook[0], first);
+    check(send_fetch_locked(&t.hook[0], first) != 0 && errno == EBADMSG, "it is damaged");
+    send_miss_locked(&t.hook[0], first);
+    check_number(log_count("error: alert "), 1, "one is lost, which is told");
+    check_number((long long)t.counters.lost, 1, "lost");
+    second->len[j->now]--;
+    j->live_bytes--;
+    send_detach_locked(&t.hook[0], second);
+    send_bury_locked(&t.hook[0], second, "because", "");
+    check_number(log_count("cannot be read from the journal"), 2, "the other is given up");
+    check(j->live == 0 && j->live_bytes == 0, "none waits: %zu, %lld bytes", j->live,
+        (long long)j->live_bytes);
+    keep_end(&t);
+    keep_clear();
+}
+
+/* The file of dead letters: a torn line, and when it is full. */
+static void
+test_keep_letter_file(void)
+{
+    struct test_keep t;
+    const struct slice line = S("{\"b\":2}\n");
+    struct buf b;
+
+    keep_clear();
+    keep_begin(&t, KEEP_YAML);
+    write_state("dead-letters.ndjson", SLICE("{\"a\":1}\n{\"torn"));
+    check_number(keep_append_letters(&t.journal, line), 0, "keep_append_letters");
+    b = read_state("dead-letters.ndjson");
+    check_buf(&b, SLICE("{\"a\":1}\n{\"torn\n{\"b\":2}\n"), "behind a torn line");
+    t.journal.letters_max = 30;
+    check_number(keep_append_letters(&t.journal, line), 0, "the file is full");
+    b = read_state("dead-letters.ndjson");
+    check_buf(&b, SLICE("{\"b\":2}\n"), "a new one");
+    b = read_state("dead-letters.1.ndjson");
+    check_buf(&b, SLICE("{\"a\":1}\n{\"torn\n{\"b\":2}\n"), "the old one");
+    check_number(log_count("warn: dead letters: the file is full and is now dead-letters.1.ndjson"),
+        1, "is told");
+    keep_end(&t);
+    keep_clear();
+}
+
+/* Dead letters are sent again. */
+static void
+test_keep_replay(void)
+{
+    struct test_keep t;
+    struct keep_replay rp;
+    struct buf letters, b, line = {0};
+    struct delivery *d;
+    char id[40], json[600];
+    int64_t wait_ms;
+
+    write_journal("waiting\t@99\t$1:#a\t%J\nwaiting\t@99\t$2:#b\t%J\nwaiting\t@99\t$4:#c\t%J\n"
+                  "waiting\t@99\t$1:#d\t%J\n");
+    keep_start_load(&t, KEEP_YAML);
+    for (int i = 0; i < 2; i++) { /* a and b are refused; c's webhook is gone */
+        d = send_take_locked(&t.hook[i], INT64_MAX / 2, &wait_ms);
+        struct http_result res = made_result(HTTP_ANSWERED, 404, -1);
+        err_set(&res.hint, "check webhookURL");
+        send_settle_locked(&t.hook[i], d, &res);
+    }
+    check_kept(&t, "buried");
+    keep_letters(&t.k);
+    keep_write(&t.k);
+    letters = read_state("dead-letters.ndjson");
+    check_number(count_in_state("dead-letters.ndjson", "\n"), 3, "dead letters");
+    for (char *at = letters.data; *at; at += strcspn(at, "\n") + 1) { /* by another reader */
+        static const char *const keys[] = {"webhookId", "webhookKey", "webhook", "description",
+            "place", "count", "url", "reason", "attempts", "acceptedAt", "deadAt", "alert"};
+        cJSON *letter = cJSON_ParseWithLength(at, strcspn(at, "\n"));
+        check_number(cJSON_GetArraySize(letter), COUNT(keys), "members of a letter");
+        for (int i = 0; i < (int)COUNT(keys) && cJSON_GetArrayItem(letter, i); i++)
+            check_text(cJSON_GetArrayItem(letter, i)->string, keys[i], "their order");
+        cJSON_Delete(letter);
+    }
+    check(strstr(letters.data,
+              "\"description\":\"Second\",\"place\":2,\"count\":2,\"url\":\"http://h/2\","
+              "\"reason\":\"because; check webhookURL\",\"attempts\":1,"),
+        "what a letter says: %s", letters.data);
+
+    /* besides: one that waits already, damaged ones, one for a place that is still there */
+    b = letters;
+    letters = (struct buf){0};
+    snprintf(json, sizeof json, "%.*s", (int)strcspn(strstr(b.data, "\"alert\":"), "\n") - 1,
+        strstr(b.data, "\"alert\":"));
+    buf_add(&letters, b.data, b.len);
+    buf_format(&letters, "{\"webhookId\":\"" MSG("d") "\",\"webhookKey\":\"%s\",%s}\n",
+        t.hook[0].peer.webhook->key, json);
+    buf_format(&letters, "{\"webhookId\":\"" MSG("e") "\",\"place\":1,\"count\":2,%s}\n", json);
+    buf_format(&letters, "{\"webhookId\":\"msg_,\",\"place\":1,\"count\":2,%s}\n", json);
+    buf_format(&letters, "{\"webhookId\":\"" MSG("f") "\",\"place\":1,\"count\":3,%s}\n", json);
+    buf_add_text(&letters, "\n{\"damaged\n{\"webhookId\":\"" MSG("g") "\"}");
+    write_state("dead-letters.ndjson", (struct slice){letters.data, letters.len});
+    write_state("dead-letters.1.ndjson", SLICE("{\"old\"}\n"));
+    buf_free(&b);
+    buf_free(&letters);
+
+    log_forget();
+    t.hook[0].unsaved = NULL;
+    keep_replay(&t.k, &rp);
+    check_number((long long)rp.again, 4, "sent again: a, b, e, and d, which waits already");
+    check_number((long long)rp.stayed, 6, "stay");
+    check_number(log_count("info: dead letters: 4 sent again, 6 stay"), 1, "is told");
+    check_waiting(&t, "dae|b|", "what waits after replaying");
+    check_kept(&t, "replayed");
+    d = t.hook[1].oldest;
+    check(d->attempts == 0 && plat_now_ms() - d->accepted_ms < 5000, "as if it were new");
+    check(d->number != t.hook[0].newest->number, "each has its number");
+    b = read_state("dead-letters.ndjson");
+    for (const char *const *stays = (const char *const[]){"{\"old\"}\n", MSG("c"), "msg_,",
+             MSG("f"), "\n{\"damaged\n", MSG("g"), NULL};
+         *stays; stays++)
+        check(strstr(b.data, *stays) != NULL, "%s stays", show(slice_of(*stays)));
+    check(!strstr(b.data, MSG("a")) && !strstr(b.data, MSG("d")) && !strstr(b.data, MSG("e")),
+        "the others do not");
+    buf_add(&line, b.data, b.len);
+    buf_free(&b);
+    keep_replay(&t.k, &rp);
+    check(rp.again == 0 && rp.stayed == 6, "again: nothing more can be sent");
+    b = read_state("dead-letters.ndjson");
+    check_buf(&b, (struct slice){line.data, line.len}, "and the others stay as they are");
+    check(!is_in_state("dead-letters.1.ndjson") && !is_in_state("dead-letters.new"),
+        "no other file is left");
+    buf_free(&line);
+    memcpy(id, t.hook[0].newest->id, sizeof id);
+    keep_end(&t);
+
+    keep_start_load(&t, KEEP_YAML);
+    check_waiting(&t, "dae|b|", "what waits after the next start");
+    check_text(t.hook[0].newest->id, id, "with the same webhook-id");
+    write_state("dead-letters.ndjson", SLICE(""));
+    keep_replay(&t.k, &rp);
+    check(rp.again == 0 && rp.stayed == 0, "no letters");
+    keep_replay(&t.k, &rp);
+    check(rp.again == 0 && rp.stayed == 0 && !rp.unread, "no file of letters");
+    keep_end(&t);
+    keep_clear();
+}
+
+static void
+test_upkeep(void)
+{
+    test_keep_match();
+    test_keep_load();
+    test_keep_times();
+    test_keep_windows();
+    test_keep_rewrite();
+    test_keep_rewrite_unsaved();
+    test_keep_failures();
+    test_keep_letter_file();
+    test_keep_replay();
+    log_begin(LOG_ERROR);
+}
+
+/* ==== 13. Listener ========================================================== */
 
 static void
 test_tellers(void)
 {
     struct teller t = {0};
-    struct plat_addr a = address("10.0.0.1", 1), same = address("::ffff:10.0.0.1", 2),
-                     b = address("10.0.0.2", 1);
+    uint8_t a[16], mapped[16], b[16];
     char text[32];
     int told = 0;
 
-    check(listen_may_tell(&t, &a, 1000), "the first time");
-    check(!listen_may_tell(&t, &a, 1000), "not again");
-    check(!listen_may_tell(&t, &same, 1000), "nor from another port or in another form");
-    check(listen_may_tell(&t, &b, 1000), "another address has its own minute");
-    check(!listen_may_tell(&t, &a, 1000 + TELL_MS - 1), "not one ms before the minute is over");
-    check(listen_may_tell(&t, &a, 1000 + TELL_MS), "when it is over");
-    check(!listen_may_tell(&t, &a, 1000 + 2 * TELL_MS - 1), "a new minute");
+    address_bytes("10.0.0.1", a);
+    address_bytes("::ffff:10.0.0.1", mapped);
+    address_bytes("10.0.0.2", b);
+    check(listen_may_tell(&t, a, 1000), "the first time");
+    check(!listen_may_tell(&t, a, 1000), "not again");
+    check(!listen_may_tell(&t, mapped, 1000), "nor from the same in another form");
+    check(listen_may_tell(&t, b, 1000), "another address has its own minute");
+    check(!listen_may_tell(&t, a, 1000 + TELL_MS - 1), "not one ms before the minute is over");
+    check(listen_may_tell(&t, a, 1000 + TELL_MS), "when it is over");
+    check(!listen_may_tell(&t, a, 1000 + 2 * TELL_MS - 1), "a new minute");
     for (int i = 0; i < 100000; i++) { /* a flood from everywhere */
         snprintf(text, sizeof text, "11.%d.%d.%d", i >> 16, i >> 8 & 255, i & 255);
-        struct plat_addr from = address(text, 1);
-        told += listen_may_tell(&t, &from, 500000);
+        address_bytes(text, b);
+        told += listen_may_tell(&t, b, 500000);
     }
     check(told <= SENDERS_TOLD_MAX && told > 0, "100,000 addresses in a minute: %d are told", told);
     check(t.count <= SENDERS_TOLD_MAX, "places are bounded");
-    check(listen_may_tell(&t, &a, 500000 + TELL_MS), "a minute later there is room");
+    check(listen_may_tell(&t, a, 500000 + TELL_MS), "a minute later there is room");
 }
 
 static void
@@ -4557,16 +6358,17 @@ test_sources(void)
     for (size_t i = 0; i < COUNT(rows); i++) {
         struct config c = {.source_validation = true, .source = &source, .sources = 1};
         struct listener l = {.config = &c, .source = &source};
-        struct plat_addr from = address(rows[i].address, 1);
+        uint8_t from[16];
+        address_bytes(rows[i].address, from);
         plat_mutex_init(&l.lock);
         check_number(cfg_read_source(rows[i].source, &source), 0, rows[i].source);
-        check(listen_is_allowed(&l, &from) == rows[i].allowed, "%s from %s", rows[i].address,
+        check(listen_is_allowed(&l, from) == rows[i].allowed, "%s from %s", rows[i].address,
             rows[i].source);
         c.source_validation = false;
-        check(listen_is_allowed(&l, &from), "without validation everybody may send");
+        check(listen_is_allowed(&l, from), "without validation everybody may send");
         c.source_validation = true;
         c.sources = 0;
-        check(listen_is_allowed(&l, &from), "an empty list is no check");
+        check(listen_is_allowed(&l, from), "an empty list is no check");
         plat_mutex_done(&l.lock);
     }
 }
@@ -4576,6 +6378,8 @@ struct test_listener {
     struct test_peer peer;
     struct counters counters;
     struct listener l;
+    struct windows windows;
+    struct journal journal;
     struct webhook hook[3];
 };
 
@@ -4583,7 +6387,6 @@ static void
 listener_begin(struct test_listener *t, const char *udp)
 {
     struct buf b = {0};
-    struct err e;
 
     *t = (struct test_listener){0};
     log_begin(LOG_VERBOSE);
@@ -4595,42 +6398,39 @@ listener_begin(struct test_listener *t, const char *udp)
     load(&t->peer.reader, &t->peer.config, (struct slice){b.data, b.len});
     check_problems(&t->peer.reader, NULL, 0, udp);
     buf_free(&b);
+    journal_init(&t->journal, &t->peer.config);
+    windows_init(&t->windows, &t->peer.config);
     for (int i = 0; i < 3; i++) {
-        check_number(send_init(&t->hook[i], &t->peer.config,
-                         i < 2 ? &t->peer.config.webhook[ALERT_FAILURE][i]
-                               : &t->peer.config.webhook[ALERT_ABORTED][0],
-                         &t->peer.store, &t->counters, &e),
-            0, "send_init");
-        t->hook[i].stopping = true; /* no senders */
+        send_init(&t->hook[i], &t->peer.config,
+            i < 2 ? &t->peer.config.webhook[ALERT_FAILURE][i]
+                  : &t->peer.config.webhook[ALERT_ABORTED][0],
+            &t->counters, &t->journal);
+        t->hook[i].idle = 1; /* so that no sender is started */
     }
     t->l = (struct listener){.config = &t->peer.config, .sock = -1};
     t->l.webhook = t->hook;
     t->l.webhooks = 3;
+    t->l.windows = &t->windows;
+    t->l.journal = &t->journal;
     t->l.counters = &t->counters;
     t->l.source = t->peer.config.source;
     t->l.last = &t->l.first;
+    t->l.held_last = &t->l.held;
     plat_mutex_init(&t->l.lock);
     plat_cond_init(&t->l.wake);
-    for (int kind = 0; kind < ALERT_KINDS; kind++) {
-        t->l.rate[kind].length_ms = t->peer.config.rate_limit_s[kind] * 1000;
-        t->l.seen[kind].length_ms = t->peer.config.dedup_enable
-            ? t->peer.config.dedup_minutes * 60000
-            : 0;
-    }
 }
 
 static void
 listener_done(struct test_listener *t)
 {
     for (int i = 0; i < 3; i++) {
-        while (t->hook[i].waiting > 0)
-            send_forget_locked(&t->hook[i], send_pop_locked(&t->hook[i], 0));
+        hook_forget_all(&t->hook[i]);
         send_done(&t->hook[i]);
     }
-    for (int kind = 0; kind < ALERT_KINDS; kind++) {
-        window_done(&t->l.rate[kind]);
-        window_done(&t->l.seen[kind]);
-    }
+    windows_done(&t->windows);
+    journal_done(&t->journal);
+    buf_free(&t->l.group.lines);
+    buf_free(&t->l.group.told);
     plat_cond_done(&t->l.wake);
     plat_mutex_done(&t->l.lock);
     cfg_done(&t->peer.config);
@@ -4641,10 +6441,11 @@ listener_gets(struct test_listener *t, const char *from, struct slice datagram, 
 {
     struct inbox_item *item = x_calloc(1, sizeof *item + datagram.len);
 
-    item->from = address(from, 5000);
+    address_bytes(from, item->from);
     item->len = datagram.len;
     memcpy(item->data, datagram.data, datagram.len);
     listen_handle(&t->l, item, now_ms);
+    listen_commit(&t->l);
     free(item);
 }
 
@@ -4667,16 +6468,16 @@ test_dispatch(void)
 
     listener_begin(&t, "");
     listener_gets(&t, "10.0.0.1", SLICE(FAILED ";QS1;T\n;A;u;" IDS ";M"), 1000);
-    check(t.counters.accepted == 1 && t.hook[0].waiting == 1 && t.hook[1].waiting == 1 &&
-            t.hook[2].waiting == 0,
+    check(t.counters.accepted == 1 && t.hook[0].fresh_count == 1 && t.hook[1].fresh_count == 1 &&
+            t.hook[2].fresh_count == 0,
         "a failure goes to each webhook for failures");
     check_number(log_count("info: alert 1 accepted: reload failed, task \"T\\x0a\" (" TASK_ID
                            "), app \"A\", execution " RUN_ID ", for 2 webhooks"),
         1, "is told");
-    check(t.hook[0].heap[0]->alert == t.hook[1].heap[0]->alert, "they share it");
-    check(strcmp(t.hook[0].heap[0]->id, t.hook[1].heap[0]->id) != 0, "but not the webhook-id");
+    check(t.hook[0].fresh->payload == t.hook[1].fresh->payload, "they share it");
+    check(strcmp(t.hook[0].fresh->id, t.hook[1].fresh->id) != 0, "but not the webhook-id");
     listener_gets(&t, "10.0.0.1", SLICE(ABORTED ";QS1;T;A;u;" IDS ";M"), 1000);
-    check(t.counters.accepted == 2 && t.hook[2].waiting == 1,
+    check(t.counters.accepted == 2 && t.hook[2].fresh_count == 1,
         "an abort of the same execution is another kind");
     check_number(log_count("info: alert 2 accepted: reload aborted, task \"T\""), 1, "is told");
     check_number(log_count(", for 1 webhook"), 1, "one webhook");
@@ -4843,19 +6644,19 @@ test_inbox(void)
         snprintf(want, sizeof want, "datagram %d", n < 3 ? n : n - 3);
         check_bytes((struct slice){items->data, items->len}, slice_of(want), "in order");
         next = items->next;
-        free(items);
+        listen_free_item(&t.l, items);
     }
     check_number(n, 3 + RECV_BATCH, "all are there");
     check(t.l.bytes == 0 && !t.l.first, "the inbox is empty");
 
-    t.l.bytes = INBOX_MAX_BYTES - 3 * (sizeof *items + 10);
+    t.l.bytes = INBOX_MAX_BYTES - 3 * listen_item_size(11) - 1;
     listen_store(&t.l, b, RECV_BATCH);
     check(t.l.bytes <= INBOX_MAX_BYTES && t.l.overflowed == RECV_BATCH - 3,
         "full: %llu did not fit", (unsigned long long)t.l.overflowed);
     items = take_all(&t.l, &overflowed);
     for (n = 0; items; n++) {
         struct inbox_item *next = items->next;
-        free(items);
+        listen_free_item(&t.l, items);
         items = next;
     }
     check_number(n, 3, "what fitted is there");
@@ -4877,21 +6678,18 @@ test_hold(void)
     listener_begin(
         &t, ", enableSourceValidation: true, allowedSources: [10.0.0.0/24, qs1.example]");
     t.l.has_names = true;
-    t.l.held_last = &t.l.held;
     for (int i = 0; i < 3; i++) {
         items[i] = x_calloc(1, sizeof **items + 1);
-        items[i]->from = address(i == 0 ? "10.0.0.1" : "10.9.9.9", 1);
+        address_bytes(i == 0 ? "10.0.0.1" : "10.9.9.9", items[i]->from);
         items[i]->len = 1;
     }
     check(!listen_hold(&t.l, items[0]), "an address that is allowed does not wait");
     check(listen_hold(&t.l, items[1]) && listen_hold(&t.l, items[2]), "others do");
-    check_number((long long)t.l.bytes, (long long)(2 * (sizeof **items + 1)),
-        "they count as bytes of the inbox");
     t.l.looked_up = true;
     taken = take_all(&t.l, &overflowed);
     check(taken == items[1] && taken->next == items[2] && !items[2]->next,
         "then they come, in order");
-    check(t.l.bytes == 0 && t.l.held_bytes == 0, "and count no more");
+    check(!t.l.held && !t.l.first, "and none is left");
     check(!listen_hold(&t.l, items[1]), "from then on none waits");
     t.l.looked_up = false;
     t.l.closed = true;
@@ -4917,7 +6715,7 @@ test_listener(void)
     log_begin(LOG_ERROR);
 }
 
-/* ==== 12. Program and 13. Command line ====================================== */
+/* ==== 14. Program and 15. Command line ====================================== */
 
 /* Runs main in a process of its own. Gives its exit code (-1: it crashed), and what it wrote. */
 static int
@@ -4973,8 +6771,13 @@ test_commands(void)
         {{"-h"}, 0, usage, NULL},
         {{"--licenses"}, 0, "Mbed TLS", NULL},
         {{"--nonsense"}, 2, NULL, "--nonsense"},
-        {{"--pending", "GOOD"}, 2, NULL, usage},
-        {{"--replay", "GOOD"}, 2, NULL, usage},
+        {{"--pending"}, 2, NULL, usage},
+        {{"--pending", "GOOD"}, 0, "0 waiting\n", NULL},
+        {{"--pending", "--json", "GOOD"}, 0, "{\"waiting\":[],\n\"dead\":[]}\n", NULL},
+        {{"--pending", "/nonexistent"}, 2, NULL, "/nonexistent:1:1: error: "},
+        {{"--replay"}, 2, NULL, usage},
+        {{"--json", "GOOD"}, 2, NULL, "--json"},
+        {{"--check", "--json", "GOOD"}, 2, NULL, usage},
         {{"--version", "GOOD"}, 2, NULL, usage},
         {{"--check"}, 2, NULL, usage},
         {{"--check", "GOOD", "GOOD"}, 2, NULL, usage},
@@ -5053,15 +6856,18 @@ main(void)
         {"6. URL", test_url},
         {"7. Configuration", test_config},
         {"8. Windows of time", test_windows},
-        {"9. HTTP client", test_http},
-        {"10. Delivery", test_delivery},
-        {"11. Listener", test_listener},
-        {"12. Program and 13. Command line", test_commands},
+        {"9. Journal", test_journal},
+        {"10. HTTP client", test_http},
+        {"11. Delivery", test_delivery},
+        {"12. Upkeep", test_upkeep},
+        {"13. Listener", test_listener},
+        {"14. Program and 15. Command line", test_commands},
     };
 
     for (size_t i = 0; i < COUNT(PROXY_VARIABLES); i++)
         unsetenv(PROXY_VARIABLES[i]);
     x_check(mkdtemp(folder));
+    crc_init();
     for (size_t i = 0; i < COUNT(tests); i++) {
         section = tests[i].name;
         tests[i].run();
