@@ -3,7 +3,8 @@
 ## make              build/butler_webhook, the static binary for Linux x86-64
 ## make demo         shows the main job: datagrams in, webhook calls out
 ## make check        all the tests; ends with `N passed, N failed`
-## make check-lint, check-unit, check-system, check-asan, check-tsan, check-fuzz, check-binary, check-readme
+## make check-lint, check-unit, check-system, check-asan, check-tsan, check-short, check-fuzz, check-binary, check-readme
+## make check-long   the long forms: check-faults (kill -9, broken disks and networks, a soak), a minute for each fuzzer
 ## make asan, tsan, test, fuzz   the variants that the tests use: sanitizers, short limits, fuzzers
 ## make bench        latency, throughput, memory, start
 ## make install, uninstall, clean, distclean   PREFIX (/usr/local) and DESTDIR say where; distclean: the downloads, too
@@ -15,7 +16,7 @@ endif
 CLANG ?= clang
 CFLAGS ?= -O2
 PREFIX ?= /usr/local
-FUZZ_SECONDS ?= 10
+FUZZ_SECONDS ?= 6
 Q = $(if $(V),,@)
 
 # The parts of Mbed TLS that vendor/mbedtls_config.h needs.
@@ -43,13 +44,16 @@ HARDEN = -fPIE -fstack-protector-strong -fstack-clash-protection -fno-asynchrono
 LINK = -static-pie -s -Wl,--gc-sections,--build-id=none,-z,relro,-z,now,-z,noexecstack,-z,separate-code
 ASAN = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -g -O1 -fsanitize=thread
-SHORT = -DTIMEOUT_MS=2000 -DMAX_AGE_MS=6000 -DQUEUE_MAX_ALERTS=5 -DSENDER_IDLE_MS=1000
+SHORT = -DTIMEOUT_UNIT_MS=200 -DAGE_UNIT_MS=84 -DQUEUE_MAX_ALERTS=5 -DSENDER_IDLE_MS=1000 -DJOURNAL_REWRITE_MIN=16384 \
+	-DJOURNAL_HEAL_MS=300
+
+SHIM = $(foreach f,open read pread write fdatasync fsync ftruncate rename close clock_gettime socket getaddrinfo,-Wl,--wrap=$f)
 
 # The variants for the tests: each is made from the first prerequisite and the objects among the others.
 VARIANTS = $(patsubst %,build/%/butler_webhook,asan tsan test test-tsan) build/unit
 define CLANG_LINK
 	@mkdir -p $(@D) && echo "$@"
-	$(Q)$(CLANG) $(OWN_FLAGS) $(VARIANT) $< $(filter %.o,$^) -o $@ -lpthread -lm
+	$(Q)$(CLANG) $(OWN_FLAGS) $(VARIANT) $< $(filter %shim.c %.o,$^) -o $@ -lpthread -lm
 endef
 
 all: build/butler_webhook
@@ -92,16 +96,18 @@ build/asan/%.o: build/src/.done vendor/mbedtls_config.h | install-test
 build/tsan/%.o: build/src/.done vendor/mbedtls_config.h | install-test
 	@mkdir -p $(@D) && echo "$@"
 	$(Q)$(CLANG) $(LIB_FLAGS) $(TSAN) -c build/src/$*.c -o $@
-build/asan/butler_webhook build/test/butler_webhook: butler_webhook.c $(LIBS:%=build/asan/%)
-build/tsan/butler_webhook build/test-tsan/butler_webhook: butler_webhook.c $(LIBS:%=build/tsan/%)
+build/asan/butler_webhook: butler_webhook.c $(LIBS:%=build/asan/%)
+build/tsan/butler_webhook: butler_webhook.c $(LIBS:%=build/tsan/%)
+build/test/butler_webhook: butler_webhook.c test/shim.c $(LIBS:%=build/asan/%)
+build/test-tsan/butler_webhook: butler_webhook.c test/shim.c $(LIBS:%=build/tsan/%)
 build/unit: test/unit.c butler_webhook.c build/asan/cjson/cJSON.o $(LIBS:%=build/asan/%)
-build/fuzz/%: test/fuzz_%.c butler_webhook.c $(LIBS:%=build/asan/%)
+build/fuzz/%: test/fuzz_%.c test/fuzz.h butler_webhook.c $(LIBS:%=build/asan/%)
 	$(CLANG_LINK)
 build/unit: VARIANT = $(ASAN) -isystem build/src/cjson
 build/asan/butler_webhook: VARIANT = $(ASAN)
 build/tsan/butler_webhook: VARIANT = $(TSAN)
-build/test/butler_webhook: VARIANT = $(ASAN) $(SHORT)
-build/test-tsan/butler_webhook: VARIANT = $(TSAN) $(SHORT)
+build/test/butler_webhook: VARIANT = $(ASAN) $(SHORT) $(SHIM)
+build/test-tsan/butler_webhook: VARIANT = $(TSAN) $(SHORT) $(SHIM)
 $(FUZZ): VARIANT = $(ASAN) -fsanitize=fuzzer
 $(FUZZ) $(VARIANTS): $(GEN) Makefile
 $(VARIANTS):
@@ -110,7 +116,11 @@ $(VARIANTS):
 # Each check prints what fails and ends with a line `N passed, N failed`; check adds them up.
 check: all install-test
 	-$(MAKE) -k -j$$(nproc) asan tsan test fuzz build/unit
-	+@test/run.sh lint unit system asan tsan fuzz binary readme demo
+	+@test/run.sh lint unit system asan tsan short fuzz binary readme demo
+check-long: all install-test test fuzz
+	+@FUZZ_SECONDS=60 test/run.sh analyzer faults fuzz
+check-analyzer: install-test $(GEN)
+	@$(CC) $(OWN_FLAGS) -O1 -fanalyzer -c butler_webhook.c -o build/analyzer.o && echo "1 passed, 0 failed"
 check-lint: install-test $(GEN)
 	@test/lint.sh $(OWN_FLAGS)
 check-unit: build/unit
@@ -118,9 +128,13 @@ check-unit: build/unit
 check-system: all test
 	@python3 test/system.py
 check-asan: asan test
-	@BUTLER_BINARY=build/asan/butler_webhook python3 test/system.py
+	@BUTLER_SLOW=2 BUTLER_BINARY=build/asan/butler_webhook python3 test/system.py
 check-tsan: tsan test
-	@BUTLER_BINARY=build/tsan/butler_webhook BUTLER_BINARY_TEST=build/test-tsan/butler_webhook python3 test/system.py
+	@BUTLER_SLOW=3 BUTLER_BINARY=build/tsan/butler_webhook BUTLER_BINARY_TEST=build/test-tsan/butler_webhook python3 test/system.py
+check-short: all test
+	@python3 test/faults.py
+check-faults: all test
+	@python3 test/faults.py --long
 check-fuzz: fuzz
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
@@ -144,6 +158,6 @@ distclean:
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: all asan tsan test fuzz check check-lint check-unit check-system check-asan check-tsan check-fuzz check-binary check-readme \
-	check-demo demo bench install-build install-demo install-test install-bench install uninstall clean distclean help
+.PHONY: all asan tsan test fuzz check check-long check-analyzer check-lint check-unit check-system check-asan check-tsan check-short check-faults \
+	check-fuzz check-binary check-readme check-demo demo bench install-build install-demo install-test install-bench install uninstall clean distclean help
 .DELETE_ON_ERROR:
