@@ -10,6 +10,7 @@ import json
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import statistics
@@ -23,6 +24,9 @@ FLOOR = [OUT + "/floor", "-l", "{UDP_PORT}", "-u", "{TCP_PORT}", "-k", "{CONNECT
          "-T", "{CA}"]
 
 LATENCY_RATIO_MAX = 1.5  # median at 50/s, as a multiple of floor's
+LAST_RATIO_MAX = 1.5     # time to the last of 100,000, the same
+CPU_RATIO_MAX = 2.5      # processor time for each of them, the same
+PEAK_MB_MAX = 64.0       # memory for them
 REST_MB_MAX = 3.0        # memory at rest, 1 MB = 1,000,000 bytes
 START_MS_MAX = 10.0      # from exec to listening
 STARTS = 20              # starts of each, for the start-up time
@@ -168,6 +172,7 @@ class Scene:
         self.sink = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         read_line(self.sink, 5, "the sink")
 
+        shutil.rmtree(OUT + "/butler_webhook.state", ignore_errors=True)  # each run has a new journal
         with open(self.words["CONFIG"], "w", encoding="utf-8") as f:
             f.write((CONFIG + (CONFIG_CA if self.tls_folder else "")).format(**self.words))
         command = [word.format(**self.words) for word in self.command]
@@ -377,6 +382,14 @@ class Verdicts:
                  f"{what}: {numbers[0]:.3f} ms, floor's {numbers[2]:.3f} ms, ratio {ratio:.2f}, "
                  f"at most {LATENCY_RATIO_MAX}" + (f"; {lost} LOST" if lost else ""))
 
+    def ratio_limit(self, run, field, limit, what):
+        numbers, ratio = self.medians(run, field), self.rows.ratio(run, field)
+        if numbers is None or ratio is None:
+            self.unmeasured(run, what)
+            return
+        self.say(ratio <= limit, f"{what}: {numbers[0]:.1f}, floor's {numbers[2]:.1f}, ratio "
+                                 f"{ratio:.2f}, at most {limit}")
+
     def limit(self, run, field, factor, limit, unit, what):
         numbers = self.medians(run, field, factor)
         if numbers is None:
@@ -387,9 +400,15 @@ class Verdicts:
                  f"floor's {numbers[2]:.2f}, ratio {self.rows.ratio(run, field):.2f}")
 
     def all(self, names):
-        for run in ("1k", "10k"):
+        for run in ("1k", "10k", "100k"):
             if run in names:
                 self.arrival(run)
+        if "100k" in names:
+            self.ratio_limit("100k", "last_ms", LAST_RATIO_MAX, "100,000: ms to the last, median")
+            self.ratio_limit("100k", "cpu_ms_per_1k", CPU_RATIO_MAX,
+                             "100,000: processor ms for each 1,000, median")
+            self.limit("100k", "peak_kb", 1024 / 1e6, PEAK_MB_MAX, "MB",
+                       "100,000: peak memory, median")
         if "latency" in names:
             self.latency()
         if "rest" in names:
