@@ -186,6 +186,7 @@
 #define JOURNAL_SYNC_MS 5            /* least time between two syncs: in a burst one costs 0.1 ms */
 #define JOURNAL_GATHER_MS 20         /* outcomes of this time are written together */
 #define JOURNAL_ROOM_MS 2000         /* given to rewriting before an alert is kept in memory only */
+#define KNOWN_MAX 4096               /* webhooks of earlier configurations in a journal */
 #define KEEP_PROBE 65536 /* bytes that must find room before a disk that was full works again */
 #define KEEP_TICK_MS (JOURNAL_HEAL_MS / 5) /* the journal thread looks around at least so often */
 #define OUTCOMES_MAX (4u << 20)         /* bytes of outcomes that wait for a disk that has failed */
@@ -922,6 +923,23 @@ plat_folder_is_open(const char *path)
     return stat(path, &st) == 0 && (st.st_mode & 077) != 0;
 }
 
+/* Makes an open file the property of whom its folder belongs to; -1 with errno set. */
+static int
+plat_give_to_owner(int handle, const char *path)
+{
+    char *folder = strdup(path);
+    struct stat st;
+    int failed = folder ? 0 : -1;
+
+    if (folder)
+        folder[plat_path_folder_len(path)] = '\0';
+    failed = failed ? failed : stat(folder, &st);
+    if (!failed && st.st_uid != geteuid())
+        failed = fchown(handle, st.st_uid, st.st_gid);
+    free(folder);
+    return failed;
+}
+
 /*
  * Opens a file of the state directory for reading and, unless read_only,
  * appending, made if need be; empty emptied. What root makes (--replay) belongs
@@ -933,15 +951,12 @@ plat_state_open(const char *path, bool read_only, bool empty)
 {
     int flags = read_only ? O_RDONLY : O_RDWR | O_APPEND | O_CREAT | (empty ? O_TRUNC : 0);
     int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0600);
-    struct stat st, folder;
-    char *name = strdup(path);
+    struct stat st;
 
-    if (name)
-        name[plat_path_folder_len(path)] = '\0';
-    if (fd >= 0 && !read_only && name && geteuid() == 0 && stat(name, &folder) == 0 &&
-        folder.st_uid != 0 && fchown(fd, folder.st_uid, folder.st_gid) != 0)
-        (void)0; /* the service, which is not root, will say that it cannot write */
-    free(name);
+    if (fd >= 0 && !read_only && geteuid() == 0 && plat_give_to_owner(fd, path) != 0) {
+        close(fd);
+        return -1;
+    }
     if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
         return fd;
     close(fd);
@@ -1493,6 +1508,35 @@ hex_value(int c)
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
+/* Writes len bytes in hexadecimal; out has room for 2 * len + 1. */
+static void
+hex_write(const uint8_t *bytes, size_t len, char *out)
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < len; i++) {
+        out[2 * i] = digits[bytes[i] >> 4];
+        out[2 * i + 1] = digits[bytes[i] & 15];
+    }
+    out[2 * len] = '\0';
+}
+
+/* Reads len bytes from the 2 * len hexadecimal digits that s starts with; -1: they are not there. */
+static int
+hex_read(struct slice s, uint8_t *bytes, size_t len)
+{
+    if (s.len < 2 * len)
+        return -1;
+    for (size_t i = 0; i < len; i++) {
+        int high = hex_value((unsigned char)s.data[2 * i]);
+        int low = hex_value((unsigned char)s.data[2 * i + 1]);
+        if (high < 0 || low < 0)
+            return -1;
+        bytes[i] = (uint8_t)(high << 4 | low);
+    }
+    return 0;
+}
+
 /*
  * Reads one character of UTF-8 (RFC 3629: no surrogates, no overlong forms)
  * from at most len bytes. Gives its length and sets *point, or 0: not UTF-8.
@@ -1681,6 +1725,7 @@ static void
 log_time(int64_t wall_ms, char out[32])
 {
     static const char behind[] = "--T::.Z";
+    wall_ms = wall_ms < 0 ? 0 : wall_ms;
     time_t s = (time_t)(wall_ms / 1000);
     struct tm t;
 
@@ -2455,6 +2500,29 @@ json_string_len(struct slice s)
     return 0;
 }
 
+/* Length of the raw value that s starts with; 0: there is none, or it has no end. */
+static size_t
+json_value_len(struct slice s)
+{
+    size_t depth = 0, i = 0, n;
+
+    if (s.len > 0 && *s.data == '"')
+        return json_string_len(s);
+    if (s.len == 0 || (*s.data != '{' && *s.data != '[')) {
+        while (i < s.len && !strchr(",:}] \t\r\n", s.data[i]))
+            i++;
+        return i;
+    }
+    do {
+        char c = s.data[i];
+        n = c == '"' ? json_string_len((struct slice){s.data + i, s.len - i}) : 1;
+        depth += c == '{' || c == '[';
+        depth -= c == '}' || c == ']';
+        i += n;
+    } while (n > 0 && depth > 0 && i < s.len);
+    return depth == 0 ? i : 0;
+}
+
 /*
  * Takes one value of any kind off the front of *rest and gives its raw text;
  * empty: there is none. What stands inside is looked at by those who read it.
@@ -2462,24 +2530,9 @@ json_string_len(struct slice s)
 static struct slice
 json_take(struct slice *rest)
 {
-    struct slice value = {rest->data, 0};
-    size_t depth = 0, n;
+    struct slice value = {rest->data, json_value_len(*rest)};
 
-    do {
-        int c = rest->len > 0 ? *rest->data : '\0';
-        if (c == '"')
-            n = json_string_len(*rest);
-        else
-            n = rest->len > 0 && !(depth == 0 && strchr(",:}] \t\r\n", c));
-        if (n == 0)
-            return (struct slice){rest->data, 0};
-        depth += c == '{' || c == '[';
-        depth -= depth > 0 && (c == '}' || c == ']');
-        rest->data += n, rest->len -= n;
-        value.len += n;
-    } while (depth > 0 ||
-        (*value.data != '"' && *value.data != '{' && *value.data != '[' && rest->len > 0 &&
-            !strchr(",:}] \t\r\n", *rest->data)));
+    rest->data += value.len, rest->len -= value.len;
     return value;
 }
 
@@ -2513,15 +2566,11 @@ json_get(struct slice object, const char *key)
 static int
 json_hex4(struct slice s, size_t at)
 {
-    int value = 0;
+    uint8_t unit[2];
 
-    for (size_t i = at; i < at + 4; i++) {
-        int digit = i < s.len ? hex_value(s.data[i]) : -1;
-        if (digit < 0)
-            return -1;
-        value = value * 16 + digit;
-    }
-    return value;
+    if (at > s.len || hex_read((struct slice){s.data + at, s.len - at}, unit, sizeof unit) != 0)
+        return -1;
+    return unit[0] << 8 | unit[1];
 }
 
 /*
@@ -2623,14 +2672,9 @@ query_has(struct slice query, const char *field)
     bool found = false;
 
     while (query.len > 0 && !found) {
-        const char *end = memchr(query.data, '&', query.len);
-        struct slice name = {query.data, end ? (size_t)(end - query.data) : query.len};
-        const char *equals = memchr(name.data, '=', name.len);
+        struct slice pair = slice_take(&query, '&');
         struct buf plain = {0};
-        query.data += name.len + (end ? 1 : 0);
-        query.len -= name.len + (end ? 1 : 0);
-        percent_decode(
-            &plain, (struct slice){name.data, equals ? (size_t)(equals - name.data) : name.len});
+        percent_decode(&plain, slice_take(&pair, '='));
         found = plain.len == strlen(field) && memcmp(plain.data, field, plain.len) == 0;
         buf_free(&plain);
     }
@@ -4189,19 +4233,6 @@ cfg_proxy_for(const struct config *c, const struct url *u)
     return proxy->host && !url_is_excepted(u, c->no_proxy) ? proxy : NULL;
 }
 
-/* Adds len bytes in hexadecimal; out has room for 2 * len + 1. */
-static void
-cfg_hex(const uint8_t *bytes, size_t len, char *out)
-{
-    static const char digits[] = "0123456789abcdef";
-
-    for (size_t i = 0; i < len; i++) {
-        out[2 * i] = digits[bytes[i] >> 4];
-        out[2 * i + 1] = digits[bytes[i] & 15];
-    }
-    out[2 * len] = '\0';
-}
-
 /*
  * Makes the name under which the journal knows a webhook, so that neither its
  * URL nor a secret in it comes to the disk: SHA-256 of kind, method, URL's text
@@ -4222,7 +4253,7 @@ cfg_make_key(const struct config *c, struct webhook_config *w)
     mbedtls_sha256((const unsigned char *)text.data, text.len, hash, 0);
     mbedtls_platform_zeroize(text.data, text.len);
     buf_free(&text);
-    cfg_hex(hash, (sizeof w->key - 1) / 2, w->key);
+    hex_write(hash, (sizeof w->key - 1) / 2, w->key);
 }
 
 /* Reads one entry of a webhooks list. */
@@ -4767,9 +4798,9 @@ struct journal {
     bool letters_failed;        /* told */
     bool rewrite_failed;        /* told; rewriting is tried again later */
     bool rewrite;               /* wanted at once */
-    bool no_room;               /* told: alerts stay in memory as long as the file is full */
-    bool resting;               /* the journal thread waits for work */
-    bool gathering;             /* it waits for more outcomes */
+    bool no_room;   /* told, until it is rewritten: alerts that find no room stay in memory */
+    bool resting;   /* the journal thread waits for work */
+    bool gathering; /* it waits for more outcomes */
     bool stopping, ended;
 };
 
@@ -4824,11 +4855,13 @@ journal_begin_line(struct buf *b, enum journal_word word)
 static void
 journal_end_line(struct buf *b, size_t begin)
 {
-    static const char digits[] = "0123456789abcdef";
     uint32_t crc = crc_of(b->data + begin + 9, b->len - begin - 9);
+    uint8_t bytes[4] = {
+        (uint8_t)(crc >> 24), (uint8_t)(crc >> 16), (uint8_t)(crc >> 8), (uint8_t)crc};
+    char hex[2 * sizeof bytes + 1];
 
-    for (size_t i = 0; i < 8; i++)
-        b->data[begin + i] = digits[crc >> (28 - 4 * i) & 15];
+    hex_write(bytes, sizeof bytes, hex);
+    memcpy(b->data + begin, hex, sizeof hex - 1);
     buf_add_char(b, '\n');
 }
 
@@ -4875,19 +4908,15 @@ journal_add_webhook(struct buf *b, const struct webhook_config *w, size_t count)
 static int
 journal_read_line(struct slice line, struct journal_line *out)
 {
-    struct slice rest = {line.data + 9, line.len - 9}, word;
-    uint32_t crc = 0;
+    struct slice rest, word;
+    uint8_t crc[4];
     int fields = 0;
 
-    if (line.len < 10 || line.data[8] != '\t')
+    if (line.len < 10 || line.data[8] != '\t' || hex_read(line, crc, sizeof crc) != 0)
         return -1;
-    for (size_t i = 0; i < 8; i++) {
-        int digit = hex_value((unsigned char)line.data[i]);
-        if (digit < 0)
-            return -1;
-        crc = crc << 4 | (uint32_t)digit;
-    }
-    if (crc_of(rest.data, rest.len) != crc)
+    rest = (struct slice){line.data + 9, line.len - 9};
+    if (crc_of(rest.data, rest.len) !=
+        ((uint32_t)crc[0] << 24 | (uint32_t)crc[1] << 16 | (uint32_t)crc[2] << 8 | crc[3]))
         return -1;
     word = slice_take(&rest, '\t');
     *out = (struct journal_line){0};
@@ -4905,12 +4934,10 @@ journal_read_line(struct slice line, struct journal_line *out)
 static bool
 journal_may_begin(struct slice s)
 {
-    size_t digits = 0;
+    uint8_t crc[4];
     struct slice word;
 
-    while (digits < 8 && digits < s.len && hex_value((unsigned char)s.data[digits]) >= 0)
-        digits++;
-    if (digits < 8 || s.len < 10 || s.data[8] != '\t')
+    if (s.len < 10 || s.data[8] != '\t' || hex_read(s, crc, sizeof crc) != 0)
         return false;
     s.data += 9, s.len -= 9;
     word = slice_take(&s, '\t');
@@ -5071,16 +5098,13 @@ journal_take_lock(struct journal *j, struct err *e)
             plat_write(j->lock_file, owner, strlen(owner)); /* only for the message below */
         return 0;
     }
-    if (!plat_is_locked_error()) {
-        err_set(e, "cannot lock %s/lock: %s", j->folder, plat_error());
-        return -1;
+    j->taken = plat_is_locked_error();
+    err_set(e, "cannot lock %s/lock: %s", j->folder, plat_error());
+    if (j->taken && plat_read_at(j->lock_file, owner, sizeof owner - 1, 0) >= 0) {
+        owner[strcspn(owner, "\n")] = '\0';
+        err_set(e, "%s is used by another butler_webhook (process %s)", j->folder,
+            log_text(slice_of(owner)).text);
     }
-    j->taken = true;
-    if (plat_read_at(j->lock_file, owner, sizeof owner - 1, 0) < 0)
-        owner[0] = '\0';
-    owner[strcspn(owner, "\n")] = '\0';
-    err_set(e, "%s is used by another butler_webhook (process %s)", j->folder,
-        log_text(slice_of(owner)).text);
     plat_file_close(j->lock_file);
     j->lock_file = -1;
     return -1;
@@ -5317,7 +5341,7 @@ journal_await_room(struct journal *j, size_t len)
             plat_cond_wait(&j->wake, &j->lock, left < SLICE_MS ? left : SLICE_MS);
         }
         told = j->no_room;
-        j->no_room = !room && left <= 0;
+        j->no_room = told || (!room && left <= 0);
         plat_unlock(&j->lock);
     } while (!room && left > 0);
     if (!room && !told)
@@ -6178,11 +6202,8 @@ http_may_be_status(struct slice in)
 static struct slice
 http_take_line(struct slice *rest)
 {
-    const char *end = rest->len ? memchr(rest->data, '\n', rest->len) : NULL;
-    struct slice line = {rest->data, end ? (size_t)(end - rest->data) : rest->len};
+    struct slice line = slice_take(rest, '\n');
 
-    rest->data += line.len + (end ? 1 : 0);
-    rest->len -= line.len + (end ? 1 : 0);
     if (line.len > 0 && line.data[line.len - 1] == '\r')
         line.len--;
     return line;
@@ -6234,20 +6255,16 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
         http_read_length(h, value);
     else if (slice_is(name, "Transfer-Encoding")) {
         struct slice last = value;
-        for (size_t i = 0; i < value.len; i++)
-            if (value.data[i] == ',')
-                last = (struct slice){value.data + i + 1, value.len - i - 1};
+        while (memchr(last.data, ',', last.len))
+            slice_take(&last, ',');
         h->te_seen = true;
         h->chunked = slice_is(slice_trim(last, " \t\r\n"), "chunked");
     } else if (slice_is(name, "Connection")) {
-        struct slice part;
-        for (size_t i = 0; i < value.len; i += part.len + 1) {
-            const char *comma = memchr(value.data + i, ',', value.len - i);
-            part = (struct slice){
-                value.data + i, comma ? (size_t)(comma - value.data) - i : value.len - i};
-            if (slice_is(slice_trim(part, " \t\r\n"), "close"))
+        while (value.len > 0) {
+            struct slice part = slice_trim(slice_take(&value, ','), " \t\r\n");
+            if (slice_is(part, "close"))
                 h->close = true;
-            else if (slice_is(slice_trim(part, " \t\r\n"), "keep-alive"))
+            else if (slice_is(part, "keep-alive"))
                 h->keep = true;
         }
     } else if (slice_is(name, "Location")) {
@@ -7049,7 +7066,6 @@ struct webhook {
     int limit;             /* calls that may be in flight */
     int in_flight;
     int idle;                         /* senders that wait for work */
-    int64_t log_ms;                   /* since when it waits for the log, in this second */
     int64_t expire_ms;                /* when to look for alerts that are too old */
     uint64_t broken[BROKEN_IN_A_ROW]; /* alerts without an HTTP answer, in a row */
     int broken_count;
@@ -7771,9 +7787,6 @@ send_drop_locked(struct webhook *w, struct delivery *d, const char *format, ...)
     vsnprintf(why, sizeof why, format, args);
     va_end(args);
     atomic_fetch_add(&w->counters->lost, 1);
-    if (plat_now_ms() - w->log_ms > 1000)
-        w->log_ms = plat_now_ms();
-    log_await_room(w->log_ms + STOP_LOG_MS); /* many may follow; but a slow log must not hold up */
     send_detach_locked(w, d);
     send_log_whole_locked(w, d, "dropped for %s: %s", w->name, why);
     send_end_locked(w, d, JOURNAL_DROPPED);
@@ -7840,7 +7853,7 @@ send_make_id(struct id_pool *pool, char id[40])
     }
     pool->left -= 16;
     memcpy(id, "msg_", sizeof "msg_");
-    cfg_hex(pool->random + pool->left, 16, id + 4);
+    hex_write(pool->random + pool->left, 16, id + 4);
 }
 
 /* Makes a delivery that waits for nothing yet. */
@@ -8164,11 +8177,13 @@ struct keeper {
     bool started;
     struct arena arena;          /* of known */
     struct known_webhook *known; /* main, then journal thread, as all below */
+    size_t knows;                /* how many */
     int64_t rewrite_ms, heal_ms; /* not again before */
-    int64_t looked_ms;           /* for what --replay asks, and whether the directory is there */
+    int64_t looked_ms;           /* whether the directory is there, and what --replay asks */
     int64_t synced_ms;           /* when the last sync ended */
     bool disk_fails;             /* something could not be written the last time */
     bool gone;                   /* something still waits for webhooks that are gone */
+    bool lock_told;              /* that the lock is gone, and cannot be had again */
     bool asked;                  /* replay.request was there, and could not be removed */
 };
 
@@ -8278,28 +8293,43 @@ keep_match(const struct keeper *k, const struct webhook_config *was, size_t list
 }
 
 /*
+ * What is known of the webhook with a key, noted as unknown if it is new. A
+ * journal with more than KNOWN_MAX is not ours: the rest counts as one.
+ */
+static struct known_webhook *
+keep_known(struct keeper *k, struct slice key)
+{
+    struct known_webhook *known = k->known;
+
+    while (known && !slice_is(key, known->was.key))
+        known = known->next;
+    if (!known && k->knows == KNOWN_MAX)
+        known = k->known;
+    if (known)
+        return known;
+    known = arena_alloc(&k->arena, sizeof *known);
+    known->next = k->known;
+    k->known = known;
+    k->knows++;
+    snprintf(known->was.key, sizeof known->was.key, "%.*s", (int)key.len, key.data);
+    snprintf(known->was.name, sizeof known->was.name, "an unknown webhook");
+    return known;
+}
+
+/*
  * The webhook that a key of the journal means; one that is gone gets a place for
  * its deliveries. *meant: what it was, if that has changed.
  */
 static struct webhook *
 keep_webhook(struct keeper *k, struct slice key, struct known_webhook **meant)
 {
-    struct known_webhook *known = k->known;
+    struct known_webhook *known;
 
     *meant = NULL;
     for (size_t i = 0; i < k->webhooks; i++)
         if (slice_is(key, k->webhook[i].peer.webhook->key))
             return &k->webhook[i];
-    while (known && !slice_is(key, known->was.key))
-        known = known->next;
-    if (!known) {
-        known = arena_alloc(&k->arena, sizeof *known);
-        *known = (struct known_webhook){.next = k->known};
-        snprintf(known->was.key, sizeof known->was.key, "%.*s", (int)key.len, key.data);
-        snprintf(known->was.name, sizeof known->was.name, "an unknown webhook");
-        k->known = known;
-    }
-    *meant = known;
+    *meant = known = keep_known(k, key);
     if (known->now)
         return known->now;
     known->now = keep_match(k, &known->was, known->listed, &known->by_place);
@@ -8316,21 +8346,12 @@ static void
 keep_load_webhook(struct keep_load *l, const struct journal_line *line)
 {
     struct keeper *k = l->k;
-    struct known_webhook *known = k->known;
-    struct webhook_config *was;
+    struct known_webhook *known = keep_known(k, line->field[0]);
+    struct webhook_config *was = &known->was;
     struct buf text = {0};
 
-    while (known && !slice_is(line->field[0], known->was.key))
-        known = known->next;
-    if (known && known->now)
+    if (known->now)
         return; /* it was needed before it was described */
-    if (!known) {
-        known = arena_alloc(&k->arena, sizeof *known);
-        known->next = k->known;
-        k->known = known;
-    }
-    was = &known->was;
-    snprintf(was->key, sizeof was->key, "%.*s", (int)line->field[0].len, line->field[0].data);
     was->kind = slice_is(line->field[1], KINDS[ALERT_ABORTED].name) ? ALERT_ABORTED : ALERT_FAILURE;
     was->place = (size_t)slice_number(line->field[2], CONFIG_WEBHOOKS_MAX) - 1;
     known->listed = (size_t)slice_number(line->field[3], CONFIG_WEBHOOKS_MAX);
@@ -8466,15 +8487,8 @@ keep_load_window(struct keep_load *l, const struct journal_line *line)
     int64_t wall_ms = slice_number(line->field[2], INT64_MAX / 16);
     struct window_key key = {.none = false};
 
-    if (line->field[3].len != 2 * sizeof key.bytes || wall_ms < 0)
+    if (wall_ms < 0 || hex_read(line->field[3], key.bytes, sizeof key.bytes) != 0)
         return;
-    for (size_t i = 0; i < sizeof key.bytes; i++) {
-        int high = hex_value((unsigned char)line->field[3].data[2 * i]);
-        int low = hex_value((unsigned char)line->field[3].data[2 * i + 1]);
-        if (high < 0 || low < 0)
-            return;
-        key.bytes[i] = (uint8_t)(high << 4 | low);
-    }
     for (int kind = 0; kind < ALERT_KINDS; kind++)
         for (int use = 0; use < WINDOW_USES; use++)
             if (slice_is(line->field[0], KINDS[kind].name) &&
@@ -8892,7 +8906,7 @@ keep_add_windows(struct keeper *k, struct buf *lines)
                 size_t begin;
                 if (entry->begin_ms + t->length_ms <= now_ms)
                     continue;
-                cfg_hex(entry->key, sizeof entry->key, key);
+                hex_write(entry->key, sizeof entry->key, key);
                 begin = journal_begin_line(lines, JOURNAL_WINDOW);
                 buf_format(lines, "\t%s\t%s\t%lld\t%s", KINDS[kind].name, WINDOW_NAMES[use],
                     (long long)(wall_ms - (now_ms - entry->begin_ms)), key);
@@ -9008,7 +9022,7 @@ keep_switch_locked(struct keeper *k, struct keep_rewrite *rw, int64_t copied, in
     j->live_bytes += grown;
     j->unsaved = (size_t)((int64_t)j->unsaved + unsaved);
     j->kept_bytes = base - rw->alerts;
-    j->rewrite = false;
+    j->rewrite = j->no_room = false;
     plat_cond_wake(&j->wake); /* for journal_await_room */
     plat_unlock(&j->lock);
     return 0;
@@ -9056,6 +9070,7 @@ keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *b
     plat_lock(&j->file_lock);
     end = j->end;
     plat_unlock(&j->file_lock);
+    errno = EAGAIN; /* dead letters that cannot be written stand only in the old file */
     if (letters || gone || keep_copy_tail(j, rw, copied, end) != 0)
         return -1;
     return plat_file_sync(j->file[rw->which]);
@@ -9104,7 +9119,7 @@ keep_rewrite_if_due(struct keeper *k)
     end = j->failed ? 0 : j->end;
     plat_unlock(&j->file_lock);
     plat_lock(&j->lock);
-    due = end > 0 && j->letters.len == 0 &&
+    due = end > 0 && j->letters.len == 0 && !k->gone &&
         (j->rewrite ||
             (end > j->file_max && end - j->live_bytes - j->kept_bytes > j->file_max / 16) ||
             (end >= JOURNAL_REWRITE_MIN && end > 2 * (j->live_bytes + j->kept_bytes)));
@@ -9192,8 +9207,15 @@ keep_try_disk(struct keeper *k)
         if (!locked) {
             plat_file_close(j->lock_file);
             j->lock_file = -1;
-            if (plat_make_folder(j->folder, true) != 0 || journal_take_lock(j, &e) != 0)
+            if (plat_make_folder(j->folder, true) != 0)
                 return false;
+            if (journal_take_lock(j, &e) != 0) {
+                if (!k->lock_told)
+                    log_line(LOG_ERROR, "state directory: %s", e.text);
+                k->lock_told = true;
+                return false;
+            }
+            k->lock_told = false;
         }
         return keep_rewrite(k) == 0 && !j->unsafe;
     }
@@ -9437,32 +9459,40 @@ keep_replay(struct keeper *k, struct keep_replay *rp)
     rp->waiting = NULL;
 }
 
-/* Looks, each KEEP_TICK_MS, whether the directory is still there and whether --replay asks. */
+/* Whether a name in the state directory still means an open file of ours. */
+static bool
+keep_is_there(const struct journal *j, int file, const char *name)
+{
+    char *path = journal_path(j, name);
+    bool there = plat_file_is_at(file, path);
+
+    free(path);
+    return there;
+}
+
+/* Notices when somebody has removed the directory or what stands in it. */
 static void
 keep_look(struct keeper *k)
 {
     struct journal *j = k->journal;
-    char *path;
-    bool there, asked;
+
+    if (keep_is_there(j, j->file[j->now], "journal") && keep_is_there(j, j->lock_file, "lock"))
+        return;
+    plat_lock(&j->file_lock);
+    errno = ENOENT;
+    journal_fail_locked(j, "the journal or the lock is gone");
+    j->unsafe = true;
+    plat_unlock(&j->file_lock);
+}
+
+/* Does what --replay asks a running service for. */
+static void
+keep_heed_request(struct keeper *k)
+{
+    char *path = journal_path(k->journal, "replay.request");
+    bool asked = plat_path_is_file(path);
     struct keep_replay rp;
 
-    if (plat_now_ms() - k->looked_ms < KEEP_TICK_MS)
-        return;
-    k->looked_ms = plat_now_ms();
-    path = journal_path(j, "journal");
-    there = plat_file_is_at(j->file[j->now], path);
-    free(path);
-    path = journal_path(j, "lock");
-    there = plat_file_is_at(j->lock_file, path) && there;
-    free(path);
-    if (!there) {
-        plat_lock(&j->file_lock);
-        journal_fail_locked(j, "the journal or the lock is gone");
-        j->unsafe = true;
-        plat_unlock(&j->file_lock);
-    }
-    path = journal_path(j, "replay.request");
-    asked = plat_path_is_file(path);
     if (asked && !k->asked) {
         keep_replay(k, &rp);
         plat_remove(path);
@@ -9547,13 +9577,18 @@ keep_thread(void *arg)
         keep_bury_gone(k, &k->gone);
         keep_letters(k);
         keep_write(k);
+        if (!more || plat_now_ms() - k->looked_ms >= KEEP_TICK_MS) {
+            keep_look(k);
+            k->looked_ms = plat_now_ms();
+            if (more)
+                keep_heed_request(k);
+        }
         if (!more)
             k->heal_ms = 0; /* the last chance */
         keep_heal(k);
         if (more) {
             keep_rewrite_if_due(k);
             keep_tell_room(k);
-            keep_look(k);
             keep_see_disk(k);
         }
     } while (more);
@@ -9659,6 +9694,7 @@ struct group {
     struct buf told; /* what the log says of them, one behind the other */
     int64_t bytes;   /* what they will take in the journal once it is rewritten */
     struct id_pool ids;
+    bool dropping; /* others were dropped for the last group */
 };
 
 /* To whom something was told, so that it is told at most once in TELL_MS. */
@@ -9835,13 +9871,15 @@ listen_is_held_back(struct listener *l, const struct alert *alert, int64_t now_m
 static bool
 listen_make_room(struct listener *l)
 {
-    int64_t over;
+    int64_t until_ms = plat_now_ms() + STOP_LOG_MS, over;
 
     if (l->group.bytes > l->journal->live_max)
         return false; /* it would drop all and still not fit */
-    do
-        over = journal_over(l->journal, l->group.bytes);
-    while (over > 0 && send_drop_oldest(l->webhook, l->webhooks, l->config->max_state_mb));
+    while ((over = journal_over(l->journal, l->group.bytes)) > 0) {
+        log_await_room(until_ms); /* each is logged whole, and a slow log must not hold up */
+        if (!send_drop_oldest(l->webhook, l->webhooks, l->config->max_state_mb))
+            break;
+    }
     return over <= 0 && journal_await_room(l->journal, l->group.lines.len);
 }
 
@@ -9877,12 +9915,15 @@ listen_commit(struct listener *l)
 {
     struct group *g = &l->group;
     struct journal *j = l->journal;
+    unsigned long long lost = atomic_load(&l->counters->lost);
     size_t told = 0;
     int64_t at = -1;
     bool room;
 
     if (g->count == 0)
         return;
+    if (g->dropping) /* each is logged whole, and the log is bounded; no lock is held here */
+        log_await_room(plat_now_ms() + STOP_LOG_MS);
     room = j->folder && g->lines.len > 0 && listen_make_room(l);
     plat_lock(&j->file_lock);
     if (room && !j->failed)
@@ -9897,6 +9938,7 @@ listen_commit(struct listener *l)
     if (at >= 0)
         journal_want_sync(j);
     log_flush(); /* the senders come first: waking other threads delays them */
+    g->dropping = atomic_load(&l->counters->lost) > lost;
     g->count = 0;
     g->lines.len = g->told.len = 0;
     g->bytes = 0;

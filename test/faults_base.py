@@ -129,7 +129,7 @@ class Shim:
     """The faults of test/shim.c. `shim.env` goes to the program; attributes of shim.set are its fields."""
 
     FIELDS = ('write_errno', 'write_room', 'sync_errno', 'sync_delay_ms', 'open_errno', 'rename_errno', 'read_errno',
-              'wall_offset_ms', 'boot_offset_ms', 'socket_errno', 'truncate_errno', 'resolve_fail', 'hits')
+              'wall_offset_ms', 'boot_offset_ms', 'socket_errno', 'truncate_errno', 'resolve_fail', 'hits', 'write_delay_ms')
 
     def __init__(self, t, name='shim'):
         path = os.path.join(t.tmp, name)

@@ -579,6 +579,63 @@ def test_directory_removed_while_running(t):
     removed(t, 'replaced', replaced)
 
 
+@base.limits(40, 60)
+def test_directory_removed_before_a_stop(t):
+    """The directory goes and SIGTERM comes before the program has looked: what waits is in a new one, or in the log whole."""
+    for n in range(base.pick(2, 10)):
+        down = t.add(base.Sink(up=False))
+        place = base.Place(t, [{'url': down.url()}], name='removed%d' % n)
+        process = place.start()
+        executions = base.send(process, 6)
+        shutil.rmtree(place.state)
+        base.stop(t, process)
+        lost = [harness.json.loads(line.partition('; alert: ')[2])['executionId']
+                for line in process.lines(r' error: alert \d+ lost for .*; alert: ')]
+        kept = place.waiting() if os.path.exists(place.path()) else []
+        base.same(t, 'none is lost in silence', lost + kept, executions)
+
+
+@base.limits(40, 60)
+def test_disk_hangs_while_stopping(t):
+    """A write that does not come back holds up who writes, but not the end of the program."""
+    shim = base.Shim(t)
+    down = t.add(base.Sink(up=False))
+    place = base.Place(t, [{'url': down.url()}], butlerWebhook=OURS)
+    process = place.start(binary=t.binary_test, env=shim.env)
+    executions = base.send(process, 3)
+    shim.set(write_delay_ms=30000)
+    process.send(base.alert(harness.guid()))        # whoever takes it hangs in the write
+    t.check('a write hangs', base.until(lambda: shim.get('hits') > 0, 10))
+    begin = time.monotonic()
+    base.stop(t, process)
+    t.check('it ends in time', time.monotonic() - begin < 6 * harness.SLOW, time.monotonic() - begin)
+    shim.set(write_delay_ms=0)
+    waiting = place.waiting(t.binary_test)
+    t.check('what was accepted is in the journal', set(executions) <= set(waiting), base.some(set(executions) - set(waiting)))
+
+
+@base.limits(60, 60)
+def test_rewriting_always_fails(t):
+    """Without rewriting the journal only grows: it stops at its bound, is told once, and alerts go on from memory."""
+    shim = base.Shim(t)
+    sink = t.add(base.Sink())
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(OURS, maxStateMB=1))
+    process = place.start(binary=t.binary_test, env=shim.env)
+    shim.set(rename_errno=errno.EIO)
+    most, executions = 0, []
+    for _ in range(60):
+        executions += base.send(process, 25, sink=sink, window=3)
+        most = max(most, base.folder_bytes(place.state))
+    missing = sink.wait(executions)
+    t.check('all arrive', len(executions) == 1500 and not missing, base.some(missing))
+    t.check('the directory stays within maxStateMB', most <= 1 << 20, most)
+    t.equal('it is told once', len(process.lines(r' error: state directory: the journal has no room')), 1)
+    shim.set(rename_errno=0)
+    t.check('it is rewritten when it can be', base.until(lambda: base.folder_bytes(place.state) < 1 << 18, 20),
+            base.folder_bytes(place.state))
+    base.stop(t, process)
+
+
 @base.limits(60, 60)
 def test_directory_files_removed_while_running(t):
     """Only the journal is deleted: the same."""

@@ -176,6 +176,53 @@ def replay(t, place, what='exit code', code=0, binary=None):
     return result
 
 
+@base.limits(40, 40)
+def test_replay_by_root(t):
+    """root replays for a service with a user of its own: what it writes must stay that user's."""
+    if os.geteuid() != 0:
+        t.skip('only root can give files away')
+    place, sink, executions = place_with_letters(t, 4)
+    sink.behave = lambda call: 404
+    for name in [''] + os.listdir(place.state):
+        os.chown(os.path.join(place.state, name), 65534, 65534)
+    result = t.run('--replay', place.config)
+    t.check('they are dead letters again', len(place.letters()) == 4, result.stdout)
+    owners = {name: os.stat(place.path(name)).st_uid for name in os.listdir(place.state)}
+    t.equal('all files are still the service\'s', set(owners.values()), {65534})
+
+
+@base.limits(40, 40)
+def test_webhook_removed_and_unreadable(t):
+    """What waits for a webhook that is gone cannot be read, and the journal wants to be rewritten: wait, do not spin."""
+    shim = base.Shim(t)
+    sink = t.add(base.Sink(up=False))
+    other = t.add(base.Sink())
+    place = base.Place(t, [{'url': sink.url(), 'description': 'gone'}, {'url': other.url()}])
+    process = place.start(binary=t.binary_test)
+    executions = base.send(process, 30)
+    base.until(lambda: not other.missing(executions), 10)
+    base.kill(process)
+    with open(place.path(), 'ab') as journal:       # a damaged line: the journal is to be rewritten
+        journal.write(b'damaged\n')
+    left, _ = t.config([{'url': other.url()}], name='butler/left.yaml', port=place.port,
+                       butlerWebhook={'stateDirectory': place.state})
+    shim.set(read_errno=0)
+    process = t.start(left, binary=t.binary_test, env=shim.env, wait=False)
+    t.check('it starts', process.wait_log(' info: state directory '))
+    shim.set(read_errno=errno.EIO)
+    later = base.send(process, 5)
+    base.arrive(t, 'other alerts arrive meanwhile', other, later)
+    with open('/proc/%d/stat' % process.pid, encoding='ascii') as stat:
+        before = sum(int(field) for field in stat.read().rsplit(')', 1)[1].split()[11:13])
+    time.sleep(1.5)
+    with open('/proc/%d/stat' % process.pid, encoding='ascii') as stat:
+        spent = sum(int(field) for field in stat.read().rsplit(')', 1)[1].split()[11:13]) - before
+    t.check('it does not spin', spent < 75, spent)
+    shim.set(read_errno=0)
+    t.check('in the end all are dead letters', base.until(lambda: len(place.letters()) == 30, 15), len(place.letters()))
+    base.stop(t, process)
+
+
 @base.limits(60, 60)
 def test_replay_not_running(t):
     """No service: it makes one attempt for each letter, and what then remains waits in the journal."""

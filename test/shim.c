@@ -52,6 +52,7 @@ struct shim {
     _Atomic int64_t truncate_errno; /* ftruncate fails with this */
     _Atomic int64_t resolve_fail;   /* getaddrinfo of a name fails with EAI_AGAIN */
     _Atomic int64_t hits;           /* how often a fault was made */
+    _Atomic int64_t write_delay_ms; /* writes take so much longer */
 };
 
 int __real_open(const char *path, int flags, ...);
@@ -155,21 +156,26 @@ shim_take_room(size_t len)
     return n;
 }
 
+/* Waits as long as a field says. */
+static void
+shim_delay(const _Atomic int64_t *field)
+{
+    int64_t ms = atomic_load(field);
+    struct timespec delay = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+
+    if (ms <= 0)
+        return;
+    atomic_fetch_add(&shim->hits, 1);
+    nanosleep(&delay, NULL);
+}
+
 /* What fsync and fdatasync suffer; true: they fail. */
 static bool
 shim_sync(int fd)
 {
-    int64_t ms;
-    struct timespec delay;
-
     if (!shim_is_state_fd(fd))
         return false;
-    ms = atomic_load(&shim->sync_delay_ms);
-    delay = (struct timespec){(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-    if (ms > 0) {
-        atomic_fetch_add(&shim->hits, 1);
-        nanosleep(&delay, NULL);
-    }
+    shim_delay(&shim->sync_delay_ms);
     return shim_fails(&shim->sync_errno);
 }
 
@@ -223,6 +229,7 @@ __wrap_write(int fd, const void *data, size_t len)
     size_t n = len;
 
     if (shim_is_state_fd(fd)) {
+        shim_delay(&shim->write_delay_ms);
         if (shim_fails(&shim->write_errno))
             return -1;
         n = shim_take_room(len);

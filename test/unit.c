@@ -19,7 +19,7 @@ int butler_webhook_main(int argc, char **argv);
 
 static int passed, failed;
 static const char *section = "";
-static char folder[] = "/tmp/butler_webhook-unit.XXXXXX"; /* for files that tests write */
+static char folder[64]; /* for files that tests write */
 
 /* A slice of a literal, NULs included; the first form is for tables. */
 #define S(text)                                                                                    \
@@ -5771,7 +5771,7 @@ test_keep_windows(void)
         for (const char *p = rows[i].journal; *p; p++)
             if (*p == '&') {
                 char hex[33];
-                cfg_hex(*++p == 't' ? task.bytes : run.bytes, 16, hex);
+                hex_write(*++p == 't' ? task.bytes : run.bytes, 16, hex);
                 buf_add_text(&text, hex);
             } else
                 buf_add_char(&text, *p);
@@ -6866,7 +6866,9 @@ main(void)
 
     for (size_t i = 0; i < COUNT(PROXY_VARIABLES); i++)
         unsetenv(PROXY_VARIABLES[i]);
-    x_check(mkdtemp(folder));
+    snprintf(folder, sizeof folder, "/tmp/butler_webhook-unit.%d", (int)getpid());
+    if (!check(mkdir(folder, 0700) == 0, "%s is new", folder))
+        return 1;
     crc_init();
     for (size_t i = 0; i < COUNT(tests); i++) {
         section = tests[i].name;
