@@ -40,6 +40,8 @@
  *                                                         outcomes for the journal
  *     journal     keep_start    dead letters, the new     journal, lists of all webhooks,
  *                               file while it rewrites    windows of time
+ *     console     the first     console (Windows only)    -
+ *                 line of log
  *
  *     thread      ends when
  *     log         log_stop was called and its queue is written
@@ -49,6 +51,10 @@
  *                 and nothing is due; left behind inside the system's resolver
  *     journal     keep_stop was called and all is written and synced; left behind
  *                 if the disk hangs
+ *     console     with the process
+ *
+ * As a Windows service main only waits for the service manager, and a thread of
+ * the system's does what main does otherwise.
  *
  * Locks: the journal's file lock, a webhook's lock, the journal's other lock, the
  * log's, in this order. The listener's receive lock, then its lock, then the
@@ -74,7 +80,8 @@
  * Contents
  *
  *     1. Build settings and limits    every number, with its reason
- *     2. Platform             plat_   all that the operating system gives
+ *     2. Platform             plat_   all that the operating system gives: contracts,
+ *                                     POSIX, Windows, what both share
  *     3. Base          err_ buf_ ...  error text, buffers, UTF-8
  *     4. Log                  log_    levels, lines, file, console
  *     5. Alert         alert_ json_   datagram -> alert -> JSON or query
@@ -96,7 +103,14 @@
  * in #ifndef are the ones that tests compile smaller.
  */
 
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#define __USE_MINGW_ANSI_STDIO 1 /* printf as C11 has it */
+#define PRINTF gnu_printf
+#else
 #define _GNU_SOURCE /* recvmmsg, getrandom, CLOCK_BOOTTIME */
+#define PRINTF printf
+#endif
 
 #include <ctype.h>
 #include <errno.h>
@@ -217,6 +231,7 @@
 #define LOG_NAME_MAX 200            /* bytes of a task or app name shown in a log line */
 
 #define THREAD_STACK (256u << 10) /* a TLS handshake needs 40 KB, the resolver 12 */
+#define WAIT_MAX_MS 30000         /* after sleep or hibernation the clocks are looked at by then */
 #define SLICE_MS 100              /* longest wait that does not look at the stop flag */
 #define STOP_CALLS_MS 4000        /* given to calls in flight when stopping */
 #define STOP_RECEIVE_MS 200       /* given to reading the socket empty, in a flood, too */
@@ -227,11 +242,60 @@
 /* ==== 2. Platform ===========================================================
  *
  * Everything that depends on the operating system, and nothing that decides:
- * clocks, random bytes, threads, sockets, files, signals. Sockets are intptr_t,
- * -1 is none. Only this section includes the system's own headers.
+ * clocks, random bytes, threads, sockets, files, signals, services. First what
+ * the two halves promise, then the half for POSIX, the half for Windows, and what
+ * both share. Sockets are intptr_t, files int, -1 is none. Only this section
+ * includes the system's own headers.
  *
- * Threads: all functions may be called from any thread.
+ * Threads: all functions may be called from any thread, unless they say otherwise.
  */
+
+#ifdef _WIN32
+
+#include <winsock2.h>
+#include <ws2tcpip.h>
+#include <mswsock.h>
+#include <windows.h>
+#include <aclapi.h>
+#include <fcntl.h>
+#include <io.h>
+#include <process.h>
+#include <sddl.h>
+#include <tlhelp32.h>
+#include <wincrypt.h>
+#include <ntsecapi.h>
+
+#include <mbedtls/sha1.h>
+#include <mbedtls/threading.h>
+
+#define PLAT_EOL "\r\n" /* Notepad of Windows Server 2012 R2 knows no other end of a line */
+
+struct plat_mutex {
+    SRWLOCK m;
+};
+
+struct plat_cond {
+    CONDITION_VARIABLE c;
+};
+
+struct plat_thread {
+    HANDLE t;
+    void (*entry)(void *);
+    void *arg;
+};
+
+struct plat_addr {
+    struct sockaddr_storage ss;
+    socklen_t len;
+};
+
+struct plat_batch {
+    struct plat_addr from[RECV_BATCH];
+    char *data[RECV_BATCH];
+    size_t len[RECV_BATCH];
+};
+
+#else /* POSIX */
 
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -248,11 +312,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define PLAT_EOL "\n"
 #define SK_MEMINFO_DROPS 8 /* as in the kernel's linux/sock_diag.h, which musl does not have */
 #define SK_MEMINFO_VARS 9
-#define PLAT_AGAIN (-2) /* a read or write that would have to wait */
-
-enum plat_want { PLAT_READ = 1, PLAT_WRITE = 2 };
 
 struct plat_mutex {
     pthread_mutex_t m;
@@ -273,7 +335,7 @@ struct plat_addr {
     socklen_t len;
 };
 
-/* What one plat_udp_receive brought: count datagrams, sizes and senders beside them. */
+/* What one plat_udp_receive brought: so many datagrams, sizes and senders beside them. */
 struct plat_batch {
     struct mmsghdr msg[RECV_BATCH];
     struct iovec iov[RECV_BATCH];
@@ -282,22 +344,292 @@ struct plat_batch {
     size_t len[RECV_BATCH];
 };
 
+#endif
+
+#define PLAT_AGAIN (-2) /* a read or write that would have to wait */
+
+enum plat_want { PLAT_READ = 1, PLAT_WRITE = 2 };
+
+enum plat_state { PLAT_RUNNING, PLAT_STOPPING, PLAT_STOPPED, PLAT_FAILED };
+
+/* What plat_service_install readies for the service. All borrowed. */
+struct plat_service {
+    const char *config;
+    const char *folder[2]; /* made if need be, for the service alone */
+    size_t folders;
+    const char **file; /* which the service must be able to read */
+    size_t files;
+};
+
 /*
- * Makes a write to a closed pipe an error instead of a signal, and takes the
- * places of standard streams that are closed, so that no socket gets them and
- * the log with it. First of all.
+ * First of all: readies what the system needs, and makes the command line UTF-8.
+ * A write to a closed pipe becomes an error instead of a signal, and places of
+ * standard streams that are closed are taken, so that no socket gets them and the
+ * log with it.
  */
+static void plat_init(int *argc, char ***argv);
+
+/*
+ * Runs run(file), as a service if the service manager has started the program;
+ * gives its result, which is the exit code.
+ */
+static int plat_run(int (*run)(const char *), const char *file);
+
+/* Whether somebody can see what goes to the console: no service, and no closed stream. */
+static bool plat_has_console(void);
+
+/* Tells the service manager and the machine's event log, where they are, how the program fares. */
+static void plat_report(enum plat_state state, const char *text);
+
+/*
+ * Makes that wait for plat_wait_stop from now on, instead of ending the
+ * program. Main, before any thread.
+ */
+static void plat_block_stop(void);
+
+/*
+ * Waits up to wait_ms for what stops the program (a signal, Ctrl-C, the
+ * service manager); its name, or NULL. Main.
+ */
+static const char *plat_wait_stop(int wait_ms);
+
+/* Milliseconds on a clock that never jumps and that counts the time asleep. */
+static int64_t plat_now_ms(void);
+
+/* Milliseconds since 1970 on the wall clock, which may be set at any time. */
+static int64_t plat_wall_ms(void);
+
+/* The date and time of day (UTC) of so many seconds since 1970. */
+static void plat_date(time_t s, struct tm *out);
+
+static void plat_sleep_ms(int ms);
+
+/* Fills out with len bytes of the system's random numbers; -1 if it has none. */
+static int plat_random(void *out, size_t len);
+
+static void plat_mutex_init(struct plat_mutex *m);
+
+static void plat_mutex_done(struct plat_mutex *m);
+
+static void plat_lock(struct plat_mutex *m);
+
+static void plat_unlock(struct plat_mutex *m);
+
+/* Its waits count on a clock that never jumps. */
+static void plat_cond_init(struct plat_cond *c);
+
+static void plat_cond_done(struct plat_cond *c);
+
+static void plat_cond_wake_one(struct plat_cond *c);
+
+static void plat_cond_wake(struct plat_cond *c);
+
+/*
+ * Waits with m held until woken or wait_ms have passed; negative waits without
+ * end. May return early, and does after WAIT_MAX_MS.
+ */
+static void plat_cond_wait(struct plat_cond *c, struct plat_mutex *m, int64_t wait_ms);
+
+/* Starts entry(arg) in a thread; thread must stay until it was joined. 0, or -1: no thread. */
+static int plat_thread_start(struct plat_thread *thread, void (*entry)(void *), void *arg);
+
+static void plat_thread_join(struct plat_thread *thread);
+
+/* Lets go of a thread that is stuck and cannot be joined. */
+static void plat_thread_leave(struct plat_thread *thread);
+
+/*
+ * Ends the process at once, past everything that waits to be run at exit; a
+ * service as one that has stopped.
+ */
+_Noreturn static void plat_exit_now(int code);
+
+/* Text of the last failed system call. */
+static const char *plat_error(void);
+
+/*
+ * Binds a UDP socket to addr. Its receive buffer gets as large as the system
+ * allows, *buffer_len says how large. Gives the socket, or -1 with errno set.
+ */
+static intptr_t plat_udp_open(const struct plat_addr *addr, int *buffer_len);
+
+/* Makes an empty batch on the heap; its buffers cost memory only where they were used. */
+static struct plat_batch *plat_batch_new(void);
+
+/*
+ * Takes what has arrived, at most RECV_BATCH datagrams; with wait it waits up
+ * to SLICE_MS for the first. Gives their number, 0 for none, -1 on an error of
+ * the socket (errno), which the caller may go on from.
+ */
+static int plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait);
+
+/*
+ * How many datagrams the system has thrown away because the socket's buffer
+ * was full; 0 where it does not tell.
+ */
+static uint32_t plat_udp_drops(intptr_t sock);
+
+/* Starts connecting to addr without waiting; the socket, or -1 with errno set. */
+static intptr_t plat_tcp_connect(const struct plat_addr *addr);
+
+/* Asks a socket that became writable whether it is connected; -1 with errno set if not. */
+static int plat_tcp_connected(intptr_t sock);
+
+/*
+ * Waits up to wait_ms until one of n sockets (at most ADDRESSES_MAX, -1 is
+ * passed over) can do what is wanted. Gives a bit for each that can or that
+ * has failed, 0 after the time.
+ */
+static unsigned plat_wait(const intptr_t *socks, int n, int want, int wait_ms);
+
+/* Sends up to len bytes: how many went, PLAT_AGAIN, or -1 with errno set. */
+static int plat_send(intptr_t sock, const void *data, size_t len);
+
+/* Reads up to len bytes: how many came, 0 at the end, PLAT_AGAIN, or -1 with errno set. */
+static int plat_recv(intptr_t sock, void *data, size_t len);
+
+static void plat_close(intptr_t sock);
+
+/*
+ * Reads the whole file into *data (malloc, NUL-ended) and *len. -1 with errno
+ * set: EISDIR for a directory, EFBIG over max bytes.
+ */
+static int plat_read_file(const char *path, size_t max, char **data, size_t *len);
+
+/* Writes the machine's own name, "" if it has none. */
+static void plat_host_name(char *out, size_t size);
+
+static bool plat_path_is_absolute(const char *path);
+
+/* What makes a path depend on more than the folder it counts from, for the user; NULL: nothing. */
+static const char *plat_path_problem(const char *path);
+
+/* Length of the folder part of path, with its last separator; 0 if it has none. */
+static size_t plat_path_folder_len(const char *path);
+
+/*
+ * Makes a folder and those above it, unless they are there; for its own account
+ * only (and the administrators) when is_private. -1 with errno set.
+ */
+static int plat_make_folder(const char *path, bool is_private);
+
+/* Opens a file to be appended to, made if need be; a handle, or -1 with errno set. */
+static int plat_append_open(const char *path);
+
+/* Writes all of data to a handle; -1 with errno set if only a part went. */
+static int plat_write(int handle, const char *data, size_t len);
+
+static void plat_file_close(int handle);
+
+/* Whether others than the owner may look into a folder. */
+static bool plat_folder_is_open(const char *path);
+
+/*
+ * Opens a file of the state directory for reading and, unless read_only, for
+ * appending, made if need be; empty: emptied. What root makes (--replay) belongs
+ * to the folder's owner, so that the service can go on with it. A handle, or -1
+ * with errno set, EINVAL for what is no file.
+ */
+static int plat_state_open(const char *path, bool read_only, bool empty);
+
+/*
+ * Locks a file against other processes, for as long as it stays open. 0, or -1
+ * with errno set, EWOULDBLOCK: another one has it.
+ */
+static int plat_file_lock(int handle);
+
+/* Whether plat_file_lock failed because another process has the lock. */
+static bool plat_is_locked_error(void);
+
+/* Reads up to len bytes from an offset; how many, 0 at the end, -1 with errno set. */
+static int64_t plat_read_at(int handle, void *data, size_t len, int64_t offset);
+
+/* Length of an open file, -1 with errno set. */
+static int64_t plat_file_len(int handle);
+
+/* Length of the file at path, 0 if there is none. */
+static int64_t plat_path_len(const char *path);
+
+/* Whether an open file is still the one that path names; when that cannot be seen, it is. */
+static bool plat_file_is_at(int handle, const char *path);
+
+/* Whether path names a file, itself and not through a link. */
+static bool plat_path_is_file(const char *path);
+
+/* Cuts a file off at len bytes; -1 with errno set. */
+static int plat_file_cut(int handle, int64_t len);
+
+/* Returns when what was written to a file would survive a power cut; -1 with errno set. */
+static int plat_file_sync(int handle);
+
+/* The same for the names in a folder. */
+static int plat_folder_sync(const char *path);
+
+/* Puts one file in the place of another; -1 with errno set. */
+static int plat_file_replace(const char *from, const char *to);
+
+static int plat_process_id(void);
+
+/* Calls each(name, arg) for every name in a folder; a folder that cannot be read has none. */
+static void plat_folder_each(const char *path, void (*each)(const char *, void *), void *arg);
+
+static void plat_remove(const char *path);
+
+/*
+ * Writes to the console without ever waiting longer than wait_ms for a reader.
+ * Gives how many bytes went or are on their way; an error counts as written.
+ */
+static size_t plat_console_write(const char *data, size_t len, int wait_ms);
+
+/* Adds the system's own trusted roots to chain, if it has any; what cannot be read is skipped. */
+static void plat_add_system_roots(mbedtls_x509_crt *chain);
+
+/*
+ * Registers the program as a service of Windows, or brings the one that is there
+ * up to date, and readies its folders and files. Each step is said, a line a
+ * time. Gives the exit code.
+ */
+static int plat_service_install(const struct plat_service *service, void (*say)(const char *));
+
+/* Stops and removes that service. Gives the exit code. */
+static int plat_service_uninstall(void (*say)(const char *));
+
+#ifndef _WIN32
+
+/* ---- POSIX ---- */
+
 static void
-plat_init(void)
+plat_init(int *argc, char ***argv)
 {
     int fd;
 
+    (void)argc;
+    (void)argv;
     signal(SIGPIPE, SIG_IGN);
     do
         fd = open("/", O_RDONLY);
     while (fd >= 0 && fd <= STDERR_FILENO);
     if (fd >= 0)
         close(fd);
+}
+
+static int
+plat_run(int (*run)(const char *), const char *file)
+{
+    return run(file);
+}
+
+static bool
+plat_has_console(void)
+{
+    return true; /* whoever starts a service takes its standard output (systemd's journal) */
+}
+
+static void
+plat_report(enum plat_state state, const char *text)
+{
+    (void)state;
+    (void)text;
 }
 
 /* The signals that stop the program: those that were not ignored when it started (nohup). */
@@ -315,7 +647,6 @@ plat_stop_signals(void)
     return set;
 }
 
-/* Makes them wait for plat_wait_stop from now on. Main, before any thread. */
 static void
 plat_block_stop(void)
 {
@@ -324,7 +655,6 @@ plat_block_stop(void)
     pthread_sigmask(SIG_BLOCK, &stop, NULL);
 }
 
-/* Waits up to wait_ms for a signal that stops the program; its name, or NULL. Main thread. */
 static const char *
 plat_wait_stop(int wait_ms)
 {
@@ -343,7 +673,6 @@ plat_wait_stop(int wait_ms)
     }
 }
 
-/* Milliseconds on a clock that never jumps and that counts the time asleep. */
 static int64_t
 plat_now_ms(void)
 {
@@ -353,7 +682,6 @@ plat_now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* Milliseconds since 1970 on the wall clock, which may be set at any time. */
 static int64_t
 plat_wall_ms(void)
 {
@@ -364,6 +692,12 @@ plat_wall_ms(void)
 }
 
 static void
+plat_date(time_t s, struct tm *out)
+{
+    gmtime_r(&s, out);
+}
+
+static void
 plat_sleep_ms(int ms)
 {
     struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
@@ -371,7 +705,6 @@ plat_sleep_ms(int ms)
     nanosleep(&t, NULL);
 }
 
-/* Fills out with len bytes of the system's random numbers; -1 if it has none. */
 static int
 plat_random(void *out, size_t len)
 {
@@ -413,7 +746,6 @@ plat_unlock(struct plat_mutex *m)
     pthread_mutex_unlock(&m->m);
 }
 
-/* Its waits count on a clock that never jumps. */
 static void
 plat_cond_init(struct plat_cond *c)
 {
@@ -443,7 +775,6 @@ plat_cond_wake(struct plat_cond *c)
     pthread_cond_broadcast(&c->c);
 }
 
-/* Waits with m held until woken or wait_ms have passed; negative waits without end. */
 static void
 plat_cond_wait(struct plat_cond *c, struct plat_mutex *m, int64_t wait_ms)
 {
@@ -453,6 +784,7 @@ plat_cond_wait(struct plat_cond *c, struct plat_mutex *m, int64_t wait_ms)
         pthread_cond_wait(&c->c, &m->m);
         return;
     }
+    wait_ms = wait_ms < WAIT_MAX_MS ? wait_ms : WAIT_MAX_MS;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += (time_t)(wait_ms / 1000);
     until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
@@ -473,7 +805,6 @@ plat_thread_run(void *arg)
     return NULL;
 }
 
-/* Starts entry(arg) in a thread; thread must stay until it was joined. 0, or -1: no thread. */
 static int
 plat_thread_start(struct plat_thread *thread, void (*entry)(void *), void *arg)
 {
@@ -499,26 +830,2392 @@ plat_thread_join(struct plat_thread *thread)
     pthread_join(thread->t, NULL);
 }
 
-/* Lets go of a thread that is stuck and cannot be joined. */
 static void
 plat_thread_leave(struct plat_thread *thread)
 {
     pthread_detach(thread->t);
 }
 
-/* Ends the process at once, past everything that waits to be run at exit. */
 _Noreturn static void
 plat_exit_now(int code)
 {
     _exit(code);
 }
 
-/* Text of the last failed system call. */
 static const char *
 plat_error(void)
 {
     return strerror(errno);
 }
+
+static intptr_t
+plat_udp_open(const struct plat_addr *addr, int *buffer_len)
+{
+    int fd = socket(addr->ss.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int want = RECV_BUFFER, off = 0, failed;
+    socklen_t size = sizeof *buffer_len;
+    struct timeval slice = {0, SLICE_MS * 1000};
+
+    if (fd < 0)
+        return -1;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &want, sizeof want) != 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &want, sizeof want);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof slice);
+    if (addr->ss.ss_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    getsockopt(fd, SOL_SOCKET, SO_RCVBUF, buffer_len, &size);
+    *buffer_len /= 2; /* socket(7): Linux doubles what was asked for */
+    if (bind(fd, (const void *)&addr->ss, addr->len) == 0)
+        return fd;
+    failed = errno;
+    close(fd);
+    errno = failed;
+    return -1;
+}
+
+static struct plat_batch *
+plat_batch_new(void)
+{
+    struct plat_batch *b = calloc(1, sizeof *b);
+    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
+
+    if (!room) {
+        free(b);
+        return NULL;
+    }
+    for (int i = 0; i < RECV_BATCH; i++) {
+        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
+        b->iov[i] = (struct iovec){b->data[i], DATAGRAM_ROOM};
+    }
+    return b;
+}
+
+static int
+plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
+{
+    int n;
+
+    for (int i = 0; i < RECV_BATCH; i++)
+        b->msg[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i].ss,
+            .msg_namelen = sizeof b->from[i].ss,
+            .msg_iov = &b->iov[i],
+            .msg_iovlen = 1};
+    n = recvmmsg((int)sock, b->msg, RECV_BATCH, wait ? MSG_WAITFORONE : MSG_DONTWAIT, NULL);
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? 0 : -1;
+    for (int i = 0; i < n; i++) {
+        b->len[i] = b->msg[i].msg_len;
+        b->from[i].len = b->msg[i].msg_hdr.msg_namelen;
+    }
+    return n;
+}
+
+static uint32_t
+plat_udp_drops(intptr_t sock)
+{
+    uint32_t info[SK_MEMINFO_VARS] = {0};
+    socklen_t len = sizeof info;
+
+    return getsockopt((int)sock, SOL_SOCKET, SO_MEMINFO, info, &len) == 0 ? info[SK_MEMINFO_DROPS]
+                                                                          : 0;
+}
+
+static intptr_t
+plat_tcp_connect(const struct plat_addr *addr)
+{
+    int on = 1, failed;
+    int fd = socket(addr->ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (connect(fd, (const void *)&addr->ss, addr->len) == 0 || errno == EINPROGRESS)
+        return fd;
+    failed = errno;
+    close(fd);
+    errno = failed;
+    return -1;
+}
+
+static int
+plat_tcp_connected(intptr_t sock)
+{
+    int failed = 0;
+    socklen_t size = sizeof failed;
+
+    if (getsockopt((int)sock, SOL_SOCKET, SO_ERROR, &failed, &size) != 0)
+        return -1;
+    errno = failed;
+    return failed ? -1 : 0;
+}
+
+static unsigned
+plat_wait(const intptr_t *socks, int n, int want, int wait_ms)
+{
+    struct pollfd p[ADDRESSES_MAX];
+    short events = (short)((want & PLAT_READ ? POLLIN : 0) | (want & PLAT_WRITE ? POLLOUT : 0));
+    unsigned ready = 0;
+
+    for (int i = 0; i < n; i++)
+        p[i] = (struct pollfd){(int)socks[i], events, 0};
+    if (poll(p, (nfds_t)n, wait_ms) <= 0)
+        return 0;
+    for (int i = 0; i < n; i++)
+        if (p[i].revents)
+            ready |= 1u << i;
+    return ready;
+}
+
+static int
+plat_send(intptr_t sock, const void *data, size_t len)
+{
+    ssize_t n = send((int)sock, data, len > INT_MAX ? INT_MAX : len, MSG_NOSIGNAL);
+
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? PLAT_AGAIN : -1;
+    return (int)n;
+}
+
+static int
+plat_recv(intptr_t sock, void *data, size_t len)
+{
+    ssize_t n = recv((int)sock, data, len > INT_MAX ? INT_MAX : len, 0);
+
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? PLAT_AGAIN : -1;
+    return (int)n;
+}
+
+static void
+plat_close(intptr_t sock)
+{
+    if (sock >= 0)
+        close((int)sock);
+}
+
+static int
+plat_read_file(const char *path, size_t max, char **data, size_t *len)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC), failed = 0;
+    struct stat st;
+    char *room = NULL;
+    size_t have = 0;
+
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &st) != 0)
+        failed = errno;
+    else if (S_ISDIR(st.st_mode))
+        failed = EISDIR;
+    else if (!(room = malloc(max + 2)))
+        failed = ENOMEM;
+    while (!failed) {
+        ssize_t n = read(fd, room + have, max + 1 - have);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            failed = errno;
+        if (n <= 0)
+            break;
+        have += (size_t)n;
+        if (have > max)
+            failed = EFBIG;
+    }
+    close(fd);
+    if (failed || !room) {
+        free(room);
+        errno = failed;
+        return -1;
+    }
+    room[have] = '\0';
+    *data = room;
+    *len = have;
+    return 0;
+}
+
+static void
+plat_host_name(char *out, size_t size)
+{
+    if (gethostname(out, size) != 0)
+        out[0] = '\0';
+    out[size - 1] = '\0';
+}
+
+static bool
+plat_path_is_absolute(const char *path)
+{
+    return path[0] == '/';
+}
+
+static const char *
+plat_path_problem(const char *path)
+{
+    (void)path;
+    return NULL;
+}
+
+static size_t
+plat_path_folder_len(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+static int
+plat_make_folder(const char *path, bool is_private)
+{
+    char *part = strdup(path);
+    struct stat st;
+    int failed = part ? 0 : ENOMEM;
+
+    for (size_t i = 1; part && !failed; i++) {
+        if (part[i] != '/' && part[i] != '\0')
+            continue;
+        part[i] = '\0';
+        if (mkdir(part, is_private ? 0700 : 0750) != 0 && errno != EEXIST)
+            failed = errno;
+        part[i] = path[i];
+        if (path[i] == '\0')
+            break;
+    }
+    free(part);
+    if (!failed && stat(path, &st) == 0 && !S_ISDIR(st.st_mode))
+        failed = ENOTDIR;
+    errno = failed;
+    return failed ? -1 : 0;
+}
+
+static int
+plat_append_open(const char *path)
+{
+    return open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
+}
+
+static int
+plat_write(int handle, const char *data, size_t len)
+{
+    while (len > 0) {
+        ssize_t n = write(handle, data, len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -1;
+        data += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static void
+plat_file_close(int handle)
+{
+    if (handle >= 0)
+        close(handle);
+}
+
+static bool
+plat_folder_is_open(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && (st.st_mode & 077) != 0;
+}
+
+/* Makes an open file the property of whom its folder belongs to; -1 with errno set. */
+static int
+plat_give_to_owner(int handle, const char *path)
+{
+    char *folder = strdup(path);
+    struct stat st;
+    int failed = folder ? 0 : -1;
+
+    if (folder)
+        folder[plat_path_folder_len(path)] = '\0';
+    failed = failed ? failed : stat(folder, &st);
+    if (!failed && st.st_uid != geteuid())
+        failed = fchown(handle, st.st_uid, st.st_gid);
+    free(folder);
+    return failed;
+}
+
+static int
+plat_state_open(const char *path, bool read_only, bool empty)
+{
+    int flags = read_only ? O_RDONLY : O_RDWR | O_APPEND | O_CREAT | (empty ? O_TRUNC : 0);
+    int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0600);
+    struct stat st;
+
+    if (fd >= 0 && !read_only && geteuid() == 0 && plat_give_to_owner(fd, path) != 0) {
+        close(fd);
+        return -1;
+    }
+    if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
+        return fd;
+    close(fd);
+    errno = EINVAL;
+    return -1;
+}
+
+static int
+plat_file_lock(int handle)
+{
+    return flock(handle, LOCK_EX | LOCK_NB);
+}
+
+static bool
+plat_is_locked_error(void)
+{
+    return errno == EWOULDBLOCK;
+}
+
+static int64_t
+plat_read_at(int handle, void *data, size_t len, int64_t offset)
+{
+    ssize_t n;
+
+    do
+        n = pread(handle, data, len, (off_t)offset);
+    while (n < 0 && errno == EINTR);
+    return n;
+}
+
+static int64_t
+plat_file_len(int handle)
+{
+    struct stat st;
+
+    return fstat(handle, &st) == 0 ? (int64_t)st.st_size : -1;
+}
+
+static int64_t
+plat_path_len(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 ? (int64_t)st.st_size : 0;
+}
+
+static bool
+plat_file_is_at(int handle, const char *path)
+{
+    struct stat mine, named;
+
+    if (fstat(handle, &mine) != 0)
+        return false;
+    if (stat(path, &named) != 0)
+        return errno != ENOENT && errno != ENOTDIR; /* it cannot be seen, which is something else */
+    return mine.st_ino == named.st_ino && mine.st_dev == named.st_dev;
+}
+
+static bool
+plat_path_is_file(const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+static int
+plat_file_cut(int handle, int64_t len)
+{
+    return ftruncate(handle, (off_t)len);
+}
+
+static int
+plat_file_sync(int handle)
+{
+    return fdatasync(handle);
+}
+
+static int
+plat_folder_sync(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int failed = fd < 0 ? -1 : fsync(fd);
+
+    plat_file_close(fd);
+    return failed;
+}
+
+static int
+plat_file_replace(const char *from, const char *to)
+{
+    return rename(from, to);
+}
+
+static int
+plat_process_id(void)
+{
+    return (int)getpid();
+}
+
+static void
+plat_folder_each(const char *path, void (*each)(const char *, void *), void *arg)
+{
+    DIR *dir = opendir(path);
+
+    for (struct dirent *d; dir && (d = readdir(dir)) != NULL;)
+        each(d->d_name, arg);
+    if (dir)
+        closedir(dir);
+}
+
+static void
+plat_remove(const char *path)
+{
+    unlink(path);
+}
+
+/* A pipe that polls as writable takes 4096 bytes at once (POSIX, PIPE_BUF). */
+static size_t
+plat_console_write(const char *data, size_t len, int wait_ms)
+{
+    size_t done = 0;
+
+    while (done < len) {
+        struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
+        size_t part = len - done < 4096 ? len - done : 4096;
+        if (poll(&p, 1, wait_ms) <= 0)
+            return done;
+        ssize_t n = write(STDOUT_FILENO, data + done, part);
+        if (n < 0)
+            return len;
+        done += (size_t)n;
+    }
+    return len;
+}
+
+/* Places where Unix systems keep the roots that their administrator trusts. */
+static const char *const PLAT_ROOT_FILES[] = {
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+};
+
+static void
+plat_add_system_roots(mbedtls_x509_crt *chain)
+{
+    for (size_t i = 0; i < sizeof PLAT_ROOT_FILES / sizeof *PLAT_ROOT_FILES; i++) {
+        char *pem;
+        size_t len;
+        if (plat_read_file(PLAT_ROOT_FILES[i], CERT_FILE_MAX, &pem, &len) != 0)
+            continue;
+        mbedtls_x509_crt_parse(chain, (const unsigned char *)pem, len + 1);
+        free(pem);
+        return;
+    }
+}
+
+static int
+plat_service_install(const struct plat_service *service, void (*say)(const char *))
+{
+    (void)service;
+    say("--install is for Windows; with systemd, see samples/butler_webhook.service");
+    return 2;
+}
+
+static int
+plat_service_uninstall(void (*say)(const char *))
+{
+    say("--uninstall is for Windows; with systemd: systemctl disable --now butler_webhook");
+    return 2;
+}
+
+/* A word for a failed look-up. */
+static const char *
+plat_resolver_error(int failed)
+{
+    return gai_strerror(failed);
+}
+
+#else
+
+/* ---- Windows ---- */
+
+#define SIO_UDP_NETRESET _WSAIOW(IOC_VENDOR, 15) /* mingw-w64 has no name for it */
+#define PLAT_ERRNO 0x100000 /* errno is this plus the system's code where C has no number for it */
+#define PLAT_SERVICE L"ButlerWebhook"
+#define PLAT_CONSOLE_ROOM 16384 /* bytes that wait for the console beside the log's queue */
+#define PLAT_EVENT_KEY L"SYSTEM\\CurrentControlSet\\Services\\EventLog\\Application\\" PLAT_SERVICE
+
+/* What the system's own threads (service control, Ctrl-C) and ours share. */
+static struct {
+    UINT code_page;                  /* set before start: the console's own; 0: there is none */
+    HANDLE stop;                     /* set before start: an event, set when why is */
+    const char *_Atomic why;         /* the first thing that asked for the end */
+    bool is_service;                 /* set before start */
+    SERVICE_STATUS_HANDLE status;    /* set before start */
+    wchar_t name[256];               /* set before start: of the service */
+    int (*run)(const char *);        /* set before start */
+    const char *file;                /* set before start */
+    int result;                      /* of run */
+    struct plat_mutex state_lock;    /* guards state */
+    DWORD state;                     /* of the service, as the manager knows it */
+    struct plat_mutex message_lock;  /* guards messages */
+    struct plat_message *messages;   /* texts of the system's errors so far */
+    struct plat_mutex console_lock;  /* guards what follows */
+    struct plat_cond console_change; /* of console_len */
+    struct plat_thread console;      /* writes what waits, so that only it hangs with the console */
+    bool console_started;
+    size_t console_len; /* bytes that wait; 0: the thread is at rest */
+    char console_data[PLAT_CONSOLE_ROOM];
+} plat_windows = {
+    .state_lock = {SRWLOCK_INIT}, .message_lock = {SRWLOCK_INIT}, .console_lock = {SRWLOCK_INIT}};
+
+/*
+ * Text of an error that the system was asked for once; kept, as threads use it
+ * for as long as they like.
+ */
+struct plat_message {
+    struct plat_message *next;
+    int number;
+    char text[256];
+};
+
+/* Errors that other systems have, too: with the number of C and the text that they give. */
+static const struct {
+    DWORD code;
+    int number;
+    const char *text;
+} PLAT_ERRORS[] = {
+    {ERROR_FILE_NOT_FOUND, ENOENT, "No such file or directory"},
+    {ERROR_PATH_NOT_FOUND, ENOENT, "No such file or directory"},
+    {ERROR_INVALID_NAME, ENOENT, "No such file or directory"},
+    {ERROR_BAD_NETPATH, ENOENT, "No such file or directory"},
+    {ERROR_FILE_EXISTS, EEXIST, "File exists"},
+    {ERROR_ALREADY_EXISTS, EEXIST, "File exists"},
+    {ERROR_DIRECTORY, ENOTDIR, "Not a directory"},
+    {ERROR_ACCESS_DENIED, EACCES, "Permission denied"},
+    {ERROR_NOT_ENOUGH_MEMORY, ENOMEM, "Out of memory"},
+    {ERROR_LOCK_VIOLATION, EWOULDBLOCK, "Resource temporarily unavailable"},
+    {ERROR_IO_PENDING, EWOULDBLOCK, "Resource temporarily unavailable"},
+    {ERROR_DISK_FULL, ENOSPC, "No space left on device"},
+    {ERROR_HANDLE_DISK_FULL, ENOSPC, "No space left on device"},
+    {ERROR_WRITE_PROTECT, EROFS, "Read-only file system"},
+    {WSAEADDRINUSE, EADDRINUSE, "Address in use"},
+    {WSAEADDRNOTAVAIL, EADDRNOTAVAIL, "Address not available"},
+    {WSAEACCES, EPERM, "Not permitted, perhaps by a firewall"},
+    {WSAECONNREFUSED, ECONNREFUSED, "Connection refused"},
+    {WSAECONNRESET, ECONNRESET, "Connection reset by peer"},
+    {WSAECONNABORTED, ECONNRESET, "Connection reset by peer"},
+    {WSAETIMEDOUT, ETIMEDOUT, "Operation timed out"},
+    {WSAENETUNREACH, ENETUNREACH, "Network unreachable"},
+    {WSAEHOSTUNREACH, EHOSTUNREACH, "Host is unreachable"},
+    {WSAEAFNOSUPPORT, EAFNOSUPPORT, "Address family not supported by protocol"},
+    {ERROR_FILE_CORRUPT, EBADMSG, "Bad message"},
+};
+
+/* Makes a code of the system errno; always -1. */
+static int
+plat_fail(DWORD code)
+{
+    errno = PLAT_ERRNO + (int)code;
+    for (size_t i = 0; i < sizeof PLAT_ERRORS / sizeof *PLAT_ERRORS; i++)
+        if (PLAT_ERRORS[i].code == code) {
+            errno = PLAT_ERRORS[i].number;
+            break;
+        }
+    return -1;
+}
+
+/* The same for the code that the system just left. */
+static int
+plat_fail_last(void)
+{
+    return plat_fail(GetLastError());
+}
+
+/* Text as UTF-16, with room for so many more characters; malloc, NULL with errno. */
+static wchar_t *
+plat_wide(const char *text, size_t more)
+{
+    int n = MultiByteToWideChar(CP_UTF8, 0, text, -1, NULL, 0);
+    wchar_t *wide = n > 0 ? malloc(((size_t)n + more) * sizeof *wide) : NULL;
+
+    if (wide)
+        MultiByteToWideChar(CP_UTF8, 0, text, -1, wide, n);
+    else
+        errno = ENOMEM;
+    return wide;
+}
+
+/* Text of the system as UTF-8, cut to what fits. */
+static void
+plat_narrow(const wchar_t *wide, char *out, size_t size)
+{
+    int n = (int)wcslen(wide);
+
+    while (n > 0 && WideCharToMultiByte(CP_UTF8, 0, wide, n, NULL, 0, NULL, NULL) >= (int)size)
+        n--;
+    n = n > 0 ? WideCharToMultiByte(CP_UTF8, 0, wide, n, out, (int)size, NULL, NULL) : 0;
+    out[n] = '\0';
+}
+
+/* The same, whole; malloc, NULL without memory. */
+static char *
+plat_narrow_copy(const wchar_t *wide)
+{
+    int n = WideCharToMultiByte(CP_UTF8, 0, wide, -1, NULL, 0, NULL, NULL);
+    char *text = n > 0 ? malloc((size_t)n) : NULL;
+
+    if (text)
+        WideCharToMultiByte(CP_UTF8, 0, wide, -1, text, n, NULL, NULL);
+    return text;
+}
+
+/*
+ * A path for the system's wide calls: whole, with backslashes, and in the form
+ * that may be longer than 260 characters (\\?\C:\..., \\?\UNC\server\share\...).
+ * malloc, NULL with errno.
+ */
+static wchar_t *
+plat_wide_path(const char *path)
+{
+    static const wchar_t verbatim[] = L"\\\\?\\", unc[] = L"\\\\?\\UNC\\";
+    wchar_t *wide = plat_wide(path, 1), *begin = wide, *full;
+    DWORD room;
+
+    if (!wide)
+        return NULL;
+    for (wchar_t *p = wide; *p; p++)
+        *p = *p == L'/' ? L'\\' : *p;
+    if (_wcsnicmp(begin, unc, 8) == 0) {
+        begin += 6; /* \\server, its first backslash in the place of the C */
+        begin[0] = L'\\';
+    } else if (wcsncmp(begin, verbatim, 4) == 0 && begin[4] && begin[5] == L':')
+        begin += 4;
+    else if (wcsncmp(begin, verbatim, 4) == 0 || wcsncmp(begin, L"\\\\.\\", 4) == 0)
+        return wide; /* a volume or device: as it is */
+    room = GetFullPathNameW(begin, 0, NULL, NULL);
+    full = room ? malloc((room + 8) * sizeof *full) : NULL;
+    if (!full) {
+        errno = room ? ENOMEM : ENOENT;
+        free(wide);
+        return NULL;
+    }
+    if (begin[0] == L'\\' && begin[1] == L'\\') {
+        memcpy(full, unc, sizeof unc);
+        GetFullPathNameW(begin, room, full + 6, NULL);
+        full[6] = L'C';
+    } else {
+        memcpy(full, verbatim, sizeof verbatim);
+        GetFullPathNameW(begin, room, full + 4, NULL);
+        if (wcsncmp(full + 4, L"\\\\.\\", 4) == 0) /* NUL and the like */
+            memmove(full, full + 4, (wcslen(full + 4) + 1) * sizeof *full);
+    }
+    free(wide);
+    return full;
+}
+
+/* The path as the user knows it: without the \\?\ that plat_wide_path has added. */
+static const wchar_t *
+plat_plain_path(wchar_t *full)
+{
+    if (wcsncmp(full, L"\\\\?\\UNC\\", 8) == 0) {
+        full[6] = L'\\';
+        return full + 6;
+    }
+    return wcsncmp(full, L"\\\\?\\", 4) == 0 ? full + 4 : full;
+}
+
+/*
+ * Opens a file, shared with everybody, also for renaming and deleting.
+ * INVALID_HANDLE_VALUE with errno.
+ */
+static HANDLE
+plat_open(const char *path, DWORD access, DWORD how, DWORD flags)
+{
+    wchar_t *wide = plat_wide_path(path);
+    HANDLE h = INVALID_HANDLE_VALUE;
+
+    if (!wide)
+        return h;
+    h = CreateFileW(wide, access, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, how,
+        FILE_ATTRIBUTE_NORMAL | flags, NULL);
+    if (h == INVALID_HANDLE_VALUE)
+        plat_fail_last();
+    free(wide);
+    return h;
+}
+
+/* A descriptor for a file. Takes h. -1 with errno. */
+static int
+plat_descriptor(HANDLE h)
+{
+    int fd = h == INVALID_HANDLE_VALUE ? -1 : _open_osfhandle((intptr_t)h, _O_BINARY);
+
+    if (fd < 0 && h != INVALID_HANDLE_VALUE)
+        CloseHandle(h);
+    return fd;
+}
+
+static HANDLE
+plat_handle(int fd)
+{
+    return fd < 0 ? INVALID_HANDLE_VALUE : (HANDLE)_get_osfhandle(fd);
+}
+
+/* Attributes of what path names, INVALID_FILE_ATTRIBUTES with errno. */
+static DWORD
+plat_attributes(const char *path)
+{
+    wchar_t *wide = plat_wide_path(path);
+    DWORD a = wide ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
+
+    if (wide && a == INVALID_FILE_ATTRIBUTES)
+        plat_fail_last();
+    free(wide);
+    return a;
+}
+
+static bool
+plat_is_folder(const char *path)
+{
+    DWORD a = plat_attributes(path);
+
+    return a != INVALID_FILE_ATTRIBUTES && (a & FILE_ATTRIBUTE_DIRECTORY);
+}
+
+/* Asks the program to end; the first reason counts. Threads of the system. */
+static void
+plat_ask_stop(const char *why)
+{
+    const char *none = NULL;
+
+    atomic_compare_exchange_strong(&plat_windows.why, &none, why);
+    SetEvent(plat_windows.stop);
+}
+
+/* The mutex of the TLS library. */
+static void
+plat_tls_mutex_init(mbedtls_threading_mutex_t *m)
+{
+    InitializeSRWLock((SRWLOCK *)&m->lock);
+}
+
+static void
+plat_tls_mutex_free(mbedtls_threading_mutex_t *m)
+{
+    (void)m; /* it holds nothing */
+}
+
+static int
+plat_tls_mutex_lock(mbedtls_threading_mutex_t *m)
+{
+    AcquireSRWLockExclusive((SRWLOCK *)&m->lock);
+    return 0;
+}
+
+static int
+plat_tls_mutex_unlock(mbedtls_threading_mutex_t *m)
+{
+    ReleaseSRWLockExclusive((SRWLOCK *)&m->lock);
+    return 0;
+}
+
+/* Of the C library, which has taken the command line apart; mingw-w64 declares it in no header. */
+extern int __wgetmainargs(int *, wchar_t ***, wchar_t ***, int, int *);
+
+/* Gives it back, after all that is still to be shown in ours. */
+static void
+plat_restore_console(void)
+{
+    fflush(stdout);
+    fflush(stderr);
+    SetConsoleOutputCP(plat_windows.code_page);
+}
+
+/* The same when Ctrl-C or the like is about to end the process. A thread of the system. */
+static BOOL WINAPI
+plat_console_control_early(DWORD event)
+{
+    (void)event;
+    SetConsoleOutputCP(plat_windows.code_page);
+    return FALSE;
+}
+
+static void
+plat_init(int *argc, char ***argv)
+{
+    WSADATA data;
+    wchar_t **wide = NULL, **env;
+    int mode = 0;
+
+    __wgetmainargs(argc, &wide, &env, 0, &mode);
+    SetErrorMode(SEM_FAILCRITICALERRORS | SEM_NOOPENFILEERRORBOX);
+    SetDefaultDllDirectories(LOAD_LIBRARY_SEARCH_SYSTEM32);
+    mbedtls_threading_set_alt(
+        plat_tls_mutex_init, plat_tls_mutex_free, plat_tls_mutex_lock, plat_tls_mutex_unlock);
+    WSAStartup(MAKEWORD(2, 2), &data);
+    plat_windows.stop = CreateEventW(NULL, TRUE, FALSE, NULL);
+    /* Unbuffered, which is what a console gets, would tear characters of several bytes apart. */
+    setvbuf(stdout, NULL, _IOFBF, PLAT_CONSOLE_ROOM);
+    setvbuf(stderr, NULL, _IOFBF, PLAT_CONSOLE_ROOM);
+    plat_windows.code_page = GetConsoleOutputCP();
+    if (plat_windows.code_page && SetConsoleOutputCP(CP_UTF8)) {
+        atexit(plat_restore_console);
+        SetConsoleCtrlHandler(plat_console_control_early, TRUE);
+    }
+    *argv = wide ? malloc(((size_t)*argc + 1) * sizeof **argv) : NULL;
+    for (int i = 0; *argv && i < *argc; i++)
+        if (!((*argv)[i] = plat_narrow_copy(wide[i])))
+            *argv = NULL;
+    if (!*argv) {
+        fputs("butler_webhook: out of memory\n", stderr);
+        exit(1);
+    }
+    (*argv)[*argc] = NULL;
+}
+
+/* Tells the service manager a state; code is the exit code of a service that has stopped. */
+static void
+plat_tell_manager(DWORD state, int code)
+{
+    SERVICE_STATUS s = {.dwServiceType = SERVICE_WIN32_OWN_PROCESS, .dwCurrentState = state};
+
+    if (!plat_windows.status)
+        return;
+    plat_lock(&plat_windows.state_lock);
+    if (plat_windows.state == SERVICE_STOPPED ||
+        (plat_windows.state == SERVICE_STOP_PENDING && state == SERVICE_RUNNING)) {
+        plat_unlock(&plat_windows.state_lock);
+        return; /* a stop that came while it started */
+    }
+    plat_windows.state = state;
+    if (state == SERVICE_RUNNING || state == SERVICE_START_PENDING)
+        s.dwControlsAccepted = SERVICE_ACCEPT_STOP | SERVICE_ACCEPT_SHUTDOWN |
+            SERVICE_ACCEPT_PRESHUTDOWN;
+    if (state == SERVICE_START_PENDING || state == SERVICE_STOP_PENDING)
+        s.dwWaitHint = 120000; /* a large journal takes its time */
+    if (code != 0) {
+        s.dwWin32ExitCode = ERROR_SERVICE_SPECIFIC_ERROR;
+        s.dwServiceSpecificExitCode = (DWORD)code;
+    }
+    SetServiceStatus(plat_windows.status, &s);
+    plat_unlock(&plat_windows.state_lock);
+}
+
+/* Writes to the event log of the machine, as a service only. */
+static void
+plat_add_event(WORD type, const char *text)
+{
+    HANDLE log = plat_windows.is_service ? RegisterEventSourceW(NULL, plat_windows.name) : NULL;
+    wchar_t *wide = log ? plat_wide(text, 0) : NULL;
+    const wchar_t *line = wide;
+
+    if (wide && wcslen(wide) > 30000)
+        wide[30000] = L'\0'; /* it takes 31,839 */
+    if (wide)
+        ReportEventW(log, type, 0, 1, NULL, 1, 0, &line, NULL);
+    if (log)
+        DeregisterEventSource(log);
+    free(wide);
+}
+
+/* What the service manager asks of a service. A thread of the system. */
+static DWORD WINAPI
+plat_service_control(DWORD control, DWORD type, void *data, void *context)
+{
+    (void)type;
+    (void)data;
+    (void)context;
+    switch (control) {
+    case SERVICE_CONTROL_STOP:
+    case SERVICE_CONTROL_SHUTDOWN:
+    case SERVICE_CONTROL_PRESHUTDOWN:
+        plat_tell_manager(SERVICE_STOP_PENDING, 0);
+        plat_ask_stop(control == SERVICE_CONTROL_STOP ? "service stop" : "shutdown of the machine");
+        return NO_ERROR;
+    case SERVICE_CONTROL_INTERROGATE:
+        return NO_ERROR;
+    default:
+        return ERROR_CALL_NOT_IMPLEMENTED;
+    }
+}
+
+/*
+ * The service's own main. Relative paths count from the folder of the exe, as the
+ * system starts services in its own.
+ */
+static void WINAPI
+plat_service_main(DWORD argc, wchar_t **argv)
+{
+    wchar_t folder[MAX_PATH];
+    DWORD n = GetModuleFileNameW(NULL, folder, MAX_PATH);
+
+    plat_windows.is_service = true;
+    wcsncpy(plat_windows.name, argc > 0 && argv[0][0] ? argv[0] : PLAT_SERVICE, 255);
+    plat_windows.status = RegisterServiceCtrlHandlerExW(
+        plat_windows.name, plat_service_control, NULL);
+    plat_tell_manager(SERVICE_START_PENDING, 0);
+    while (n > 0 && n < MAX_PATH && folder[n - 1] != L'\\')
+        folder[--n] = L'\0';
+    if (n > 0 && n < MAX_PATH)
+        SetCurrentDirectoryW(folder);
+    plat_windows.result = plat_windows.run(plat_windows.file);
+    plat_tell_manager(SERVICE_STOPPED, plat_windows.result);
+}
+
+/*
+ * Whether the service manager has started this process: its parent is
+ * services.exe. To ask the dispatcher itself would take wine ten seconds.
+ */
+static bool
+plat_is_started_as_service(void)
+{
+    HANDLE all = CreateToolhelp32Snapshot(TH32CS_SNAPPROCESS, 0);
+    PROCESSENTRY32W entry = {.dwSize = sizeof entry};
+    DWORD parent = 0;
+    bool found = false;
+
+    if (all == INVALID_HANDLE_VALUE)
+        return true; /* then let the dispatcher say */
+    for (BOOL more = Process32FirstW(all, &entry); more; more = Process32NextW(all, &entry))
+        if (entry.th32ProcessID == GetCurrentProcessId())
+            parent = entry.th32ParentProcessID;
+    for (BOOL more = Process32FirstW(all, &entry); more; more = Process32NextW(all, &entry))
+        found = found ||
+            (entry.th32ProcessID == parent && _wcsicmp(entry.szExeFile, L"services.exe") == 0);
+    CloseHandle(all);
+    return found;
+}
+
+static int
+plat_run(int (*run)(const char *), const char *file)
+{
+    SERVICE_TABLE_ENTRYW table[] = {{plat_windows.name, plat_service_main}, {NULL, NULL}};
+
+    plat_windows.run = run;
+    plat_windows.file = file;
+    if (plat_is_started_as_service() &&
+        StartServiceCtrlDispatcherW(table)) /* it returns when the service has ended */
+        return plat_windows.result;
+    return run(file); /* nobody started it as a service */
+}
+
+static bool
+plat_has_console(void)
+{
+    HANDLE out = GetStdHandle(STD_OUTPUT_HANDLE);
+
+    return !plat_windows.is_service && out && out != INVALID_HANDLE_VALUE;
+}
+
+static void
+plat_report(enum plat_state state, const char *text)
+{
+    if (state == PLAT_RUNNING)
+        plat_tell_manager(SERVICE_RUNNING, 0);
+    if (state == PLAT_STOPPING)
+        plat_tell_manager(SERVICE_STOP_PENDING, 0);
+    else
+        plat_add_event(
+            state == PLAT_FAILED ? EVENTLOG_ERROR_TYPE : EVENTLOG_INFORMATION_TYPE, text);
+}
+
+/*
+ * Ctrl-C and its like. The system ends the process when this returns from the
+ * last three, so it does not: the program has five seconds. A thread of the system.
+ */
+static BOOL WINAPI
+plat_console_control(DWORD event)
+{
+    if (event == CTRL_LOGOFF_EVENT && plat_windows.is_service)
+        return TRUE; /* some user has left, the service stays */
+    plat_ask_stop(event == CTRL_C_EVENT  ? "Ctrl-C"
+            : event == CTRL_BREAK_EVENT  ? "Ctrl-Break"
+            : event == CTRL_CLOSE_EVENT  ? "closing of the console"
+            : event == CTRL_LOGOFF_EVENT ? "log-off"
+                                         : "shutdown of the machine");
+    if (event != CTRL_C_EVENT && event != CTRL_BREAK_EVENT)
+        Sleep(INFINITE);
+    return TRUE;
+}
+
+static void
+plat_block_stop(void)
+{
+    SetConsoleCtrlHandler(plat_console_control, TRUE);
+}
+
+static const char *
+plat_wait_stop(int wait_ms)
+{
+    return WaitForSingleObject(plat_windows.stop, (DWORD)wait_ms) == WAIT_OBJECT_0
+        ? atomic_load(&plat_windows.why)
+        : NULL;
+}
+
+static int64_t
+plat_now_ms(void)
+{
+    return (int64_t)GetTickCount64();
+}
+
+static int64_t
+plat_wall_ms(void)
+{
+    FILETIME t;
+
+    GetSystemTimePreciseAsFileTime(&t);
+    return (int64_t)((uint64_t)t.dwHighDateTime << 32 | t.dwLowDateTime) / 10000 -
+        INT64_C(11644473600000); /* from 1601 to 1970 */
+}
+
+static void
+plat_date(time_t s, struct tm *out)
+{
+    gmtime_s(out, &s);
+}
+
+static void
+plat_sleep_ms(int ms)
+{
+    Sleep((DWORD)ms);
+}
+
+static int
+plat_random(void *out, size_t len)
+{
+    return RtlGenRandom(out, (ULONG)len) ? 0 : -1;
+}
+
+static void
+plat_mutex_init(struct plat_mutex *m)
+{
+    InitializeSRWLock(&m->m);
+}
+
+static void
+plat_mutex_done(struct plat_mutex *m)
+{
+    (void)m; /* it holds nothing */
+}
+
+static void
+plat_lock(struct plat_mutex *m)
+{
+    AcquireSRWLockExclusive(&m->m);
+}
+
+static void
+plat_unlock(struct plat_mutex *m)
+{
+    ReleaseSRWLockExclusive(&m->m);
+}
+
+static void
+plat_cond_init(struct plat_cond *c)
+{
+    InitializeConditionVariable(&c->c);
+}
+
+static void
+plat_cond_done(struct plat_cond *c)
+{
+    (void)c; /* it holds nothing */
+}
+
+static void
+plat_cond_wake_one(struct plat_cond *c)
+{
+    WakeConditionVariable(&c->c);
+}
+
+static void
+plat_cond_wake(struct plat_cond *c)
+{
+    WakeAllConditionVariable(&c->c);
+}
+
+static void
+plat_cond_wait(struct plat_cond *c, struct plat_mutex *m, int64_t wait_ms)
+{
+    SleepConditionVariableSRW(&c->c, &m->m,
+        wait_ms < 0                 ? INFINITE
+            : wait_ms > WAIT_MAX_MS ? WAIT_MAX_MS
+                                    : (DWORD)wait_ms,
+        0);
+}
+
+/* What the thread library starts: calls the entry that plat_thread_start was given. */
+static unsigned __stdcall plat_thread_run(void *arg)
+{
+    struct plat_thread *thread = arg;
+
+    thread->entry(thread->arg);
+    return 0;
+}
+
+static int
+plat_thread_start(struct plat_thread *thread, void (*entry)(void *), void *arg)
+{
+    thread->entry = entry;
+    thread->arg = arg;
+    /* Four times the room: network providers and virus scanners work in the threads of others. */
+    thread->t = (HANDLE)_beginthreadex(
+        NULL, 4 * THREAD_STACK, plat_thread_run, thread, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
+    return thread->t ? 0 : -1;
+}
+
+static void
+plat_thread_join(struct plat_thread *thread)
+{
+    WaitForSingleObject(thread->t, INFINITE);
+    CloseHandle(thread->t);
+}
+
+static void
+plat_thread_leave(struct plat_thread *thread)
+{
+    CloseHandle(thread->t);
+}
+
+_Noreturn static void
+plat_exit_now(int code)
+{
+    if (plat_windows.code_page)
+        SetConsoleOutputCP(plat_windows.code_page);
+    plat_tell_manager(SERVICE_STOPPED, code);
+    TerminateProcess(GetCurrentProcess(), (UINT)code);
+    abort(); /* not reached */
+}
+
+static const char *
+plat_error(void)
+{
+    int number = errno;
+    struct plat_message *m;
+    wchar_t text[200] = L"";
+    DWORD n;
+
+    for (size_t i = 0; i < sizeof PLAT_ERRORS / sizeof *PLAT_ERRORS; i++)
+        if (PLAT_ERRORS[i].number == number)
+            return PLAT_ERRORS[i].text;
+    if (number < PLAT_ERRNO)
+        return strerror(number);
+    plat_lock(&plat_windows.message_lock);
+    for (m = plat_windows.messages; m && m->number != number;)
+        m = m->next;
+    if (!m && (m = calloc(1, sizeof *m)) != NULL) {
+        static const DWORD languages[] = {MAKELANGID(LANG_ENGLISH, SUBLANG_ENGLISH_US), 0};
+        for (size_t i = 0, found = 0; i < 2 && !found; i++)
+            found = FormatMessageW(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS |
+                    FORMAT_MESSAGE_MAX_WIDTH_MASK,
+                NULL, (DWORD)(number - PLAT_ERRNO), languages[i], text, 200, NULL);
+        for (n = (DWORD)wcslen(text); n > 0 && (text[n - 1] <= L' ' || text[n - 1] == L'.');)
+            text[--n] = L'\0';
+        plat_narrow(text, m->text, sizeof m->text - 24);
+        snprintf(m->text + strlen(m->text), 24, "%serror %d", n ? " - " : "", number - PLAT_ERRNO);
+        m->number = number;
+        m->next = plat_windows.messages;
+        plat_windows.messages = m;
+    }
+    plat_unlock(&plat_windows.message_lock);
+    errno = number;
+    return m ? m->text : "out of memory";
+}
+
+/* A word for a failed look-up. */
+static const char *
+plat_resolver_error(int failed)
+{
+    return failed == WSAHOST_NOT_FOUND || failed == WSANO_DATA ? "Name does not resolve"
+        : failed == WSATRY_AGAIN                               ? "Try again"
+        : failed == WSANO_RECOVERY                             ? "Non-recoverable error"
+                                   : (plat_fail((DWORD)failed), plat_error());
+}
+
+static intptr_t
+plat_udp_open(const struct plat_addr *addr, int *buffer_len)
+{
+    SOCKET s = socket(addr->ss.ss_family, SOCK_DGRAM, 0);
+    int want = RECV_BUFFER, size = sizeof *buffer_len;
+    DWORD off = 0, on = 1, none;
+    u_long nonblocking = 1;
+
+    if (s == INVALID_SOCKET)
+        return plat_fail((DWORD)WSAGetLastError());
+    SetHandleInformation((HANDLE)s, HANDLE_FLAG_INHERIT, 0);
+    setsockopt(s, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, (const void *)&on, sizeof on);
+    setsockopt(s, SOL_SOCKET, SO_RCVBUF, (const void *)&want, sizeof want);
+    if (addr->ss.ss_family == AF_INET6)
+        setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, (const void *)&off, sizeof off);
+    /* Without these an ICMP answer to what we never sent would end a receive call with an error. */
+    WSAIoctl(s, SIO_UDP_CONNRESET, &off, sizeof off, NULL, 0, &none, NULL, NULL);
+    WSAIoctl(s, SIO_UDP_NETRESET, &off, sizeof off, NULL, 0, &none, NULL, NULL);
+    getsockopt(s, SOL_SOCKET, SO_RCVBUF, (void *)buffer_len, &size);
+    if (ioctlsocket(s, (long)FIONBIO, &nonblocking) == 0 &&
+        bind(s, (const void *)&addr->ss, addr->len) == 0)
+        return (intptr_t)s;
+    /* WSAEACCES: in use by a program that shares it as little as we do */
+    plat_fail(WSAGetLastError() == WSAEACCES ? WSAEADDRINUSE : (DWORD)WSAGetLastError());
+    closesocket(s);
+    return -1;
+}
+
+static struct plat_batch *
+plat_batch_new(void)
+{
+    struct plat_batch *b = calloc(1, sizeof *b);
+    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
+
+    if (!room) {
+        free(b);
+        return NULL;
+    }
+    for (int i = 0; i < RECV_BATCH; i++)
+        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
+    return b;
+}
+
+static int
+plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
+{
+    int n = 0;
+
+    if (wait)
+        plat_wait(&sock, 1, PLAT_READ, SLICE_MS);
+    while (n < RECV_BATCH) {
+        int size = sizeof b->from[n].ss;
+        int len = recvfrom(
+            (SOCKET)sock, b->data[n], DATAGRAM_ROOM, 0, (void *)&b->from[n].ss, &size);
+        int failed = len < 0 ? WSAGetLastError() : 0;
+        if (failed == WSAECONNRESET || failed == WSAENETRESET)
+            continue; /* about something else than what arrives */
+        if (failed && failed != WSAEMSGSIZE) {
+            plat_fail((DWORD)failed);
+            return n > 0 || failed == WSAEWOULDBLOCK ? n : -1;
+        }
+        b->len[n] = failed ? DATAGRAM_ROOM : (size_t)len;
+        b->from[n++].len = size;
+    }
+    return n;
+}
+
+static uint32_t
+plat_udp_drops(intptr_t sock)
+{
+    (void)sock; /* the system counts them for the machine as a whole only */
+    return 0;
+}
+
+static intptr_t
+plat_tcp_connect(const struct plat_addr *addr)
+{
+    SOCKET s = socket(addr->ss.ss_family, SOCK_STREAM, 0);
+    DWORD on = 1, off = 0;
+    u_long nonblocking = 1;
+
+    if (s == INVALID_SOCKET)
+        return plat_fail((DWORD)WSAGetLastError());
+    SetHandleInformation((HANDLE)s, HANDLE_FLAG_INHERIT, 0);
+    setsockopt(s, IPPROTO_TCP, TCP_NODELAY, (const void *)&on, sizeof on);
+    setsockopt(
+        s, SOL_SOCKET, SO_OOBINLINE, (const void *)&on, sizeof on); /* or select would not rest */
+    if (addr->ss.ss_family == AF_INET6) /* ::ffff:127.0.0.1 and the like */
+        setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, (const void *)&off, sizeof off);
+    if (ioctlsocket(s, (long)FIONBIO, &nonblocking) == 0 &&
+        (connect(s, (const void *)&addr->ss, addr->len) == 0 ||
+            WSAGetLastError() == WSAEWOULDBLOCK))
+        return (intptr_t)s;
+    plat_fail((DWORD)WSAGetLastError());
+    closesocket(s);
+    return -1;
+}
+
+static int
+plat_tcp_connected(intptr_t sock)
+{
+    int failed = 0, size = sizeof failed;
+
+    if (getsockopt((SOCKET)sock, SOL_SOCKET, SO_ERROR, (void *)&failed, &size) != 0)
+        failed = WSAGetLastError();
+    return failed ? plat_fail((DWORD)failed) : 0;
+}
+
+/* With select: WSAPoll keeps a failed connect to itself before Windows 10 2004. */
+static unsigned
+plat_wait(const intptr_t *socks, int n, int want, int wait_ms)
+{
+    struct timeval wait = {wait_ms / 1000, wait_ms % 1000 * 1000};
+    fd_set in, out, failed;
+    unsigned ready = 0, all = 0;
+    int count;
+
+    FD_ZERO(&in);
+    FD_ZERO(&out);
+    FD_ZERO(&failed); /* what could not connect; any other failure counts as readable */
+    for (int i = 0; i < n; i++) {
+        if (socks[i] < 0)
+            continue;
+        all |= 1u << i;
+        if (want & PLAT_READ)
+            FD_SET((SOCKET)socks[i], &in);
+        if (want & PLAT_WRITE) {
+            FD_SET((SOCKET)socks[i], &out);
+            FD_SET((SOCKET)socks[i], &failed);
+        }
+    }
+    if (!all) { /* select wants at least one */
+        Sleep((DWORD)wait_ms);
+        return 0;
+    }
+    count = select(0, want & PLAT_READ ? &in : NULL, want & PLAT_WRITE ? &out : NULL,
+        want & PLAT_WRITE ? &failed : NULL, &wait);
+    if (count < 0)
+        return all; /* the next call on a socket says why */
+    for (int i = 0; count > 0 && i < n; i++)
+        if (socks[i] >= 0 &&
+            (FD_ISSET((SOCKET)socks[i], &in) || FD_ISSET((SOCKET)socks[i], &out) ||
+                FD_ISSET((SOCKET)socks[i], &failed)))
+            ready |= 1u << i;
+    return ready;
+}
+
+static int
+plat_send(intptr_t sock, const void *data, size_t len)
+{
+    int n = send((SOCKET)sock, data, len > INT_MAX ? INT_MAX : (int)len, 0);
+
+    if (n < 0)
+        return WSAGetLastError() == WSAEWOULDBLOCK ? PLAT_AGAIN
+                                                   : plat_fail((DWORD)WSAGetLastError());
+    return n;
+}
+
+static int
+plat_recv(intptr_t sock, void *data, size_t len)
+{
+    int n = recv((SOCKET)sock, data, len > INT_MAX ? INT_MAX : (int)len, 0);
+
+    if (n < 0)
+        return WSAGetLastError() == WSAEWOULDBLOCK ? PLAT_AGAIN
+                                                   : plat_fail((DWORD)WSAGetLastError());
+    return n;
+}
+
+static void
+plat_close(intptr_t sock)
+{
+    if (sock >= 0)
+        closesocket((SOCKET)sock);
+}
+
+static int
+plat_read_file(const char *path, size_t max, char **data, size_t *len)
+{
+    HANDLE h;
+    char *room = NULL;
+    DWORD n = 1;
+    size_t have = 0;
+    int failed = 0;
+
+    if (plat_is_folder(path)) {
+        errno = EISDIR;
+        return -1;
+    }
+    h = plat_open(path, GENERIC_READ, OPEN_EXISTING, 0);
+    if (h == INVALID_HANDLE_VALUE)
+        return -1;
+    if (!(room = malloc(max + 2)))
+        failed = ENOMEM;
+    while (!failed && n > 0) {
+        if (!ReadFile(h, room + have, (DWORD)(max + 1 - have), &n, NULL)) {
+            plat_fail_last();
+            failed = errno;
+            break;
+        }
+        have += n;
+        if (have > max)
+            failed = EFBIG;
+    }
+    CloseHandle(h);
+    if (failed || !room) {
+        free(room);
+        errno = failed;
+        return -1;
+    }
+    room[have] = '\0';
+    *data = room;
+    *len = have;
+    return 0;
+}
+
+static void
+plat_host_name(char *out, size_t size)
+{
+    wchar_t name[256] = L"";
+    DWORD n = 256;
+
+    if (!GetComputerNameExW(ComputerNameDnsHostname, name, &n))
+        name[0] = L'\0';
+    plat_narrow(name, out, size);
+}
+
+static bool
+plat_is_slash(char c)
+{
+    return c == '\\' || c == '/';
+}
+
+static bool
+plat_has_drive(const char *path)
+{
+    return ((path[0] | 0x20) >= 'a' && (path[0] | 0x20) <= 'z') && path[1] == ':';
+}
+
+static bool
+plat_path_is_absolute(const char *path)
+{
+    return (plat_has_drive(path) && plat_is_slash(path[2])) ||
+        (plat_is_slash(path[0]) && plat_is_slash(path[1]));
+}
+
+static const char *
+plat_path_problem(const char *path)
+{
+    if (plat_path_is_absolute(path))
+        return NULL;
+    if (plat_has_drive(path))
+        return "the path counts from wherever that drive's current folder is: write a backslash "
+               "behind the colon, as in C:\\butler\\butler.yaml";
+    if (plat_is_slash(path[0]))
+        return "the path names no drive: write one before it, as in C:\\butler\\butler.yaml";
+    return NULL;
+}
+
+static size_t
+plat_path_folder_len(const char *path)
+{
+    size_t len = strlen(path);
+
+    while (len > 0 && !plat_is_slash(path[len - 1]) && !(len == 2 && plat_has_drive(path)))
+        len--;
+    return len;
+}
+
+/*
+ * The SID of the account that the program runs as, as text; to be freed with
+ * LocalFree, NULL: none.
+ */
+static wchar_t *
+plat_own_sid(void)
+{
+    union {
+        TOKEN_USER user;
+        char room[sizeof(TOKEN_USER) + SECURITY_MAX_SID_SIZE];
+    } u;
+    HANDLE token;
+    DWORD n;
+    wchar_t *text = NULL;
+
+    if (!OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &token))
+        return NULL;
+    if (!GetTokenInformation(token, TokenUser, &u, sizeof u, &n) ||
+        !ConvertSidToStringSidW(u.user.User.Sid, &text))
+        text = NULL;
+    CloseHandle(token);
+    return text;
+}
+
+/*
+ * Makes one folder, for its account (a SID) beside SYSTEM and the
+ * administrators only, NULL: as its parent says.
+ */
+static int
+plat_make_one_folder(const wchar_t *path, const wchar_t *sid)
+{
+    SECURITY_ATTRIBUTES sa = {.nLength = sizeof sa};
+    wchar_t rules[400];
+    int made;
+
+    if (sid) {
+        _snwprintf(rules, 399, L"D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;FA;;;%ls)", sid);
+        rules[399] = L'\0';
+        if (!ConvertStringSecurityDescriptorToSecurityDescriptorW(
+                rules, SDDL_REVISION_1, &sa.lpSecurityDescriptor, NULL))
+            return plat_fail_last();
+    }
+    made = CreateDirectoryW(path, sid ? &sa : NULL) ? 0 : plat_fail_last();
+    if (sid) {
+        int failed = errno;
+        LocalFree(sa.lpSecurityDescriptor);
+        errno = failed;
+    }
+    return made;
+}
+
+/*
+ * Makes a folder and those above it; sid as above, for the last one. 0, 1: it
+ * was there, -1 with errno.
+ */
+static int
+plat_make_folders(wchar_t *path, const wchar_t *sid)
+{
+    wchar_t *slash = path + wcslen(path);
+    DWORD a;
+    int failed;
+
+    while (slash > path + 7 && slash[-1] == L'\\') /* \\?\C:\ needs its own */
+        *--slash = L'\0';
+    failed = plat_make_one_folder(path, sid);
+    if (failed && errno == ENOENT) { /* first those above */
+        slash = wcsrchr(path, L'\\');
+        if (slash && slash > path + 6) {
+            *slash = L'\0';
+            failed = plat_make_folders(path, NULL) < 0;
+            *slash = L'\\';
+            failed = failed ? -1 : plat_make_one_folder(path, sid);
+        }
+    }
+    if (!failed)
+        return 0;
+    a = GetFileAttributesW(path);
+    if (a == INVALID_FILE_ATTRIBUTES)
+        return -1;
+    if (a & FILE_ATTRIBUTE_DIRECTORY)
+        return 1;
+    errno = ENOTDIR;
+    return -1;
+}
+
+static int
+plat_make_folder(const char *path, bool is_private)
+{
+    wchar_t *wide = plat_wide_path(path), *sid = is_private ? plat_own_sid() : NULL;
+    int made = wide ? plat_make_folders(wide, sid) : -1, failed = errno;
+
+    LocalFree(sid);
+    free(wide);
+    errno = failed;
+    return made < 0 ? -1 : 0;
+}
+
+static int
+plat_append_open(const char *path)
+{
+    return plat_descriptor(plat_open(path, FILE_APPEND_DATA | SYNCHRONIZE, OPEN_ALWAYS, 0));
+}
+
+static int
+plat_write(int handle, const char *data, size_t len)
+{
+    while (len > 0) {
+        OVERLAPPED end = {.Offset = 0xffffffff, .OffsetHigh = 0xffffffff}; /* wherever that is */
+        DWORD n = 0;
+        if (!WriteFile(plat_handle(handle), data, len > 1u << 30 ? 1u << 30 : (DWORD)len, &n, &end))
+            return plat_fail_last();
+        data += n;
+        len -= n;
+    }
+    return 0;
+}
+
+static void
+plat_file_close(int handle)
+{
+    if (handle >= 0)
+        _close(handle);
+}
+
+/*
+ * Whether a rule of the file gives one of the rights to those who are no
+ * administrators: all, logged-on, local or guest users.
+ */
+static bool
+plat_others_may(const char *path, DWORD rights)
+{
+    static const WELL_KNOWN_SID_TYPE others[] = {WinWorldSid, WinAuthenticatedUserSid,
+        WinBuiltinUsersSid, WinInteractiveSid, WinBuiltinGuestsSid, WinAnonymousSid};
+    HANDLE h = plat_open(path, READ_CONTROL, OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS);
+    PSECURITY_DESCRIPTOR sd = NULL;
+    ACL *acl = NULL;
+    bool may = false;
+
+    if (h == INVALID_HANDLE_VALUE)
+        return false;
+    if (GetSecurityInfo(
+            h, SE_FILE_OBJECT, DACL_SECURITY_INFORMATION, NULL, NULL, &acl, NULL, &sd) == 0) {
+        may = !acl; /* no list of rules: everybody may do everything */
+        for (DWORD i = 0; acl && i < acl->AceCount; i++) {
+            ACCESS_ALLOWED_ACE *ace;
+            if (!GetAce(acl, i, (void **)&ace) || ace->Header.AceType != ACCESS_ALLOWED_ACE_TYPE ||
+                (ace->Header.AceFlags & INHERIT_ONLY_ACE) || !(ace->Mask & rights))
+                continue;
+            for (size_t k = 0; k < sizeof others / sizeof *others; k++)
+                may = may || IsWellKnownSid(&ace->SidStart, others[k]);
+        }
+        LocalFree(sd);
+    }
+    CloseHandle(h);
+    return may;
+}
+
+static bool
+plat_folder_is_open(const char *path)
+{
+    return plat_others_may(path, FILE_LIST_DIRECTORY | GENERIC_READ | GENERIC_ALL);
+}
+
+/* The name under which plat_file_replace puts a file away for a moment; malloc, NULL with errno. */
+static wchar_t *
+plat_aside(const wchar_t *path)
+{
+    wchar_t *aside = malloc((wcslen(path) + 5) * sizeof *aside);
+
+    if (aside) {
+        wcscpy(aside, path);
+        wcscat(aside, L".old");
+    } else
+        errno = ENOMEM;
+    return aside;
+}
+
+/*
+ * The system can lose its power inside plat_file_replace, with a file put aside
+ * and none in its place: then that one is the file.
+ */
+static int
+plat_state_open(const char *path, bool read_only, bool empty)
+{
+    wchar_t *wide = plat_wide_path(path), *aside = wide ? plat_aside(wide) : NULL;
+    DWORD access = GENERIC_READ | (read_only ? 0 : GENERIC_WRITE);
+    DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
+    HANDLE h = INVALID_HANDLE_VALUE;
+    DWORD a = wide ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
+    bool back = true;
+    int fd, failed;
+
+    if (aside && !read_only && a != INVALID_FILE_ATTRIBUTES)
+        DeleteFileW(aside); /* it has been replaced */
+    else if (aside && !read_only && GetFileAttributesW(aside) != INVALID_FILE_ATTRIBUTES)
+        back = MoveFileExW(aside, wide, MOVEFILE_WRITE_THROUGH);
+    if (!back)
+        plat_fail_last(); /* without it all that waits would be forgotten */
+    else if (a != INVALID_FILE_ATTRIBUTES && (a & FILE_ATTRIBUTE_DIRECTORY))
+        errno = EINVAL;
+    else if (aside) {
+        h = CreateFileW(
+            wide, access, share, NULL, read_only ? OPEN_EXISTING : OPEN_ALWAYS, 0, NULL);
+        if (h == INVALID_HANDLE_VALUE)
+            plat_fail_last();
+        if (h == INVALID_HANDLE_VALUE && read_only && errno == ENOENT)
+            h = CreateFileW(aside, access, share, NULL, OPEN_EXISTING, 0, NULL);
+    }
+    failed = errno;
+    free(aside);
+    free(wide);
+    errno = failed;
+    fd = plat_descriptor(h);
+    if (fd >= 0 && empty && plat_file_cut(fd, 0) != 0) {
+        failed = errno;
+        _close(fd);
+        errno = failed;
+        fd = -1;
+    }
+    return fd;
+}
+
+/* The lock stands far behind the end, as it would keep others from reading what it covers. */
+static int
+plat_file_lock(int handle)
+{
+    OVERLAPPED where = {.OffsetHigh = 0x7fffffff};
+
+    return LockFileEx(plat_handle(handle), LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY, 0,
+               1, 0, &where)
+        ? 0
+        : plat_fail_last();
+}
+
+static bool
+plat_is_locked_error(void)
+{
+    return errno == EWOULDBLOCK;
+}
+
+static int64_t
+plat_read_at(int handle, void *data, size_t len, int64_t offset)
+{
+    OVERLAPPED where = {
+        .Offset = (DWORD)(uint64_t)offset, .OffsetHigh = (DWORD)((uint64_t)offset >> 32)};
+    DWORD n = 0;
+
+    if (ReadFile(plat_handle(handle), data, len > 1u << 30 ? 1u << 30 : (DWORD)len, &n, &where))
+        return n;
+    return GetLastError() == ERROR_HANDLE_EOF ? 0 : plat_fail_last();
+}
+
+static int64_t
+plat_file_len(int handle)
+{
+    LARGE_INTEGER len;
+
+    return GetFileSizeEx(plat_handle(handle), &len) ? len.QuadPart : plat_fail_last();
+}
+
+static int64_t
+plat_path_len(const char *path)
+{
+    wchar_t *wide = plat_wide_path(path);
+    WIN32_FILE_ATTRIBUTE_DATA data;
+    int64_t len = 0;
+
+    if (wide && GetFileAttributesExW(wide, GetFileExInfoStandard, &data))
+        len = (int64_t)((uint64_t)data.nFileSizeHigh << 32 | data.nFileSizeLow);
+    free(wide);
+    return len;
+}
+
+static bool
+plat_file_is_at(int handle, const char *path)
+{
+    BY_HANDLE_FILE_INFORMATION mine, named;
+    FILE_STANDARD_INFO state;
+    HANDLE h;
+    bool same;
+
+    if (!GetFileInformationByHandle(plat_handle(handle), &mine))
+        return false;
+    if (GetFileInformationByHandleEx(plat_handle(handle), FileStandardInfo, &state, sizeof state) &&
+        state.DeletePending)
+        return false; /* the name goes when the last handle is closed */
+    h = plat_open(path, 0, OPEN_EXISTING, 0);
+    if (h == INVALID_HANDLE_VALUE)
+        return errno != ENOENT && errno != ENOTDIR; /* it cannot be seen, which is something else */
+    same = !GetFileInformationByHandle(h, &named) ||
+        (mine.nFileIndexLow == named.nFileIndexLow && mine.nFileIndexHigh == named.nFileIndexHigh);
+    CloseHandle(h);
+    return same;
+}
+
+static bool
+plat_path_is_file(const char *path)
+{
+    DWORD a = plat_attributes(path);
+
+    return a != INVALID_FILE_ATTRIBUTES &&
+        !(a & (FILE_ATTRIBUTE_DIRECTORY | FILE_ATTRIBUTE_REPARSE_POINT));
+}
+
+static int
+plat_file_cut(int handle, int64_t len)
+{
+    FILE_END_OF_FILE_INFO end = {.EndOfFile = {.QuadPart = len}};
+
+    return SetFileInformationByHandle(plat_handle(handle), FileEndOfFileInfo, &end, sizeof end)
+        ? 0
+        : plat_fail_last();
+}
+
+static int
+plat_file_sync(int handle)
+{
+    return FlushFileBuffers(plat_handle(handle)) ? 0 : plat_fail_last();
+}
+
+static int
+plat_folder_sync(const char *path)
+{
+    (void)path; /* plat_file_replace writes names through, and NTFS has a journal of its own */
+    return 0;
+}
+
+/* Renames a file, for good. 0, or errno. */
+static int
+plat_move(const wchar_t *from, const wchar_t *to, DWORD how)
+{
+    return MoveFileExW(from, to, how | MOVEFILE_WRITE_THROUGH) ? 0 : (plat_fail_last(), errno);
+}
+
+/*
+ * In two steps where the system does not replace a file that is open: it puts
+ * the old one aside, which plat_state_open finds if there is no second step.
+ */
+static int
+plat_file_replace(const char *from, const char *to)
+{
+    wchar_t *wide_from = plat_wide_path(from), *wide_to = plat_wide_path(to);
+    wchar_t *aside = wide_to ? plat_aside(wide_to) : NULL;
+    int failed = ENOMEM;
+
+    if (wide_from && aside) {
+        failed = plat_move(wide_from, wide_to, MOVEFILE_REPLACE_EXISTING);
+        if (failed == EACCES || failed == PLAT_ERRNO + ERROR_SHARING_VIOLATION) {
+            bool taken = plat_move(wide_to, aside, MOVEFILE_REPLACE_EXISTING) == 0;
+            failed = taken ? plat_move(wide_from, wide_to, 0) : failed;
+            if (failed && taken)
+                plat_move(aside, wide_to, 0);
+        }
+        if (!failed)
+            DeleteFileW(aside); /* also one that could not be deleted before */
+    }
+    free(aside);
+    free(wide_to);
+    free(wide_from);
+    errno = failed;
+    return failed ? -1 : 0;
+}
+
+static int
+plat_process_id(void)
+{
+    return (int)GetCurrentProcessId();
+}
+
+static void
+plat_folder_each(const char *path, void (*each)(const char *, void *), void *arg)
+{
+    size_t len = strlen(path);
+    char *pattern = malloc(len + 3);
+    wchar_t *wide;
+    WIN32_FIND_DATAW found;
+    HANDLE h;
+
+    if (!pattern)
+        return;
+    memcpy(pattern, path, len);
+    memcpy(pattern + len, "\\*", 3);
+    wide = plat_wide_path(pattern);
+    h = wide ? FindFirstFileW(wide, &found) : INVALID_HANDLE_VALUE;
+    if (h != INVALID_HANDLE_VALUE) {
+        do {
+            char *name = plat_narrow_copy(found.cFileName);
+            if (name)
+                each(name, arg);
+            free(name);
+        } while (FindNextFileW(h, &found));
+        FindClose(h);
+    }
+    free(wide);
+    free(pattern);
+}
+
+static void
+plat_remove(const char *path)
+{
+    wchar_t *wide = plat_wide_path(path), *aside = wide ? plat_aside(wide) : NULL;
+
+    if (aside)
+        DeleteFileW(aside); /* first, or it would take the place of the file */
+    if (wide)
+        DeleteFileW(wide);
+    free(aside);
+    free(wide);
+}
+
+/* Writes text to a console in the system's characters, anything else as it is. */
+static void
+plat_put(const char *data, size_t len)
+{
+    HANDLE out = GetStdHandle(STD_OUTPUT_HANDLE);
+    static wchar_t wide[PLAT_CONSOLE_ROOM]; /* console thread only */
+    DWORD mode, n = 0;
+
+    if (!out || out == INVALID_HANDLE_VALUE)
+        return;
+    if (GetConsoleMode(out, &mode)) {
+        int count = MultiByteToWideChar(CP_UTF8, 0, data, (int)len, wide, PLAT_CONSOLE_ROOM);
+        for (int at = 0;
+             at < count && WriteConsoleW(out, wide + at, (DWORD)(count - at), &n, NULL);)
+            at += (int)n;
+        return;
+    }
+    for (size_t at = 0; at < len && WriteFile(out, data + at, (DWORD)(len - at), &n, NULL); at += n)
+        if (n == 0)
+            Sleep(SLICE_MS); /* a full pipe that does not wait */
+}
+
+/* The console thread: a console whose user selects text, or a full pipe, holds up it alone. */
+static void
+plat_console_thread(void *arg)
+{
+    (void)arg;
+    plat_lock(&plat_windows.console_lock);
+    for (;;) {
+        while (plat_windows.console_len == 0)
+            plat_cond_wait(&plat_windows.console_change, &plat_windows.console_lock, -1);
+        plat_unlock(&plat_windows.console_lock);
+        plat_put(plat_windows.console_data, plat_windows.console_len);
+        plat_lock(&plat_windows.console_lock);
+        plat_windows.console_len = 0;
+        plat_cond_wake(&plat_windows.console_change);
+    }
+}
+
+/* Waits up to wait_ms until what waits for the console is written; whether it is. */
+static bool
+plat_console_await_locked(int wait_ms)
+{
+    int64_t until_ms = plat_now_ms() + wait_ms, left;
+
+    while (plat_windows.console_len > 0 && (left = until_ms - plat_now_ms()) > 0)
+        plat_cond_wait(&plat_windows.console_change, &plat_windows.console_lock, left);
+    return plat_windows.console_len == 0;
+}
+
+static size_t
+plat_console_write(const char *data, size_t len, int wait_ms)
+{
+    size_t done = 0;
+
+    if (plat_windows.is_service)
+        return len; /* nobody sees what it would write */
+    plat_lock(&plat_windows.console_lock);
+    if (!plat_windows.console_started)
+        plat_windows.console_started = plat_thread_start(
+                                           &plat_windows.console, plat_console_thread, NULL) == 0;
+    if (!plat_windows.console_started)
+        done = len; /* an error counts as written */
+    while (done < len && plat_console_await_locked(wait_ms)) {
+        size_t part = len - done < PLAT_CONSOLE_ROOM ? len - done : PLAT_CONSOLE_ROOM;
+        while (part < len - done && part > 1 && (data[done + part] & 0xc0) == 0x80)
+            part--; /* not inside a character */
+        memcpy(plat_windows.console_data, data + done, part);
+        plat_windows.console_len = part;
+        plat_cond_wake(&plat_windows.console_change);
+        done += part;
+    }
+    plat_console_await_locked(wait_ms);
+    plat_unlock(&plat_windows.console_lock);
+    return done;
+}
+
+/*
+ * What is used of crypt32.dll. Not linked: the system would first look for it
+ * beside the exe, where somebody may have put another one.
+ */
+struct plat_crypt {
+    __typeof__(&CertOpenStore) open_store;
+    __typeof__(&CertCloseStore) close_store;
+    __typeof__(&CertEnumCertificatesInStore) next;
+    __typeof__(&CertFindCertificateInStore) find;
+    __typeof__(&CertFreeCertificateContext) free;
+    __typeof__(&CertGetEnhancedKeyUsage) usage;
+    __typeof__(&CertGetCertificateContextProperty) property;
+};
+
+/* Loads it from the system's own folder; NULL: there is none. Once. */
+static const struct plat_crypt *
+plat_crypt_load(void)
+{
+    static const char *const names[] = {"CertOpenStore", "CertCloseStore",
+        "CertEnumCertificatesInStore", "CertFindCertificateInStore", "CertFreeCertificateContext",
+        "CertGetEnhancedKeyUsage", "CertGetCertificateContextProperty"};
+    static struct plat_crypt crypt;
+    HMODULE library = LoadLibraryExW(L"crypt32.dll", NULL, LOAD_LIBRARY_SEARCH_SYSTEM32);
+    FARPROC found[sizeof names / sizeof *names];
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!library || !(found[i] = GetProcAddress(library, names[i])))
+            return NULL;
+    memcpy(&crypt, found, sizeof crypt); /* pointers to functions, all of one size */
+    return &crypt;
+}
+
+/* Whether a certificate of the system's stores may speak for a server. */
+static bool
+plat_root_serves(const struct plat_crypt *crypt, const CERT_CONTEXT *cert, HCERTSTORE disallowed)
+{
+    union {
+        CERT_ENHKEY_USAGE usage;
+        char room[4096];
+    } u;
+    DWORD size = sizeof u;
+    /* Roots that the system has come to distrust, wholly or for what they signed after a day. */
+    static const DWORD distrust[] = {CERT_DISALLOWED_FILETIME_PROP_ID,
+        CERT_DISALLOWED_ENHKEY_USAGE_PROP_ID, CERT_NOT_BEFORE_FILETIME_PROP_ID,
+        CERT_NOT_BEFORE_ENHKEY_USAGE_PROP_ID};
+    const CERT_CONTEXT *bad = disallowed
+        ? crypt->find(disallowed, X509_ASN_ENCODING, 0, CERT_FIND_EXISTING, cert, NULL)
+        : NULL;
+
+    if (bad) {
+        crypt->free(bad);
+        return false;
+    }
+    for (size_t i = 0; i < sizeof distrust / sizeof *distrust; i++) {
+        DWORD n = 0;
+        if (crypt->property(cert, distrust[i], NULL, &n))
+            return false;
+    }
+    if (!crypt->usage(cert, 0, &u.usage, &size))
+        return GetLastError() == (DWORD)CRYPT_E_NOT_FOUND; /* no restriction */
+    if (u.usage.cUsageIdentifier == 0)
+        return GetLastError() == (DWORD)CRYPT_E_NOT_FOUND;
+    for (DWORD i = 0; i < u.usage.cUsageIdentifier; i++)
+        if (strcmp(u.usage.rgpszUsageIdentifier[i], szOID_PKIX_KP_SERVER_AUTH) == 0 ||
+            strcmp(u.usage.rgpszUsageIdentifier[i], szOID_ANY_ENHANCED_KEY_USAGE) == 0)
+            return true;
+    return false;
+}
+
+/*
+ * The machine's roots (store ROOT), and of its other authorities (store CA) those
+ * that lead to a trusted root: they stand in for servers that do not send theirs.
+ */
+static void
+plat_add_system_roots(mbedtls_x509_crt *chain)
+{
+    static const wchar_t *const names[] = {L"ROOT", L"CA"};
+    DWORD where = CERT_SYSTEM_STORE_LOCAL_MACHINE | CERT_STORE_OPEN_EXISTING_FLAG |
+        CERT_STORE_READONLY_FLAG;
+    const struct plat_crypt *crypt = plat_crypt_load();
+    HCERTSTORE disallowed;
+
+    if (!crypt)
+        return;
+    disallowed = crypt->open_store(CERT_STORE_PROV_SYSTEM_W, 0, 0, where, L"Disallowed");
+
+    for (int i = 0; i < 2; i++) {
+        HCERTSTORE store = crypt->open_store(CERT_STORE_PROV_SYSTEM_W, 0, 0, where, names[i]);
+        for (const CERT_CONTEXT *c = NULL; store && (c = crypt->next(store, c)) != NULL;) {
+            mbedtls_x509_crt crt;
+            uint32_t flags;
+            mbedtls_x509_crt_init(&crt);
+            if (plat_root_serves(crypt, c, disallowed) &&
+                (i == 0 ||
+                    (mbedtls_x509_crt_parse_der(&crt, c->pbCertEncoded, c->cbCertEncoded) == 0 &&
+                        mbedtls_x509_crt_verify(&crt, chain, NULL, NULL, &flags, NULL, NULL) == 0)))
+                mbedtls_x509_crt_parse_der(chain, c->pbCertEncoded, c->cbCertEncoded);
+            mbedtls_x509_crt_free(&crt);
+        }
+        if (store)
+            crypt->close_store(store, 0);
+    }
+    if (disallowed)
+        crypt->close_store(disallowed, 0);
+}
+
+/*
+ * The SID of the account NT SERVICE\ButlerWebhook, as text: S-1-5-80 and the
+ * SHA-1 of the name in capitals ([MS-DTYP], service SIDs). It needs no service yet.
+ */
+static void
+plat_service_sid(wchar_t out[80])
+{
+    wchar_t name[] = PLAT_SERVICE;
+    uint8_t hash[20] = {0};
+    uint32_t part[5];
+
+    for (wchar_t *p = name; *p; p++)
+        *p = (wchar_t)toupper(*p);
+    mbedtls_sha1((const void *)name, sizeof name - sizeof *name, hash);
+    memcpy(part, hash, sizeof hash);
+    _snwprintf(out, 79, L"S-1-5-80-%lu-%lu-%lu-%lu-%lu", (unsigned long)part[0],
+        (unsigned long)part[1], (unsigned long)part[2], (unsigned long)part[3],
+        (unsigned long)part[4]);
+    out[79] = L'\0';
+}
+
+/*
+ * Adds a rule to a file or folder: the account (a SID) may do this, in a
+ * folder also with what it holds.
+ */
+static int
+plat_grant(const char *path, const wchar_t *sid, DWORD rights)
+{
+    HANDLE h = plat_open(path, READ_CONTROL | WRITE_DAC, OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS);
+    PSECURITY_DESCRIPTOR sd = NULL;
+    ACL *old = NULL, *acl = NULL;
+    PSID account = NULL;
+    DWORD failed;
+    EXPLICIT_ACCESSW rule = {.grfAccessPermissions = rights,
+        .grfAccessMode = GRANT_ACCESS,
+        .grfInheritance = plat_is_folder(path) ? SUB_CONTAINERS_AND_OBJECTS_INHERIT
+                                               : NO_INHERITANCE};
+
+    if (h == INVALID_HANDLE_VALUE)
+        return -1;
+    failed = ConvertStringSidToSidW(sid, &account) ? 0 : GetLastError();
+    if (!failed)
+        failed = GetSecurityInfo(
+            h, SE_FILE_OBJECT, DACL_SECURITY_INFORMATION, NULL, NULL, &old, NULL, &sd);
+    if (!failed && old) { /* without a list of rules everybody may do everything already */
+        BuildTrusteeWithSidW(&rule.Trustee, account);
+        failed = SetEntriesInAclW(1, &rule, old, &acl);
+    }
+    if (!failed && old)
+        failed = SetSecurityInfo(
+            h, SE_FILE_OBJECT, DACL_SECURITY_INFORMATION, NULL, NULL, acl, NULL);
+    LocalFree(acl);
+    LocalFree(sd);
+    LocalFree(account);
+    CloseHandle(h);
+    return failed ? plat_fail(failed) : 0;
+}
+
+/* Says something with a path or an error in it. */
+__attribute__((format(PRINTF, 2, 3))) static void
+plat_say(void (*say)(const char *), const char *format, ...)
+{
+    char text[1400];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    say(text);
+}
+
+/* Writes the exe's own path. 0, or -1 with errno. */
+static int
+plat_own_path(wchar_t *out, DWORD size)
+{
+    DWORD n = GetModuleFileNameW(NULL, out, size);
+
+    if (n > 0 && n < size)
+        return 0;
+    return plat_fail(n ? ERROR_INSUFFICIENT_BUFFER : GetLastError());
+}
+
+/*
+ * Registers the source of our events, so that the event viewer shows their
+ * text alone. 0, or -1 with errno.
+ */
+static int
+plat_add_event_source(void)
+{
+    static const wchar_t file[] = L"%SystemRoot%\\System32\\EventCreate.exe"; /* 1 to 1000: "%1" */
+    DWORD types = EVENTLOG_ERROR_TYPE | EVENTLOG_WARNING_TYPE | EVENTLOG_INFORMATION_TYPE;
+    HKEY key;
+    LONG failed = RegCreateKeyExW(
+        HKEY_LOCAL_MACHINE, PLAT_EVENT_KEY, 0, NULL, 0, KEY_SET_VALUE, NULL, &key, NULL);
+
+    if (failed)
+        return plat_fail((DWORD)failed);
+    failed = RegSetValueExW(
+        key, L"EventMessageFile", 0, REG_EXPAND_SZ, (const BYTE *)file, sizeof file);
+    if (!failed)
+        failed = RegSetValueExW(
+            key, L"TypesSupported", 0, REG_DWORD, (const BYTE *)&types, sizeof types);
+    RegCloseKey(key);
+    return failed ? plat_fail((DWORD)failed) : 0;
+}
+
+/*
+ * Creates the service, or brings one that is there up to date: own process,
+ * automatic start, its own account, description, started again after a failure.
+ * *existed says which. 0, or -1 with errno.
+ */
+static int
+plat_register(SC_HANDLE manager, const wchar_t *command, bool *existed, void (*say)(const char *))
+{
+    static const wchar_t account[] = L"NT SERVICE\\" PLAT_SERVICE, shown[] = L"butler_webhook";
+    wchar_t about[] = L"Calls webhooks when Qlik Sense reload tasks fail or are aborted.";
+    /* The network may come up late; the last one is repeated. */
+    SC_ACTION again[] = {
+        {SC_ACTION_RESTART, 5000}, {SC_ACTION_RESTART, 5000}, {SC_ACTION_RESTART, 30000}};
+    SERVICE_DESCRIPTIONW description = {about};
+    SERVICE_FAILURE_ACTIONSW failure = {
+        .dwResetPeriod = 86400, .cActions = 3, .lpsaActions = again};
+    SERVICE_FAILURE_ACTIONS_FLAG also_when_it_ends = {TRUE};
+    SC_HANDLE s = CreateServiceW(manager, PLAT_SERVICE, shown, SERVICE_ALL_ACCESS,
+        SERVICE_WIN32_OWN_PROCESS, SERVICE_AUTO_START, SERVICE_ERROR_NORMAL, command, NULL, NULL,
+        NULL, account, NULL);
+    bool done = s != NULL;
+
+    *existed = !s && GetLastError() == ERROR_SERVICE_EXISTS;
+    if (*existed) {
+        s = OpenServiceW(manager, PLAT_SERVICE, SERVICE_ALL_ACCESS);
+        done = s &&
+            ChangeServiceConfigW(s, SERVICE_WIN32_OWN_PROCESS, SERVICE_AUTO_START,
+                SERVICE_ERROR_NORMAL, command, NULL, NULL, NULL, account, NULL, shown);
+    }
+    if (!done)
+        plat_fail_last();
+    else if (!ChangeServiceConfig2W(s, SERVICE_CONFIG_DESCRIPTION, &description) ||
+        !ChangeServiceConfig2W(s, SERVICE_CONFIG_FAILURE_ACTIONS, &failure) ||
+        !ChangeServiceConfig2W(s, SERVICE_CONFIG_FAILURE_ACTIONS_FLAG, &also_when_it_ends)) {
+        plat_fail_last();
+        plat_say(
+            say, "warning: the system does not take all settings of the service: %s", plat_error());
+    }
+    if (s)
+        CloseServiceHandle(s);
+    return done ? 0 : -1;
+}
+
+/* The same for an exe and its configuration, in quotes as paths may have spaces. */
+static int
+plat_register_exe(SC_HANDLE manager, const wchar_t *exe, const wchar_t *config, bool *existed,
+    void (*say)(const char *))
+{
+    size_t room = wcslen(exe) + wcslen(config) + 8;
+    wchar_t *command = malloc(room * sizeof *command);
+    int failed = -1;
+
+    if (command) {
+        swprintf(command, room, L"\"%ls\" \"%ls\"", exe, config);
+        failed = plat_register(manager, command, existed, say);
+    }
+    free(command);
+    return failed;
+}
+
+/* Makes one folder of the service's; -1: it cannot, and this was said. */
+static int
+plat_install_folder(const char *path, const wchar_t *sid, void (*say)(const char *))
+{
+    wchar_t *wide = plat_wide_path(path);
+    int made = wide ? plat_make_folders(wide, sid) : -1;
+
+    free(wide);
+    if (made == 0)
+        plat_say(say, "folder %s: made, for SYSTEM, Administrators and the service only", path);
+    else if (made > 0 &&
+        plat_grant(path, sid, FILE_GENERIC_READ | FILE_GENERIC_WRITE | DELETE) == 0)
+        plat_say(say, "folder %s: was there; the service may write in it, its other rights stay%s",
+            path,
+            plat_folder_is_open(path) ? ". Other users of this machine can look into it" : "");
+    else {
+        plat_say(say, "folder %s: cannot be made ready: %s", path, plat_error());
+        return -1;
+    }
+    return 0;
+}
+
+/* Warns of what ordinary users could do to a file that an administrator's service trusts. */
+static void
+plat_warn_writable(const wchar_t *path, const char *what, void (*say)(const char *))
+{
+    DWORD write = FILE_WRITE_DATA | FILE_APPEND_DATA | WRITE_DAC | WRITE_OWNER | DELETE |
+        FILE_DELETE_CHILD | GENERIC_WRITE | GENERIC_ALL;
+    char *text = plat_narrow_copy(path);
+    size_t len = text ? plat_path_folder_len(text) : 0;
+
+    if (text && plat_others_may(text, write))
+        plat_say(say, "warning: ordinary users of this machine may change %s %s", what, text);
+    if (text)
+        text[len] = '\0';
+    if (len > 0 && plat_others_may(text, write))
+        plat_say(say, "warning: ordinary users of this machine may change what lies in %s", text);
+    free(text);
+}
+
+/*
+ * Warns of a drive letter that only this log-on session knows (net use,
+ * subst): a service has none of them.
+ */
+static void
+plat_warn_drive(const wchar_t *path, const char *what, void (*say)(const char *))
+{
+    wchar_t drive[] = L"X:\\", target[512] = L"";
+    bool own;
+
+    if (!path[0] || path[1] != L':')
+        return;
+    drive[0] = path[0];
+    own = GetDriveTypeW(drive) == DRIVE_REMOTE;
+    drive[2] = L'\0';
+    own = own || (QueryDosDeviceW(drive, target, 512) && wcsncmp(target, L"\\??\\", 4) == 0);
+    if (own)
+        plat_say(say,
+            "warning: %s lies on drive %c:, which the service does not have: use a path on a drive "
+            "of this machine",
+            what, (char)path[0]);
+}
+
+static int
+plat_service_install(const struct plat_service *service, void (*say)(const char *))
+{
+    SC_HANDLE manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CONNECT | SC_MANAGER_CREATE_SERVICE);
+    wchar_t *full = plat_wide_path(service->config), exe[2048], sid[80];
+    const wchar_t *config = full ? plat_plain_path(full) : NULL;
+    char *own = NULL;
+    bool existed = false;
+    int failed = manager ? 0 : plat_fail_last();
+
+    if (failed)
+        plat_say(say, "cannot reach the service manager: %s%s", plat_error(),
+            errno == EACCES ? "; run this as administrator" : "");
+    plat_service_sid(sid);
+    for (size_t i = 0; !failed && i < service->folders; i++)
+        failed = plat_install_folder(service->folder[i], sid, say);
+    for (size_t i = 0; !failed && i < service->files; i++)
+        if (plat_grant(service->file[i], sid, FILE_GENERIC_READ) == 0)
+            plat_say(say, "file %s: the service may read it", service->file[i]);
+        else
+            plat_say(say, "warning: file %s: cannot let the service read it: %s", service->file[i],
+                plat_error());
+    if (!failed) {
+        failed = config ? plat_own_path(exe, 2048) : -1;
+        failed = failed ? failed : plat_register_exe(manager, exe, config, &existed, say);
+        if (failed)
+            plat_say(say, "the service cannot be registered: %s%s", plat_error(),
+                errno == PLAT_ERRNO + ERROR_SERVICE_MARKED_FOR_DELETE
+                    ? "; close the window with the services, and try again"
+                    : "");
+    }
+    if (!failed) {
+        plat_say(say,
+            "service ButlerWebhook: %s, starts with the machine as NT SERVICE\\ButlerWebhook, and "
+            "again after a failure",
+            existed ? "brought up to date" : "registered");
+        if (plat_add_event_source() != 0)
+            plat_say(say, "warning: the event log's source cannot be registered: %s", plat_error());
+        own = plat_narrow_copy(exe);
+        if (own && plat_grant(own, sid, FILE_GENERIC_READ | FILE_GENERIC_EXECUTE) != 0)
+            plat_say(say, "warning: file %s: cannot let the service run it: %s", own, plat_error());
+        plat_warn_drive(exe, "the program", say);
+        plat_warn_drive(config, "the configuration", say);
+        plat_warn_writable(exe, "the program", say);
+        plat_warn_writable(config, "the configuration", say);
+        plat_say(say, "%s",
+            existed ? "restart it: sc stop ButlerWebhook, sc start ButlerWebhook"
+                    : "start it: sc start ButlerWebhook");
+    }
+    free(own);
+    free(full);
+    if (manager)
+        CloseServiceHandle(manager);
+    return failed ? 1 : 0;
+}
+
+static int
+plat_service_uninstall(void (*say)(const char *))
+{
+    SC_HANDLE manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CONNECT);
+    SC_HANDLE s = manager
+        ? OpenServiceW(manager, PLAT_SERVICE, SERVICE_STOP | SERVICE_QUERY_STATUS | DELETE)
+        : NULL;
+    SERVICE_STATUS status = {.dwCurrentState = SERVICE_STOPPED};
+    bool removed;
+
+    if (!s)
+        plat_fail_last();
+    if (!s) {
+        bool none = errno == PLAT_ERRNO + ERROR_SERVICE_DOES_NOT_EXIST;
+        plat_say(say, none ? "there is no service ButlerWebhook" : "cannot reach the service: %s%s",
+            plat_error(), errno == EACCES ? "; run this as administrator" : "");
+        if (manager)
+            CloseServiceHandle(manager);
+        return 1;
+    }
+    if (ControlService(s, SERVICE_CONTROL_STOP, &status))
+        say("service ButlerWebhook: stopping");
+    for (int i = 0;
+         i < 100 && QueryServiceStatus(s, &status) && status.dwCurrentState != SERVICE_STOPPED; i++)
+        Sleep(100);
+    removed = DeleteService(s);
+    if (!removed)
+        plat_fail_last();
+    plat_say(say,
+        removed ? "service ButlerWebhook: removed%s" : "the service cannot be removed: %s",
+        removed ? "; the state and log folders and the configuration stay" : plat_error());
+    CloseServiceHandle(s);
+    CloseServiceHandle(manager);
+    if (removed)
+        RegDeleteKeyW(HKEY_LOCAL_MACHINE, PLAT_EVENT_KEY);
+    return removed ? 0 : 1;
+}
+
+#endif
+
+/* ---- Both ---- */
 
 /*
  * Looks host up (a name or an address, without brackets) and fills out with at
@@ -547,13 +3244,13 @@ plat_resolve(
         struct addrinfo *list;
         int failed = getaddrinfo(names[i], service, &hints, &list);
         if (failed) {
-            *why = gai_strerror(failed);
+            *why = plat_resolver_error(failed);
             return -1;
         }
         for (struct addrinfo *a = list; a && n < max; a = a->ai_next)
             if (a->ai_family == AF_INET || a->ai_family == AF_INET6) {
                 memcpy(&out[n].ss, a->ai_addr, a->ai_addrlen);
-                out[n++].len = a->ai_addrlen;
+                out[n++].len = (socklen_t)a->ai_addrlen;
             }
         freeaddrinfo(list);
     }
@@ -603,6 +3300,12 @@ plat_addr_text(const struct plat_addr *addr, bool with_port, char out[64])
         snprintf(out, 64, is6 ? "[%s]:%d" : "%s:%d", host, port);
 }
 
+static bool
+plat_addr_is_ipv4(const struct plat_addr *addr)
+{
+    return addr->ss.ss_family == AF_INET;
+}
+
 /* Writes an address given as by plat_addr_bytes. */
 static void
 plat_bytes_text(const uint8_t bytes[16], char out[64])
@@ -615,521 +3318,12 @@ plat_bytes_text(const uint8_t bytes[16], char out[64])
     plat_addr_text(&addr, false, out);
 }
 
-/*
- * Binds a UDP socket to addr. Its receive buffer gets as large as the system
- * allows, *buffer_len says how large. Gives the socket, or -1 with errno set.
- */
-static intptr_t
-plat_udp_open(const struct plat_addr *addr, int *buffer_len)
-{
-    int fd = socket(addr->ss.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    int want = RECV_BUFFER, off = 0, failed;
-    socklen_t size = sizeof *buffer_len;
-    struct timeval slice = {0, SLICE_MS * 1000};
-
-    if (fd < 0)
-        return -1;
-    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &want, sizeof want) != 0)
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &want, sizeof want);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof slice);
-    if (addr->ss.ss_family == AF_INET6)
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-    getsockopt(fd, SOL_SOCKET, SO_RCVBUF, buffer_len, &size);
-    *buffer_len /= 2; /* socket(7): Linux doubles what was asked for */
-    if (bind(fd, (const void *)&addr->ss, addr->len) == 0)
-        return fd;
-    failed = errno;
-    close(fd);
-    errno = failed;
-    return -1;
-}
-
-/* Makes an empty batch on the heap; its buffers cost memory only where they were used. */
-static struct plat_batch *
-plat_batch_new(void)
-{
-    struct plat_batch *b = calloc(1, sizeof *b);
-    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
-
-    if (!room) {
-        free(b);
-        return NULL;
-    }
-    for (int i = 0; i < RECV_BATCH; i++) {
-        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
-        b->iov[i] = (struct iovec){b->data[i], DATAGRAM_ROOM};
-    }
-    return b;
-}
-
 static void
 plat_batch_free(struct plat_batch *b)
 {
     if (b)
         free(b->data[0]);
     free(b);
-}
-
-/*
- * Takes what has arrived, at most RECV_BATCH datagrams; with wait it waits up
- * to SLICE_MS for the first. Gives their number, 0 for none, -1 on an error of
- * the socket (errno), which the caller may go on from.
- */
-static int
-plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
-{
-    int n;
-
-    for (int i = 0; i < RECV_BATCH; i++)
-        b->msg[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i].ss,
-            .msg_namelen = sizeof b->from[i].ss,
-            .msg_iov = &b->iov[i],
-            .msg_iovlen = 1};
-    n = recvmmsg((int)sock, b->msg, RECV_BATCH, wait ? MSG_WAITFORONE : MSG_DONTWAIT, NULL);
-    if (n < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? 0 : -1;
-    for (int i = 0; i < n; i++) {
-        b->len[i] = b->msg[i].msg_len;
-        b->from[i].len = b->msg[i].msg_hdr.msg_namelen;
-    }
-    return n;
-}
-
-/* How many datagrams the system has thrown away because the socket's buffer was full. */
-static uint32_t
-plat_udp_drops(intptr_t sock)
-{
-    uint32_t info[SK_MEMINFO_VARS] = {0};
-    socklen_t len = sizeof info;
-
-    return getsockopt((int)sock, SOL_SOCKET, SO_MEMINFO, info, &len) == 0 ? info[SK_MEMINFO_DROPS]
-                                                                          : 0;
-}
-
-/* Starts connecting to addr without waiting; the socket, or -1 with errno set. */
-static intptr_t
-plat_tcp_connect(const struct plat_addr *addr)
-{
-    int on = 1, failed;
-    int fd = socket(addr->ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    if (fd < 0)
-        return -1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (connect(fd, (const void *)&addr->ss, addr->len) == 0 || errno == EINPROGRESS)
-        return fd;
-    failed = errno;
-    close(fd);
-    errno = failed;
-    return -1;
-}
-
-/* Asks a socket that became writable whether it is connected; -1 with errno set if not. */
-static int
-plat_tcp_connected(intptr_t sock)
-{
-    int failed = 0;
-    socklen_t size = sizeof failed;
-
-    if (getsockopt((int)sock, SOL_SOCKET, SO_ERROR, &failed, &size) != 0)
-        return -1;
-    errno = failed;
-    return failed ? -1 : 0;
-}
-
-/*
- * Waits up to wait_ms until one of n sockets (at most ADDRESSES_MAX, -1 is
- * passed over) can do what is wanted. Gives a bit for each that can or that
- * has failed, 0 after the time.
- */
-static unsigned
-plat_wait(const intptr_t *socks, int n, int want, int wait_ms)
-{
-    struct pollfd p[ADDRESSES_MAX];
-    short events = (short)((want & PLAT_READ ? POLLIN : 0) | (want & PLAT_WRITE ? POLLOUT : 0));
-    unsigned ready = 0;
-
-    for (int i = 0; i < n; i++)
-        p[i] = (struct pollfd){(int)socks[i], events, 0};
-    if (poll(p, (nfds_t)n, wait_ms) <= 0)
-        return 0;
-    for (int i = 0; i < n; i++)
-        if (p[i].revents)
-            ready |= 1u << i;
-    return ready;
-}
-
-/* Sends up to len bytes: how many went, PLAT_AGAIN, or -1 with errno set. */
-static int
-plat_send(intptr_t sock, const void *data, size_t len)
-{
-    ssize_t n = send((int)sock, data, len > INT_MAX ? INT_MAX : len, MSG_NOSIGNAL);
-
-    if (n < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? PLAT_AGAIN : -1;
-    return (int)n;
-}
-
-/* Reads up to len bytes: how many came, 0 at the end, PLAT_AGAIN, or -1 with errno set. */
-static int
-plat_recv(intptr_t sock, void *data, size_t len)
-{
-    ssize_t n = recv((int)sock, data, len > INT_MAX ? INT_MAX : len, 0);
-
-    if (n < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? PLAT_AGAIN : -1;
-    return (int)n;
-}
-
-static void
-plat_close(intptr_t sock)
-{
-    if (sock >= 0)
-        close((int)sock);
-}
-
-/*
- * Reads the whole file into *data (malloc, NUL-ended) and *len. -1 with errno
- * set: EISDIR for a directory, EFBIG over max bytes.
- */
-static int
-plat_read_file(const char *path, size_t max, char **data, size_t *len)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC), failed = 0;
-    struct stat st;
-    char *room = NULL;
-    size_t have = 0;
-
-    if (fd < 0)
-        return -1;
-    if (fstat(fd, &st) != 0)
-        failed = errno;
-    else if (S_ISDIR(st.st_mode))
-        failed = EISDIR;
-    else if (!(room = malloc(max + 2)))
-        failed = ENOMEM;
-    while (!failed) {
-        ssize_t n = read(fd, room + have, max + 1 - have);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            failed = errno;
-        if (n <= 0)
-            break;
-        have += (size_t)n;
-        if (have > max)
-            failed = EFBIG;
-    }
-    close(fd);
-    if (failed || !room) {
-        free(room);
-        errno = failed;
-        return -1;
-    }
-    room[have] = '\0';
-    *data = room;
-    *len = have;
-    return 0;
-}
-
-/* Writes the machine's own name, "" if it has none. */
-static void
-plat_host_name(char *out, size_t size)
-{
-    if (gethostname(out, size) != 0)
-        out[0] = '\0';
-    out[size - 1] = '\0';
-}
-
-static bool
-plat_path_is_absolute(const char *path)
-{
-    return path[0] == '/';
-}
-
-/* Length of the folder part of path, with its last separator; 0 if it has none. */
-static size_t
-plat_path_folder_len(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash ? (size_t)(slash - path) + 1 : 0;
-}
-
-/*
- * Makes a folder and those above it, unless they are there; to itself only when
- * is_private. -1 with errno set.
- */
-static int
-plat_make_folder(const char *path, bool is_private)
-{
-    char *part = strdup(path);
-    struct stat st;
-    int failed = part ? 0 : ENOMEM;
-
-    for (size_t i = 1; part && !failed; i++) {
-        if (part[i] != '/' && part[i] != '\0')
-            continue;
-        part[i] = '\0';
-        if (mkdir(part, is_private ? 0700 : 0750) != 0 && errno != EEXIST)
-            failed = errno;
-        part[i] = path[i];
-        if (path[i] == '\0')
-            break;
-    }
-    free(part);
-    if (!failed && stat(path, &st) == 0 && !S_ISDIR(st.st_mode))
-        failed = ENOTDIR;
-    errno = failed;
-    return failed ? -1 : 0;
-}
-
-/* Opens a file to be appended to, made if need be; a handle, or -1 with errno set. */
-static int
-plat_append_open(const char *path)
-{
-    return open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
-}
-
-/* Writes all of data to a handle; -1 with errno set if only a part went. */
-static int
-plat_write(int handle, const char *data, size_t len)
-{
-    while (len > 0) {
-        ssize_t n = write(handle, data, len);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -1;
-        data += n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
-static void
-plat_file_close(int handle)
-{
-    if (handle >= 0)
-        close(handle);
-}
-
-/* Whether others than the owner may look into a folder. */
-static bool
-plat_folder_is_open(const char *path)
-{
-    struct stat st;
-
-    return stat(path, &st) == 0 && (st.st_mode & 077) != 0;
-}
-
-/* Makes an open file the property of whom its folder belongs to; -1 with errno set. */
-static int
-plat_give_to_owner(int handle, const char *path)
-{
-    char *folder = strdup(path);
-    struct stat st;
-    int failed = folder ? 0 : -1;
-
-    if (folder)
-        folder[plat_path_folder_len(path)] = '\0';
-    failed = failed ? failed : stat(folder, &st);
-    if (!failed && st.st_uid != geteuid())
-        failed = fchown(handle, st.st_uid, st.st_gid);
-    free(folder);
-    return failed;
-}
-
-/*
- * Opens a file of the state directory for reading and, unless read_only,
- * appending, made if need be; empty emptied. What root makes (--replay) belongs
- * to the folder's owner, so that the service can go on with it. A handle, or -1 with errno set,
- * EINVAL for what is no file.
- */
-static int
-plat_state_open(const char *path, bool read_only, bool empty)
-{
-    int flags = read_only ? O_RDONLY : O_RDWR | O_APPEND | O_CREAT | (empty ? O_TRUNC : 0);
-    int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0600);
-    struct stat st;
-
-    if (fd >= 0 && !read_only && geteuid() == 0 && plat_give_to_owner(fd, path) != 0) {
-        close(fd);
-        return -1;
-    }
-    if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)))
-        return fd;
-    close(fd);
-    errno = EINVAL;
-    return -1;
-}
-
-/*
- * Locks a file against other processes, for as long as it stays open. 0, or -1
- * with errno set, EWOULDBLOCK: another one has it.
- */
-static int
-plat_file_lock(int handle)
-{
-    return flock(handle, LOCK_EX | LOCK_NB);
-}
-
-/* Whether plat_file_lock failed because another process has the lock. */
-static bool
-plat_is_locked_error(void)
-{
-    return errno == EWOULDBLOCK;
-}
-
-/* Reads up to len bytes from an offset; how many, 0 at the end, -1 with errno set. */
-static int64_t
-plat_read_at(int handle, void *data, size_t len, int64_t offset)
-{
-    ssize_t n;
-
-    do
-        n = pread(handle, data, len, (off_t)offset);
-    while (n < 0 && errno == EINTR);
-    return n;
-}
-
-/* Length of an open file, -1 with errno set. */
-static int64_t
-plat_file_len(int handle)
-{
-    struct stat st;
-
-    return fstat(handle, &st) == 0 ? (int64_t)st.st_size : -1;
-}
-
-/* Length of the file at path, 0 if there is none. */
-static int64_t
-plat_path_len(const char *path)
-{
-    struct stat st;
-
-    return stat(path, &st) == 0 ? (int64_t)st.st_size : 0;
-}
-
-/* Whether an open file is the one that path names. */
-static bool
-plat_file_is_at(int handle, const char *path)
-{
-    struct stat mine, named;
-
-    return fstat(handle, &mine) == 0 && stat(path, &named) == 0 && mine.st_ino == named.st_ino &&
-        mine.st_dev == named.st_dev;
-}
-
-/* Whether path names a file, itself and not through a link. */
-static bool
-plat_path_is_file(const char *path)
-{
-    struct stat st;
-
-    return lstat(path, &st) == 0 && S_ISREG(st.st_mode);
-}
-
-/* Cuts a file off at len bytes; -1 with errno set. */
-static int
-plat_file_cut(int handle, int64_t len)
-{
-    return ftruncate(handle, (off_t)len);
-}
-
-/* Returns when what was written to a file would survive a power cut; -1 with errno set. */
-static int
-plat_file_sync(int handle)
-{
-    return fdatasync(handle);
-}
-
-/* The same for the names in a folder. */
-static int
-plat_folder_sync(const char *path)
-{
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int failed = fd < 0 ? -1 : fsync(fd);
-
-    plat_file_close(fd);
-    return failed;
-}
-
-/* Puts one file in the place of another; -1 with errno set. */
-static int
-plat_file_replace(const char *from, const char *to)
-{
-    return rename(from, to);
-}
-
-static int
-plat_process_id(void)
-{
-    return (int)getpid();
-}
-
-/* Calls each(name, arg) for every name in a folder; a folder that cannot be read has none. */
-static void
-plat_folder_each(const char *path, void (*each)(const char *, void *), void *arg)
-{
-    DIR *dir = opendir(path);
-
-    for (struct dirent *d; dir && (d = readdir(dir)) != NULL;)
-        each(d->d_name, arg);
-    if (dir)
-        closedir(dir);
-}
-
-static void
-plat_remove(const char *path)
-{
-    unlink(path);
-}
-
-/*
- * Writes to the console without ever waiting longer than wait_ms for a reader:
- * a pipe that polls as writable takes 4096 bytes at once (POSIX, PIPE_BUF).
- * Gives how many bytes went; an error counts as written.
- */
-static size_t
-plat_console_write(const char *data, size_t len, int wait_ms)
-{
-    size_t done = 0;
-
-    while (done < len) {
-        struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
-        size_t part = len - done < 4096 ? len - done : 4096;
-        if (poll(&p, 1, wait_ms) <= 0)
-            return done;
-        ssize_t n = write(STDOUT_FILENO, data + done, part);
-        if (n < 0)
-            return len;
-        done += (size_t)n;
-    }
-    return len;
-}
-
-/* Places where Unix systems keep the roots that their administrator trusts. */
-static const char *const PLAT_ROOT_FILES[] = {
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-};
-
-/* Adds the system's own trusted roots to chain, if it has any; what cannot be read is skipped. */
-static void
-plat_add_system_roots(mbedtls_x509_crt *chain)
-{
-    for (size_t i = 0; i < sizeof PLAT_ROOT_FILES / sizeof *PLAT_ROOT_FILES; i++) {
-        char *pem;
-        size_t len;
-        if (plat_read_file(PLAT_ROOT_FILES[i], CERT_FILE_MAX, &pem, &len) != 0)
-            continue;
-        mbedtls_x509_crt_parse(chain, (const unsigned char *)pem, len + 1);
-        free(pem);
-        return;
-    }
 }
 
 /*
@@ -1146,6 +3340,7 @@ mbedtls_psa_external_get_random(mbedtls_psa_external_random_context_t *context, 
     *output_length = output_size;
     return PSA_SUCCESS;
 }
+
 /* ==== 3. Base ===============================================================
  *
  * What every section uses: error text, memory that cannot fail, growing
@@ -1186,6 +3381,7 @@ x_check(void *p)
     if (p)
         return p;
     fputs("butler_webhook: out of memory\n", stderr);
+    fflush(stderr); /* Windows' is buffered */
     plat_exit_now(1);
 }
 
@@ -1298,7 +3494,7 @@ buf_add_number(struct buf *b, unsigned long long n, bool negative)
 }
 
 /* Adds what vprintf would print. */
-__attribute__((format(printf, 2, 0))) static void
+__attribute__((format(PRINTF, 2, 0))) static void
 buf_vprintf(struct buf *b, const char *format, va_list args)
 {
     va_list again;
@@ -1322,7 +3518,7 @@ buf_vprintf(struct buf *b, const char *format, va_list args)
  * are nearly all, are done here, in a third of the time that printf takes; it
  * gets what is left from the first other one on.
  */
-__attribute__((format(printf, 2, 0))) static void
+__attribute__((format(PRINTF, 2, 0))) static void
 buf_vformat(struct buf *b, const char *format, va_list args)
 {
     for (;;) {
@@ -1347,7 +3543,7 @@ buf_vformat(struct buf *b, const char *format, va_list args)
 }
 
 /* Adds what printf would print. */
-__attribute__((format(printf, 2, 3))) static void
+__attribute__((format(PRINTF, 2, 3))) static void
 buf_format(struct buf *b, const char *format, ...)
 {
     va_list args;
@@ -1377,7 +3573,7 @@ err_take(struct err *e, struct buf *b)
 }
 
 /* Writes the text, cut to what fits. */
-__attribute__((format(printf, 2, 3))) static void
+__attribute__((format(PRINTF, 2, 3))) static void
 err_set(struct err *e, const char *format, ...)
 {
     char room[sizeof e->text];
@@ -1391,7 +3587,7 @@ err_set(struct err *e, const char *format, ...)
 }
 
 /* Puts words before the text that a callee has left. */
-__attribute__((format(printf, 2, 3))) static void
+__attribute__((format(PRINTF, 2, 3))) static void
 err_prefix(struct err *e, const char *format, ...)
 {
     char room[sizeof e->text];
@@ -1521,7 +3717,10 @@ hex_write(const uint8_t *bytes, size_t len, char *out)
     out[2 * len] = '\0';
 }
 
-/* Reads len bytes from the 2 * len hexadecimal digits that s starts with; -1: they are not there. */
+/*
+ * Reads len bytes from the 2 * len hexadecimal digits that s starts with; -1:
+ * they are not there.
+ */
 static int
 hex_read(struct slice s, uint8_t *bytes, size_t len)
 {
@@ -1729,7 +3928,7 @@ log_time(int64_t wall_ms, char out[32])
     time_t s = (time_t)(wall_ms / 1000);
     struct tm t;
 
-    gmtime_r(&s, &t);
+    plat_date(s, &t);
     int part[7] = {t.tm_year + 1900, t.tm_mon + 1, t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec,
         (int)(wall_ms % 1000)};
     for (int i = 0; i < 7; i++) {
@@ -1743,7 +3942,7 @@ log_time(int64_t wall_ms, char out[32])
 }
 
 /* Adds what printf would print, cleaned. */
-__attribute__((format(printf, 2, 0))) static void
+__attribute__((format(PRINTF, 2, 0))) static void
 log_add_message(struct buf *message, const char *format, va_list args)
 {
     char room[1024];
@@ -1766,7 +3965,7 @@ log_add_line(struct buf *lines, enum log_level level, const struct buf *message)
     buf_add_text(lines, LOG_LEVELS[level]);
     buf_add_text(lines, ": ");
     buf_add(lines, message->data, message->len);
-    buf_add_char(lines, '\n');
+    buf_add_text(lines, PLAT_EOL);
 }
 
 /*
@@ -1790,7 +3989,7 @@ log_wake_unlock(bool now)
  * Queues one line, if its level is wanted; now says whether the log thread is to
  * hear of it. Many threads want the lock: all that can be done before it is.
  */
-__attribute__((format(printf, 3, 0))) static void
+__attribute__((format(PRINTF, 3, 0))) static void
 log_queue_line(bool now, enum log_level level, const char *format, va_list args)
 {
     char room[1024];
@@ -1813,7 +4012,7 @@ log_queue_line(bool now, enum log_level level, const char *format, va_list args)
 }
 
 /* Logs one line, if its level is wanted. Never waits for anything but the queue's lock. */
-__attribute__((format(printf, 2, 3))) static void
+__attribute__((format(PRINTF, 2, 3))) static void
 log_line(enum log_level level, const char *format, ...)
 {
     va_list args;
@@ -1824,7 +4023,7 @@ log_line(enum log_level level, const char *format, ...)
 }
 
 /* The same for a line that log_flush, called soon, or the next log_line will have written. */
-__attribute__((format(printf, 2, 3))) static void
+__attribute__((format(PRINTF, 2, 3))) static void
 log_line_later(enum log_level level, const char *format, ...)
 {
     va_list args;
@@ -1884,7 +4083,7 @@ log_open_file(int64_t wall_ms, struct err *e)
 }
 
 /* Adds a line of the log's own to lines that are about to be written. */
-__attribute__((format(printf, 3, 4))) static void
+__attribute__((format(PRINTF, 3, 4))) static void
 log_own_line(struct buf *lines, enum log_level level, const char *format, ...)
 {
     char room[1024];
@@ -1939,6 +4138,8 @@ log_write(struct buf *lines)
         if (!failed && plat_write(the_log.file, lines->data, lines->len) != 0) {
             failed = true;
             err_set(&e, "cannot write to the log file: %s", plat_error());
+            plat_file_close(the_log.file); /* a share that was away takes a new handle only */
+            the_log.file = -1;
         }
         if (failed && !the_log.file_failed)
             log_own_line(lines, LOG_ERROR, "logDirectory: %s", e.text);
@@ -3538,7 +5739,7 @@ struct cfg_reader {
 };
 
 /* Notes a problem; problems are kept in the order of the file. */
-__attribute__((format(printf, 5, 6))) static void
+__attribute__((format(PRINTF, 5, 6))) static void
 cfg_problem(struct cfg_reader *r, bool is_error, int line, int column, const char *format, ...)
 {
     struct problem *p = arena_alloc(&r->config->arena, sizeof *p), **at = &r->problems;
@@ -3774,6 +5975,10 @@ cfg_read_document(struct cfg_reader *r, const char *text, size_t len)
     yaml_event_t event;
 
     yaml_parser_initialize(&r->yaml);
+    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) {
+        text += 3; /* a byte order mark, which libyaml would take for the first column */
+        len -= 3;
+    }
     yaml_parser_set_encoding(&r->yaml, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&r->yaml, (const unsigned char *)text, len);
     for (bool more = true; more;) {
@@ -4126,14 +6331,17 @@ cfg_read_map(struct cfg_reader *r, const struct cfg_key *keys, const char *prefi
     }
 }
 
-/* A path from the file, made relative to the folder of the configuration. Arena memory. */
+/*
+ * A path from the file, made relative to the folder of the configuration; one
+ * that plat_path_problem speaks of stays as it is. Arena memory.
+ */
 static char *
 cfg_path(struct cfg_reader *r, const char *path)
 {
     struct buf full = {0};
     char *copy;
 
-    if (!plat_path_is_absolute(path))
+    if (!plat_path_is_absolute(path) && !plat_path_problem(path))
         buf_add(&full, r->file, plat_path_folder_len(r->file));
     buf_add_text(&full, path);
     copy = arena_copy(&r->config->arena, full.data, full.len);
@@ -4148,11 +6356,16 @@ cfg_path(struct cfg_reader *r, const char *path)
 static int
 cfg_load_ca(const char *path, mbedtls_x509_crt **ca, int *count, int *damaged, struct err *e)
 {
+    const char *problem = plat_path_problem(path);
     char *pem;
     size_t len;
 
     *ca = NULL;
     *count = 0;
+    if (problem) {
+        err_set(e, "%s: %s", path, problem);
+        return -1;
+    }
     if (plat_read_file(path, CERT_FILE_MAX, &pem, &len) != 0) {
         err_set(e, "cannot read %s: %s", path, plat_error());
         return -1;
@@ -4395,11 +6608,23 @@ cfg_host_node(const struct node *butler)
     return butler;
 }
 
+/* The same for a folder that the program makes; at: where the file names it, NULL: it does not. */
+static char *
+cfg_folder(struct cfg_reader *r, const struct node *at, const char *path)
+{
+    const char *problem = plat_path_problem(path);
+
+    if (at && problem)
+        CFG_ERROR(r, at, "%s: %s", path, problem);
+    return cfg_path(r, path);
+}
+
 /* Checks what depends on more than one key, and settles the overrides. */
 static void
 cfg_settle(struct cfg_reader *r, const struct node *butler)
 {
     struct config *c = r->config;
+    const struct node *own = cfg_get(butler, "butlerWebhook");
     const struct node *udp = cfg_get(butler, "udpServerConfig");
     const struct node *sources = udp ? cfg_get(udp, "allowedSources") : NULL;
     struct plat_addr addr;
@@ -4424,12 +6649,14 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
             "the senders: set udpServerConfig.enableSourceValidation and allowedSources",
             c->udp_host);
     if (c->log_directory)
-        c->log_directory = cfg_path(r, c->log_directory);
+        c->log_directory = cfg_folder(r, cfg_get(butler, "logDirectory"), c->log_directory);
     if (!c->state_directory) /* systemd names the one that it has made for the service */
         c->state_directory = getenv("STATE_DIRECTORY");
     if (!c->state_directory)
         c->state_directory = "butler_webhook.state";
-    c->state_directory = *c->state_directory ? cfg_path(r, c->state_directory) : NULL;
+    c->state_directory = *c->state_directory
+        ? cfg_folder(r, own ? cfg_get(own, "stateDirectory") : NULL, c->state_directory)
+        : NULL;
 }
 
 /* Reads what stands under "Butler:". */
@@ -4509,12 +6736,12 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
     free(text);
 }
 
-/* Prints all problems, as compilers do, so that editors can jump to them. */
+/* Adds all problems, a line each, as compilers tell them, so that editors can jump to them. */
 static void
-cfg_print_problems(const struct cfg_reader *r, FILE *out)
+cfg_add_problems(struct buf *b, const struct cfg_reader *r)
 {
     for (const struct problem *p = r->problems; p; p = p->next)
-        fprintf(out, "%s:%d:%d: %s: %s\n", r->file, p->line, p->column,
+        buf_format(b, "%s:%d:%d: %s: %s\n", r->file, p->line, p->column,
             p->is_error ? "error" : "warning", p->text);
 }
 
@@ -5243,7 +7470,10 @@ journal_write_locked(struct journal *j, struct slice lines, bool with_outcomes)
     return failed ? -1 : j->end - (int64_t)lines.len;
 }
 
-/* Counts deliveries that begin (1) or cease (-1) to wait, with the length of their line, 0: none. */
+/*
+ * Counts deliveries that begin (1) or cease (-1) to wait, with the length of
+ * their line, 0: none.
+ */
 static void
 journal_count(struct journal *j, int count, size_t len)
 {
@@ -7329,7 +9559,7 @@ send_fetch_waiting_locked(struct webhook *w, struct delivery *d)
 }
 
 /* Logs the whole alert that will not reach its webhook, so that a person still has it. */
-__attribute__((format(printf, 3, 4))) static void
+__attribute__((format(PRINTF, 3, 4))) static void
 send_log_whole_locked(struct webhook *w, struct delivery *d, const char *format, ...)
 {
     char room[1024];
@@ -7777,7 +10007,7 @@ send_tick(struct webhook *w)
 }
 
 /* Gives up a waiting delivery for want of room. */
-__attribute__((format(printf, 3, 4))) static void
+__attribute__((format(PRINTF, 3, 4))) static void
 send_drop_locked(struct webhook *w, struct delivery *d, const char *format, ...)
 {
     char why[200];
@@ -7833,7 +10063,10 @@ send_make_room_locked(struct webhook *w, size_t size)
     }
 }
 
-/* Random bytes for webhook-ids, drawn many at a time: a system call for each costs a microsecond. */
+/*
+ * Random bytes for webhook-ids, drawn many at a time: a system call for each
+ * costs a microsecond.
+ */
 struct id_pool {
     uint8_t random[1024];
     size_t left;
@@ -7960,7 +10193,10 @@ send_drop_oldest(struct webhook *webhook, size_t count, int64_t max_mb)
     return true;
 }
 
-/* Readies a webhook that nothing waits for; http_peer_init lets it make calls. Main, before start. */
+/*
+ * Readies a webhook that nothing waits for; http_peer_init lets it make calls.
+ * Main, before start.
+ */
 static void
 send_init(struct webhook *w, const struct config *c, const struct webhook_config *wc,
     struct counters *counters, struct journal *journal)
@@ -8132,8 +10368,10 @@ static void
 send_done(struct webhook *w)
 {
     plat_lock(&w->lock);
-    while (w->oldest)
-        send_forget_locked(w, w->oldest);
+    for (struct delivery *d = w->oldest, *next; d; d = next) {
+        next = d->newer;
+        send_forget_locked(w, d);
+    }
     plat_unlock(&w->lock);
     free(w->heap);
     free(w->sender);
@@ -8639,7 +10877,8 @@ keep_tell_places(const struct keeper *k)
     for (const struct known_webhook *known = k->known; known; known = known->next)
         if (known->waiting > 0 && known->by_place)
             log_line(LOG_WARN,
-                "journal: %zu alerts wait for %s, which has changed: they go to %s at the same place",
+                "journal: %zu alerts wait for %s, which has changed: they go to %s at the same "
+                "place",
                 known->waiting, known->was.name, known->now->name);
 }
 
@@ -9614,7 +11853,10 @@ keep_start(struct keeper *k, struct err *e)
     return k->started ? 0 : -1;
 }
 
-/* Has everything written and synced, until until_ms. False: the disk hangs, and the thread with it. */
+/*
+ * Has everything written and synced, until until_ms. False: the disk hangs,
+ * and the thread with it.
+ */
 static bool
 keep_stop(struct keeper *k, int64_t until_ms)
 {
@@ -10193,7 +12435,10 @@ listen_receive(struct listener *l)
     return stored;
 }
 
-/* Takes all that can be dispatched now out of the inbox, or NULL; *overflowed: what found no room. */
+/*
+ * Takes all that can be dispatched now out of the inbox, or NULL; *overflowed:
+ * what found no room.
+ */
 static struct inbox_item *
 listen_take_locked(struct listener *l, uint64_t *overflowed)
 {
@@ -10355,18 +12600,26 @@ listen_lookup_thread(void *arg)
 static int
 listen_open(struct listener *l, const struct config *config, struct err *e)
 {
-    struct plat_addr addr, same;
+    struct plat_addr all[SOURCE_ADDRESSES_MAX], *addr = all, same;
     const char *why = "";
-    char text[300];
-    int buffer_len = 0;
+    char text[300], found[64];
+    int buffer_len = 0, n;
+    bool named;
 
     *l = (struct listener){.config = config, .sock = -1};
     cfg_listen_text(config, text, sizeof text);
-    if (plat_resolve(config->udp_host, (int)config->udp_port, false, &addr, 1, &why) != 1) {
+    n = plat_resolve(
+        config->udp_host, (int)config->udp_port, false, all, SOURCE_ADDRESSES_MAX, &why);
+    if (n < 1) {
         err_set(e, "cannot listen on %s (UDP): host not found: %s", text, why);
         return -1;
     }
-    l->sock = plat_udp_open(&addr, &buffer_len);
+    for (int i = n; i-- > 0;) /* IPv4 first, as Butler: Windows gives its own name's IPv6 first */
+        addr = plat_addr_is_ipv4(&all[i]) ? &all[i] : addr;
+    plat_addr_text(addr, true, found);
+    named = cfg_read_host(config->udp_host, &same) != 1 &&
+        strcasecmp(config->udp_host, "localhost") != 0;
+    l->sock = plat_udp_open(addr, &buffer_len);
     if (l->sock < 0) {
         err_set(e,
             "cannot listen on %s (UDP): %s; if another program listens there, perhaps "
@@ -10374,8 +12627,9 @@ listen_open(struct listener *l, const struct config *config, struct err *e)
             text, plat_error());
         return -1;
     }
-    log_line(LOG_INFO, "listening on %s (UDP), receive buffer %d bytes", text, buffer_len);
-    if (cfg_read_host(config->udp_host, &same) == 0 && cfg_is_open(config, &addr))
+    log_line(LOG_INFO, "listening on %s (UDP)%s%s, receive buffer %d bytes", text,
+        named ? ", address " : "", named ? found : "", buffer_len);
+    if (cfg_read_host(config->udp_host, &same) == 0 && cfg_is_open(config, addr))
         log_line(LOG_WARN, "listening on %s, beyond this machine, without a check of the senders",
             config->udp_host);
     if (buffer_len < RECV_BUFFER_GOOD)
@@ -10494,13 +12748,22 @@ struct app {
     size_t webhooks;
 };
 
-/* Loads the configuration and prints its problems to stderr if asked or if it cannot be used. */
+/*
+ * Loads the configuration and prints its problems to stderr if asked or if it
+ * cannot be used; then the event log has them, too. 0, or 2.
+ */
 static int
 app_load(struct app *app, const char *file, bool strict, bool print)
 {
+    struct buf problems = {0};
+
     cfg_load(&app->reader, file, strict, &app->config);
-    if (print || app->reader.errors > 0)
-        cfg_print_problems(&app->reader, stderr);
+    cfg_add_problems(&problems, &app->reader);
+    if (problems.len > 0 && (print || app->reader.errors > 0))
+        fwrite(problems.data, 1, problems.len, stderr);
+    if (app->reader.errors > 0)
+        plat_report(PLAT_FAILED, problems.data);
+    buf_free(&problems);
     return app->reader.errors > 0 ? 2 : 0;
 }
 
@@ -10623,7 +12886,7 @@ app_start(struct app *app, struct err *e)
     const struct config *c = &app->config;
 
     log_init((enum log_level)c->log_level);
-    if (log_start(c->file_logging ? c->log_directory : NULL, e) != 0) {
+    if (log_start(c->file_logging || !plat_has_console() ? c->log_directory : NULL, e) != 0) {
         err_prefix(e, "Butler.logDirectory: ");
         return -1;
     }
@@ -10660,6 +12923,7 @@ app_stop(struct app *app)
 {
     static struct plat_thread watchdog; /* it may begin when app is gone */
     struct counters *c = &app->counters;
+    struct err told;
     size_t waiting = 0;
     bool ended, kept, safe;
 
@@ -10677,17 +12941,19 @@ app_stop(struct app *app)
     for (size_t i = 0; i < app->webhooks; i++)
         waiting += send_log_lost(&app->webhook[i], safe);
     log_await_room(atomic_load(&stop_at_ms) + STOP_SYNC_MS + STOP_LOG_MS);
+    err_set(&told,
+        "stopped: %llu received, %llu accepted, %llu delivered, %llu given up, "
+        "%llu lost, %zu waiting",
+        atomic_load(&c->received), atomic_load(&c->accepted), atomic_load(&c->delivered),
+        atomic_load(&c->dead), atomic_load(&c->lost), waiting);
     log_line(LOG_INFO,
         "no alerts: %llu ignored, %llu malformed, %llu unknown, %llu duplicates, "
         "%llu rate limited, %llu refused, %llu dropped",
         atomic_load(&c->ignored), atomic_load(&c->malformed), atomic_load(&c->unknown),
         atomic_load(&c->duplicates), atomic_load(&c->held_back), atomic_load(&c->refused),
         atomic_load(&c->dropped));
-    log_line(LOG_INFO,
-        "stopped: %llu received, %llu accepted, %llu delivered, %llu given up, "
-        "%llu lost, %zu waiting",
-        atomic_load(&c->received), atomic_load(&c->accepted), atomic_load(&c->delivered),
-        atomic_load(&c->dead), atomic_load(&c->lost), waiting);
+    log_line(LOG_INFO, "%s", told.text);
+    plat_report(PLAT_STOPPED, told.text);
     if (!log_stop(atomic_load(&stop_at_ms) + STOP_SYNC_MS + STOP_LOG_MS) || !ended || !kept)
         plat_exit_now(0); /* a thread is stuck outside of us: leave it, and all that it may touch */
     tls_store_done(&app->store);
@@ -10704,9 +12970,11 @@ app_run(const char *file)
     const char *why = NULL;
     struct err e;
 
-    if (result == 0 && !app->config.enabled)
-        printf("butler_webhook: disabled by %s in %s: nothing to do\n",
-            cfg_disabled_by(&app->config), file);
+    if (result == 0 && !app->config.enabled) {
+        err_set(&e, "disabled by %s in %s: nothing to do", cfg_disabled_by(&app->config), file);
+        printf("butler_webhook: %s\n", e.text);
+        plat_report(PLAT_STOPPED, e.text);
+    }
     if (result != 0 || !app->config.enabled) {
         app_free(app);
         return result;
@@ -10715,12 +12983,17 @@ app_run(const char *file)
         log_line(LOG_ERROR, "%s", e.text);
         log_stop(plat_now_ms() + STOP_LOG_MS);
         fprintf(stderr, "butler_webhook: %s\n", e.text);
+        fflush(stderr);
+        plat_report(PLAT_FAILED, e.text);
         plat_exit_now(1);
     }
+    err_set(&e, "butler_webhook " VERSION " started with %s", file);
+    plat_report(PLAT_RUNNING, e.text);
     while (!(why = plat_wait_stop(1000)))
         for (size_t i = 0; i < app->webhooks; i++)
             send_tick(&app->webhook[i]);
     log_line(LOG_INFO, "stopping: %s received", why);
+    plat_report(PLAT_STOPPING, why);
     app_stop(app);
     return 0;
 }
@@ -10941,7 +13214,7 @@ cli_print_webhook(struct webhook *w, bool json, size_t *count)
         bool had = d->payload != NULL;
         struct alert *alert;
         if (send_fetch_locked(w, d) != 0)
-            continue; /* the service has rewritten the journal since: it was delivered or is moved */
+            continue; /* the service has rewritten the journal since */
         if (json) {
             fputs(*count ? ",\n" : "\n", stdout);
             cli_print_waiting_json(w, d);
@@ -11096,7 +13369,10 @@ cli_ask_service(struct app *app)
     return left + unknown > 0;
 }
 
-/* Makes one attempt for each delivery of a webhook that was replayed, until it proves to be down. */
+/*
+ * Makes one attempt for each delivery of a webhook that was replayed, until it
+ * proves to be down.
+ */
 static void
 cli_attempt(struct webhook *w, uint64_t first_order, size_t *delivered, size_t *waiting)
 {
@@ -11189,6 +13465,58 @@ cli_replay(const char *file)
     return result < 0 ? 1 : result;
 }
 
+/* Runs the service, in the foreground unless a service manager has started it. */
+static int
+cli_run(const char *file)
+{
+    return plat_run(app_run, file);
+}
+
+/* Prints a line about a step of --install or --uninstall. */
+static void
+cli_say(const char *text)
+{
+    puts(text);
+    fflush(stdout);
+}
+
+/* --install */
+static int
+cli_install(const char *file)
+{
+    struct app *app = x_calloc(1, sizeof *app);
+    const struct config *c = &app->config;
+    struct plat_service service = {.config = file};
+    int result = app_load(app, file, true, true);
+
+    if (result == 0) {
+        service.file = x_calloc(
+            c->webhooks[ALERT_FAILURE] + c->webhooks[ALERT_ABORTED] + 1, sizeof *service.file);
+        service.file[service.files++] = file;
+        for (int kind = 0; kind < ALERT_KINDS; kind++)
+            for (size_t i = 0; i < c->webhooks[kind]; i++)
+                if (c->webhook[kind][i].cert_ca)
+                    service.file[service.files++] = c->webhook[kind][i].cert_ca;
+        if (c->state_directory)
+            service.folder[service.folders++] = c->state_directory;
+        service.folder[service.folders++] = c->log_directory;
+        if (!c->enabled)
+            printf("warning: disabled by %s: the service would end at once\n", cfg_disabled_by(c));
+        result = plat_service_install(&service, cli_say);
+        free(service.file);
+    }
+    app_free(app);
+    return result;
+}
+
+/* --uninstall */
+static int
+cli_uninstall(const char *file)
+{
+    (void)file;
+    return plat_service_uninstall(cli_say);
+}
+
 /* --version */
 static int
 cli_version(const char *file)
@@ -11215,12 +13543,14 @@ static const struct {
     int (*run)(const char *file);
     const char *help;
 } CLI[] = {
-    {"", true, app_run, "run in the foreground until SIGTERM, SIGINT or SIGHUP"},
+    {"", true, cli_run, "run until told to stop (signal, Ctrl-C, service stop)"},
     {"--check", true, cli_check, "report every problem, show what would be called"},
     {"--test", true, cli_test, "call each webhook once with a test alert"},
     {"--pending", true, cli_pending, "list what waits and what is dead"},
     {"--pending --json", true, cli_pending_json, "the same for programs"},
     {"--replay", true, cli_replay, "send the dead letters again"},
+    {"--install", true, cli_install, "Windows: register the service, ready its folders"},
+    {"--uninstall", false, cli_uninstall, "Windows: stop and remove the service"},
     {"--version", false, cli_version, "print the version"},
     {"--help", false, cli_help, "print this"},
     {"--licenses", false, cli_licenses, "print the licences of everything inside"},
@@ -11254,20 +13584,36 @@ cli_help(const char *file)
     return 0;
 }
 
+/* The exit code of a command that ended so: what it printed must have got out, if it was read. */
+static int
+cli_end(int result)
+{
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || errno == EPIPE)
+        return result;
+    fputs("butler_webhook: the output cannot be written\n", stderr);
+    return result ? result : 1;
+}
+
 /* Picks the command by its options; the one argument besides is the configuration. */
 int
 main(int argc, char **argv)
 {
     char option[64] = "";
-    int files = argc - 1;
+    const char *problem;
+    int files;
 
+    plat_init(&argc, &argv);
+    files = argc - 1;
     for (int i = 1; i < argc && argv[i][0] == '-'; i++, files--)
         snprintf(option + strlen(option), sizeof option - strlen(option), "%s%s", i > 1 ? " " : "",
             strcmp(argv[i], "-h") == 0 ? "--help" : argv[i]);
-    plat_init();
+    if (files > 0 && (problem = plat_path_problem(argv[argc - 1])) != NULL) {
+        fprintf(stderr, "butler_webhook: %s: %s\n", argv[argc - 1], problem);
+        return 2;
+    }
     for (size_t i = 0; i < CLI_COUNT; i++)
         if (strcmp(option, CLI[i].option) == 0 && files == CLI[i].takes_file)
-            return CLI[i].run(files ? argv[argc - 1] : NULL);
+            return cli_end(CLI[i].run(files ? argv[argc - 1] : NULL));
     fprintf(stderr, "butler_webhook: wrong usage%s%s\n\n", *option ? ": " : "", option);
     cli_print_usage(stderr);
     return 2;

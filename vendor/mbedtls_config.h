@@ -13,7 +13,12 @@
 /* TLS 1.3 keeps its keys in one store that all connections share, so it needs its locks even with one context a thread;
  * dynamic, because 32 fixed places would bound the number of connections. */
 #define MBEDTLS_THREADING_C
+#ifdef _WIN32
+#define MBEDTLS_THREADING_ALT /* vendor/threading_alt.h */
+#define MBEDTLS_PLATFORM_C /* which Mbed TLS insists on there */
+#else
 #define MBEDTLS_THREADING_PTHREAD
+#endif
 #define MBEDTLS_PSA_CRYPTO_C
 #define MBEDTLS_PSA_KEY_STORE_DYNAMIC
 
