@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: MIT
 # CC, CFLAGS, CPPFLAGS, LDFLAGS, PREFIX and DESTDIR are the user's. `make V=1` shows the commands. What `make help` prints:
 ## make              build/butler_webhook, the static binary for Linux x86-64
+## make windows      build/butler_webhook.exe, for Windows x86-64
+## make arm64        build/butler_webhook-arm64, for Linux on 64-bit ARM
+## make dist         build/dist: the archives of all three, their parts list (SBOM) and checksums, each unpacked and tried
 ## make demo         shows the main job: datagrams in, webhook calls out
 ## make check        all the tests; ends with `N passed, N failed`
 ## make check-lint, check-unit, check-system, check-asan, check-tsan, check-short, check-fuzz, check-binary, check-readme
-## make check-long   the long forms: check-faults (kill -9, broken disks and networks, a soak), a minute for each fuzzer
+## make check-windows  the system tests on the exe, in wine, and what only Windows has
+## make check-arm64  the unit and system tests on the binary for ARM, in an emulator
+## make check-long   the long forms: check-faults (kill -9, broken disks and networks, a soak), a minute for each fuzzer,
+##                   check-dist (the archives, and that another folder and user make the same bytes)
 ## make asan, tsan, test, fuzz   the variants that the tests use: sanitizers, short limits, fuzzers
 ## make bench        latency, throughput, memory, start
 ## make install, uninstall, clean, distclean   PREFIX (/usr/local) and DESTDIR say where; distclean: the downloads, too
@@ -14,10 +20,14 @@ ifeq ($(origin CC),default)
 CC = gcc
 endif
 CLANG ?= clang
+ARM64CC ?= aarch64-linux-gnu-gcc
+WINCC ?= x86_64-w64-mingw32-gcc
 CFLAGS ?= -O2
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 6
 Q = $(if $(V),,@)
+COMMA = ,
+INSTALL = $(patsubst %,install-%,arm64 archives bench build demo dist emulator test windows wine)
 
 # The parts of Mbed TLS that vendor/mbedtls_config.h needs.
 MBEDTLS = aes aesce aesni asn1parse asn1write base64 bignum bignum_core bignum_mod bignum_mod_raw block_cipher chacha20 \
@@ -29,8 +39,8 @@ MBEDTLS = aes aesce aesni asn1parse asn1write base64 bignum bignum_core bignum_m
 LIBYAML = api loader parser reader scanner
 YAML_VERSION = MAJOR=0 MINOR=2 PATCH=5
 LIBS = $(MBEDTLS:%=mbedtls/library/%.o) $(LIBYAML:%=libyaml/src/%.o)
-MUSL = build/musl/lib/libc.a
 GEN = build/gen/roots.h build/gen/notices.h
+VERSION := $(shell sed -n 's/^.define VERSION "\(.*\)".*/\1/p' butler_webhook.c)
 FUZZ = $(patsubst test/fuzz_%.c,build/fuzz/%,$(wildcard test/fuzz_*.c))
 
 HEADERS = -DMBEDTLS_CONFIG_FILE='"vendor/mbedtls_config.h"' -DYAML_DECLARE_STATIC -iquote . -isystem build/gen \
@@ -38,10 +48,48 @@ HEADERS = -DMBEDTLS_CONFIG_FILE='"vendor/mbedtls_config.h"' -DYAML_DECLARE_STATI
 LIB_FLAGS = -std=gnu11 -w $(HEADERS) -DYAML_VERSION_STRING='"0.2.5"' $(YAML_VERSION:%=-DYAML_VERSION_%)
 OWN_FLAGS = -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla \
 	-Wformat=2 -Werror $(HEADERS)
-SPECS = -specs=build/musl/lib/musl-gcc.specs
-HARDEN = -fPIE -fstack-protector-strong -fstack-clash-protection -fno-asynchronous-unwind-tables -ffunction-sections \
-	-fdata-sections -ffile-prefix-map=$(CURDIR)=.
-LINK = -static-pie -s -Wl,--gc-sections,--build-id=none,-z,relro,-z,now,-z,noexecstack,-z,separate-code
+HARDEN = -fstack-protector-strong -ffunction-sections -fdata-sections -ffile-prefix-map=$(CURDIR)=.
+HARDEN_ELF = $(HARDEN) -fPIE -fstack-clash-protection -fno-unwind-tables -fno-asynchronous-unwind-tables
+LINK_ELF = -static-pie -s -Wl,--gc-sections,--build-id=none,-z,relro,-z,now,-z,noexecstack
+
+# What is released, for each platform: the archive's name, the file, its compiler and flags, the headers made for it, what must
+# be there first, and how to find what the file wants of the machine that it runs on.
+PLATFORMS = linux arm64 windows
+linux_NAME = linux-x64
+linux_FILE = build/butler_webhook
+linux_CC = $(CC)
+linux_FLAGS = -specs=build/musl-linux/lib/musl-gcc.specs $(HARDEN_ELF)
+linux_LINK = $(LINK_ELF),-z,separate-code
+linux_GEN = $(GEN)
+linux_FIRST = build/musl-linux/lib/libc.a
+linux_WANTS = readelf -ldW $@ | grep -E 'INTERP|NEEDED'
+arm64_NAME = linux-arm64
+arm64_FILE = build/butler_webhook-arm64
+arm64_CC = $(ARM64CC)
+arm64_FLAGS = -specs=build/musl-arm64/lib/musl-gcc.specs $(HARDEN_ELF)
+# Servers with pages of 64 KB can only load a file that is laid out for them, and a page border between code and constants would
+# then cost 130 KB of zeros.
+arm64_LINK = $(LINK_ELF),-z,max-page-size=65536,-z,noseparate-code
+arm64_GEN = $(GEN)
+arm64_FIRST = build/musl-arm64/lib/libc.a
+arm64_MUSL = --target=aarch64 CROSS_COMPILE='$(ARM64CC:%gcc=%)'
+arm64_WANTS = $(linux_WANTS)
+windows_NAME = windows-x64
+windows_FILE = build/butler_webhook.exe
+windows_CC = $(WINCC)
+windows_TOOL = $(firstword $(subst -gcc, ,$(WINCC)))
+# Without the tables for unwinding, which only exceptions need, and small: it must stay under 750 KB.
+windows_FLAGS = $(HARDEN) -fno-unwind-tables -fno-asynchronous-unwind-tables -D_WIN32_WINNT=0x0603 -iquote vendor \
+	-isystem build/gen/windows
+windows_SIZE = -Os
+windows_LINK = -static -s -Wl,--gc-sections,--no-insert-timestamp,--dynamicbase,--high-entropy-va,--nxcompat
+windows_LIBS = -lws2_32 -ladvapi32
+windows_GEN = build/gen/roots.h build/gen/windows/notices.h
+windows_FIRST = install-windows
+windows_MORE = build/windows/resource.o
+windows_DLLS = KERNEL32|ADVAPI32|WS2_32|msvcrt
+windows_WANTS = $(windows_TOOL)-objdump -p $@ | grep 'DLL Name:' | grep -viE ' ($(windows_DLLS))\.dll$$'
+
 ASAN = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -g -O1 -fsanitize=thread
 SHORT = -DTIMEOUT_UNIT_MS=200 -DAGE_UNIT_MS=84 -DQUEUE_MAX_ALERTS=5 -DSENDER_IDLE_MS=1000 -DJOURNAL_REWRITE_MIN=16384 \
@@ -57,6 +105,8 @@ define CLANG_LINK
 endef
 
 all: build/butler_webhook
+arm64: build/butler_webhook-arm64
+windows: build/butler_webhook.exe
 asan: build/asan/butler_webhook
 tsan: build/tsan/butler_webhook build/test-tsan/butler_webhook
 test: build/test/butler_webhook
@@ -69,25 +119,49 @@ build/src/.done: vendor/lock vendor/fetch.sh | install-build
 build/gen/roots.h: vendor/roots.awk build/src/.done
 	$(Q)awk -v date=$$(awk '$$1 == "ca-certificates" { print $$2 }' vendor/lock) -f vendor/roots.awk \
 		build/src/ca-certificates/mozilla/certdata.txt >$@
-build/gen/notices.h: vendor/notices.sh LICENSE build/src/.done
-	$(Q)vendor/notices.sh build/src >$@
-$(MUSL): build/src/.done
-	@echo "building musl (build/musl.log)"
-	@cd build/src/musl && { CC='$(CC)' CFLAGS='-Os -fPIE -fstack-protector-strong -ffile-prefix-map=$(CURDIR)=.' ./configure \
-		--prefix='$(CURDIR)/build/musl' --disable-shared --enable-wrapper=gcc && $(MAKE) -j$$(nproc) && \
-		$(MAKE) install; } >../../musl.log 2>&1 || { tail -n 20 ../../musl.log; exit 1; }
+build/gen/notices.h build/gen/windows/notices.h: vendor/notices.sh vendor/mingw-w64.txt LICENSE build/src/.done
+	$(Q)mkdir -p $(@D) && vendor/notices.sh build/src $(if $(findstring windows,$@),windows,linux) >$@
+build/musl-%/lib/libc.a: build/src/.done
+	@echo "building musl for $* (build/musl-$*.log)"
+	@rm -rf build/musl-$* && mkdir -p build/musl-$*/obj && cd build/musl-$*/obj && { ../../src/musl/configure CC='$($*_CC)' \
+		CFLAGS='-Os -fPIE -fstack-protector-strong -ffile-prefix-map=$(CURDIR)=.' $($*_MUSL) --prefix='$(CURDIR)/build/musl-$*' \
+		--disable-shared --enable-wrapper=gcc && $(MAKE) -j$$(nproc) && $(MAKE) install; } >../../musl-$*.log 2>&1 || \
+		{ tail -n 20 ../../musl-$*.log; exit 1; }
+build/musl-arm64/lib/libc.a: | install-arm64
 
-# The binary, and a check that nothing made it a dynamic one.
-build/release/%.o: build/src/.done vendor/mbedtls_config.h | $(MUSL)
+# Windows: the version resource and the manifest.
+build/gen/windows/version.h: butler_webhook.c
+	$(Q)mkdir -p $(@D) && printf '#define VERSION "%s"\n#define VERSION_NUMBERS %s\n' $(VERSION) $(subst .,$(COMMA),$(VERSION)),0 >$@
+build/windows/resource.o: vendor/windows.rc vendor/windows.manifest build/gen/windows/version.h | install-windows
 	@mkdir -p $(@D) && echo "$@"
-	$(Q)$(CC) $(SPECS) -Os $(LIB_FLAGS) $(HARDEN) -c build/src/$*.c -o $@
-build/release/butler_webhook.o: butler_webhook.c $(GEN) vendor/mbedtls_config.h Makefile $(MUSL)
-	@mkdir -p $(@D) && echo "$@"
-	$(Q)$(CC) $(SPECS) $(OWN_FLAGS) $(HARDEN) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
-build/butler_webhook: build/release/butler_webhook.o $(LIBS:%=build/release/%)
+	$(Q)$(windows_TOOL)-windres -I build/gen/windows $< $@
+
+# The binaries, and a check that each needs nothing but its system.
+define PLATFORM
+build/$1/%.o: build/src/.done vendor/mbedtls_config.h vendor/threading_alt.h Makefile | $($1_FIRST)
+	@mkdir -p $$(@D) && echo "$$@"
+	$$(Q)$$($1_CC) -Os $$($1_FLAGS) $$(LIB_FLAGS) -c build/src/$$*.c -o $$@
+build/$1/butler_webhook.o: butler_webhook.c $($1_GEN) vendor/mbedtls_config.h vendor/threading_alt.h Makefile | $($1_FIRST)
+	@mkdir -p $$(@D) && echo "$$@"
+	$$(Q)$$($1_CC) $$($1_FLAGS) $$(OWN_FLAGS) $$(CPPFLAGS) $$(CFLAGS) $$($1_SIZE) -c $$< -o $$@
+$($1_FILE): build/$1/butler_webhook.o $(LIBS:%=build/$1/%) $($1_MORE)
+	@echo "$$@"
+	$$(Q)$$($1_CC) $$($1_FLAGS) $$(CFLAGS) $$($1_LINK) $$(LDFLAGS) $$^ $$($1_LIBS) -o $$@
+	@! $$($1_WANTS) || { echo "$$@ needs more than its system"; exit 1; }
+endef
+$(foreach p,linux arm64 windows,$(eval $(call PLATFORM,$p)))
+
+# To test the one for ARM: the unit tests without sanitizers, and a command that runs the binary in an emulator.
+build/unit-arm64: test/unit.c butler_webhook.c $(GEN) Makefile build/arm64/cjson/cJSON.o $(LIBS:%=build/arm64/%)
 	@echo "$@"
-	$(Q)$(CC) $(SPECS) $(HARDEN) $(CFLAGS) $(LINK) $(LDFLAGS) $^ -o $@
-	@! readelf -ldW $@ | grep -E 'INTERP|NEEDED' || { echo "$@ is not static"; exit 1; }
+	$(Q)$(ARM64CC) $(arm64_FLAGS) $(OWN_FLAGS) -O1 -isystem test/plain -isystem build/src/cjson $< $(filter %.o,$^) \
+		$(arm64_LINK) -o $@
+# And the one for Windows with the tests' short limits.
+build/butler_webhook-test.exe: butler_webhook.c $(windows_GEN) Makefile $(LIBS:%=build/windows/%)
+	@echo "$@"
+	$(Q)$(WINCC) $(windows_FLAGS) $(OWN_FLAGS) -Os $(SHORT) $< $(filter %.o,$^) $(windows_LINK) $(windows_LIBS) -o $@
+build/arm64/run: Makefile | install-emulator
+	@mkdir -p $(@D) && printf '#!/bin/sh\nexec qemu-aarch64-static %s "$$@"\n' '$(CURDIR)/build/butler_webhook-arm64' >$@ && chmod 755 $@
 
 # The same for the tests, on the machine's own C library.
 build/asan/%.o: build/src/.done vendor/mbedtls_config.h | install-test
@@ -118,7 +192,7 @@ check: all install-test
 	-$(MAKE) -k -j$$(nproc) asan tsan test fuzz build/unit
 	+@test/run.sh lint unit system asan tsan short fuzz binary readme demo
 check-long: all install-test test fuzz
-	+@FUZZ_SECONDS=60 test/run.sh analyzer faults fuzz
+	+@FUZZ_SECONDS=60 test/run.sh analyzer faults fuzz windows arm64 dist
 check-analyzer: install-test $(GEN)
 	@$(CC) $(OWN_FLAGS) -O1 -fanalyzer -c butler_webhook.c -o build/analyzer.o && echo "1 passed, 0 failed"
 check-lint: install-test $(GEN)
@@ -139,13 +213,39 @@ check-fuzz: fuzz
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
 	@test/binary.sh
+check-arm64: build/unit-arm64 build/arm64/run arm64 test
+	+@test/run.sh arm64-unit arm64-system
+check-arm64-unit: build/unit-arm64 | install-emulator
+	@qemu-aarch64-static build/unit-arm64
+# Without the tests that limit memory or descriptors, of which the emulator needs more, or that time hundreds of calls at once.
+check-arm64-system: build/arm64/run arm64 test
+	@BUTLER_SLOW=4 BUTLER_BINARY=build/arm64/run python3 test/system.py \
+		--only '^(?!config_(hostile|random)|hostile_memory|independent_of_all_at_once|limits_too_few_descriptors)'
+# The program for Windows, run by wine.
+check-windows: windows build/butler_webhook-test.exe install-test install-wine
+	+@test/run.sh windows-system windows-only windows-faults windows-readme windows-demo
+check-windows-system check-windows-only check-windows-readme check-windows-demo check-windows-faults: check-windows-%: windows \
+		build/butler_webhook-test.exe | install-wine
+	@BUTLER_BINARY=build/butler_webhook.exe python3 test/$(if $(filter only,$*),windows,$*).py $($*_ONLY)
+# Those of the journal: what is killed, torn, damaged, dead, replayed.
+faults_ONLY = --jobs 2 --only '^(kill|torn|damaged|letter|replay|webhook_(changed|removed)|full_state)'
+check-dist: dist
+	@SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) test/dist.sh $(foreach p,$(PLATFORMS),$($p_NAME))
 check-readme: all install-demo
 	@python3 test/readme.py
 check-demo demo: all install-demo
 	@python3 test/demo.py
 bench: all install-bench
 	@test/bench/run.sh
-install-build install-demo install-test install-bench: install-%:
+
+# The archives hold the same bytes wherever they are made: their files have the date of the last commit; without git, this one.
+SOURCE_DATE_EPOCH ?= $(or $(shell [ ! -e .git ] || git -c safe.directory='$(CURDIR)' log -1 --format=%ct),1767225600)
+archives: $(foreach p,$(PLATFORMS),$($p_FILE)) | install-archives
+	$(Q)VERSION=$(VERSION) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) vendor/dist.sh \
+		'$(sort $(foreach l,$(LIBS),$(firstword $(subst /, ,$l))))' $(foreach p,$(PLATFORMS),$($p_NAME) $($p_FILE) '$($p_CC)')
+dist: archives | install-dist
+	@test/unpacked.sh
+$(INSTALL): install-%:
 	@test/install.sh $*
 install: all
 	install -D -m 755 build/butler_webhook $(DESTDIR)$(PREFIX)/bin/butler_webhook
@@ -158,6 +258,8 @@ distclean:
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: all asan tsan test fuzz check check-long check-analyzer check-lint check-unit check-system check-asan check-tsan check-short check-faults \
-	check-fuzz check-binary check-readme check-demo demo bench install-build install-demo install-test install-bench install uninstall clean distclean help
+.PHONY: all arm64 windows archives dist asan tsan test fuzz check check-long check-analyzer check-lint check-unit check-system \
+	check-asan check-tsan check-short check-faults check-fuzz check-binary check-arm64 check-arm64-unit check-arm64-system \
+	check-windows check-windows-system check-windows-only check-windows-faults check-windows-readme check-windows-demo \
+	check-dist check-readme check-demo demo bench install uninstall clean distclean help $(INSTALL)
 .DELETE_ON_ERROR:

@@ -6,13 +6,21 @@
 set -eu
 
 build='gcc:gcc libc6-dev make:make binutils:readelf bzip2:bzip2 xz-utils:xz patch:patch'
+arm64='gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc libc6-dev-arm64-cross'
+windows='gcc-mingw-w64-x86-64-win32:x86_64-w64-mingw32-gcc binutils-mingw-w64-x86-64:x86_64-w64-mingw32-windres'
 case ${1:-} in
 build) words=$build ;;
 demo) words="$build python3:python3 openssl:openssl" ;;
 test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-tidy:clang-tidy llvm:llvm-symbolizer
     python3:python3 openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
 bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
-*) echo "usage: test/install.sh build|demo|test|bench" >&2 && exit 2 ;;
+arm64) words="$build $arm64" ;;
+windows) words="$build $windows" ;;
+archives) words="$build $arm64 $windows python3:python3 zip:zip" ;;
+wine) words='wine:wine wine64' ;;
+emulator) words="qemu-user-static:qemu-aarch64-static" ;;
+dist) words="python3:python3 openssl:openssl unzip:unzip qemu-user-static:qemu-aarch64-static wine:wine wine64" ;;
+*) echo "usage: test/install.sh build|demo|test|bench|arm64|windows|archives|wine|emulator|dist" >&2 && exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin

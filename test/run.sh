@@ -4,20 +4,21 @@
 # test/run.sh PART...: runs `make check-PART` for each, and adds up their last lines `N passed, N failed`. A part that ends
 # without such a line, or with an error that it did not count, counts as one failure.
 cd "$(dirname "$0")/.." || exit 1
-mkdir -p build
+tmp=$(mktemp -d) # a part may run this script, too
+trap 'rm -rf "$tmp"' EXIT
 passed=0
 failed=0
 table=
 for part; do
     echo "== $part"
     begin=$(date +%s)
-    { "${MAKE:-make}" --no-print-directory "check-$part" 2>&1; echo "$?" >build/check.exit; } | tee build/check.log
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' build/check.log | tail -n 1)
+    { "${MAKE:-make}" --no-print-directory "check-$part" 2>&1; echo "$?" >"$tmp/exit"; } | tee "$tmp/log"
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$tmp/log" | tail -n 1)
     p=$(echo "${line:-0}" | sed 's/ .*//')
     f=$(echo "${line:-0 passed, 0 failed}" | sed -e 's/.*passed, //' -e 's/ failed.*//')
-    [ "$part" != demo ] || [ "$(cat build/check.exit)" != 0 ] || { line="it ended well" && p=1; }
-    if [ -z "$line" ] || { [ "$(cat build/check.exit)" != 0 ] && [ "$f" = 0 ]; }; then
-        echo "FAILED: make check-$part ended with $(cat build/check.exit)"
+    [ "${part%demo}" = "$part" ] || [ "$(cat "$tmp/exit")" != 0 ] || { line="it ended well" && p=1; }
+    if [ -z "$line" ] || { [ "$(cat "$tmp/exit")" != 0 ] && [ "$f" = 0 ]; }; then
+        echo "FAILED: make check-$part ended with $(cat "$tmp/exit")"
         f=$((f + 1))
     fi
     passed=$((passed + p))

@@ -1,10 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# vendor/notices.sh SRC: prints build/gen/notices.h, the licences of all that is inside the binary, out of the files that the
-# sources in SRC bring along.
+# vendor/notices.sh SRC linux|windows [text]: prints notices.h, the licences of all that is inside the binary for that system, out
+# of the files that the sources in SRC bring along; with `text`, the licences themselves, as --licenses prints them.
 set -eu
+LC_ALL=C
+export LC_ALL
 src=$1
+system=$2
 here=$(dirname "$0")
 
 # version NAME: out of the lock file.
@@ -28,8 +31,13 @@ TEXT
     sed -n '/^ *Apache License$/,/^ *END OF TERMS/p' "$src/mbedtls/LICENSE"
     title "libyaml $(version libyaml)"
     cat "$src/libyaml/License"
-    title "musl $(version musl), with the patches of Debian's package $(version musl-patches)"
-    cat "$src/musl/COPYRIGHT"
+    if [ "$system" = windows ]; then
+        title "mingw-w64's run-time library"
+        cat "$here/mingw-w64.txt"
+    else
+        title "musl $(version musl), with the patches of Debian's package $(version musl-patches)"
+        cat "$src/musl/COPYRIGHT"
+    fi
     title "Mozilla's list of root certificates (Debian's package ca-certificates $(version ca-certificates))"
     cat <<TEXT
 Copyright Mozilla Contributors
@@ -39,7 +47,7 @@ https://mozilla.org/MPL/2.0/. Its source is the file mozilla/certdata.txt of Deb
 $(version ca-certificates), and before that the file lib/ckfw/builtins/certdata.txt of Mozilla's NSS (https://github.com/nss-dev/nss).
 The binary holds its certificates in DER, unchanged.
 TEXT
-    title "GCC's run-time library (libgcc)"
+    title "GCC's run-time library ($([ "$system" != windows ] || echo "libssp, ")libgcc)"
     cat <<TEXT
 Copyright Free Software Foundation, Inc.
 
@@ -47,6 +55,11 @@ Small helpers that the compiler adds, under the GNU General Public License, vers
 version 3.1, which lets them be part of a program under any licence. https://gcc.gnu.org/
 TEXT
 }
+
+if [ "${3:-}" = text ]; then
+    text | sed 's/\r//g'
+    exit
+fi
 
 # As one C string; ? is escaped because of trigraphs.
 echo "static const unsigned char notices_txt[$(text | wc -c)] ="
