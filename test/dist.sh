@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# test/dist.sh NAME...: checks the archives of these platforms in build/dist, the binaries and the lists of parts in them, and that
+# a build in another folder, by another user, with another umask, time zone and language gives the same bytes. SOURCE_DATE_EPOCH
+# is the date that the archives were made with.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+names=$*
+version=$(sed -n 's/^.define VERSION "\(.*\)".*/\1/p' butler_webhook.c)
+top=butler_webhook-$version
+max_bytes=750000
+passed=0
+failed=0
+skipped=0
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+trap 'exit 1' HUP INT TERM
+
+# check NAME COMMAND...: shows the command's output if it fails.
+check() {
+    local name=$1 out
+    shift
+    if out=$("$@" 2>&1); then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED $name: $* ${out:+: $out}" | head -n 20
+    fi
+}
+
+skip() {
+    skipped=$((skipped + 1))
+    echo "skipped $1: $2"
+}
+
+# has TEXT PATTERN, has_not TEXT PATTERN: extended regular expressions, line by line.
+has() { grep -qE -- "$2" <<<"$1"; }
+has_not() { ! grep -E -- "$2" <<<"$1"; }
+
+# check_any NAME FILE: what holds for each binary.
+check_any() {
+    check "$1: at most $max_bytes bytes" [ "$(stat -c %s "$2")" -le $max_bytes ]
+    check "$1: no path of the machine that built it" has_not \
+        "$(LC_ALL=C grep -aoE "($PWD|${HOME:-/root}/|/home/|/root/|/tmp/|/usr/lib/gcc|/usr/x86_64)[ -~]*" "$2")" .
+}
+
+# check_elf NAME FILE MACHINE PAGE: a program for Linux that needs nothing of it, with its segments laid out for pages of that size.
+check_elf() {
+    local header segments dynamic sections
+    header=$(LC_ALL=C readelf -hW "$2")
+    segments=$(LC_ALL=C readelf -lW "$2")
+    dynamic=$(LC_ALL=C readelf -dW "$2")
+    sections=$(LC_ALL=C readelf -SW "$2")
+    check "$1: processor" has "$header" "Machine: .*$3"
+    check "$1: position-independent" has "$header" 'Type: +DYN'
+    check "$1: marked as a static one" has "$dynamic" 'FLAGS_1.* PIE'
+    check "$1: no interpreter" has_not "$segments" 'INTERP'
+    check "$1: no shared library" has_not "$dynamic" 'NEEDED'
+    check "$1: relocations are read-only later" has "$segments" 'GNU_RELRO'
+    check "$1: all bound at start" has "$dynamic" 'BIND_NOW'
+    check "$1: stack not executable" has "$segments" 'GNU_STACK.* RW +0x'
+    check "$1: nothing both writable and executable" has_not "$segments" ' (RWE|WE) '
+    check "$1: stripped" has_not "$sections" '\.symtab|\.debug'
+    check "$1: pages" has_not "$(grep LOAD <<<"$segments" | grep -v " $4\$")" .
+    check_any "$1" "$2"
+}
+
+# check_pe NAME FILE: a program for Windows that needs nothing but what each Windows has.
+check_pe() {
+    local header sections
+    header=$(LC_ALL=C x86_64-w64-mingw32-objdump -p "$2")
+    sections=$(LC_ALL=C x86_64-w64-mingw32-objdump -h "$2")
+    check "$1: for x86-64" has "$header" 'file format pei-x86-64'
+    for flag in DYNAMIC_BASE HIGH_ENTROPY_VA NX_COMPAT; do
+        check "$1: $flag" has "$header" "^[[:space:]]+$flag\$"
+    done
+    check "$1: can be relocated" has_not "$header" 'relocations stripped'
+    check "$1: has relocations" has "$sections" ' \.reloc +0*[1-9a-f]'
+    check "$1: a console program" has "$header" 'Subsystem.*Windows CUI'
+    check "$1: imports" has "$header" 'DLL Name: KERNEL32.dll'
+    check "$1: imports nothing but the system's" has_not \
+        "$(grep 'DLL Name:' <<<"$header" | grep -viE ' (KERNEL32|ADVAPI32|WS2_32|msvcrt)\.dll$')" .
+    check "$1: stripped" has "$header" 'symbols stripped'
+    check "$1: stripped of debugging" has_not "$sections" '\.debug'
+    check_any "$1" "$2"
+}
+
+# The archives as they are.
+check "SHA256SUMS" env -C build/dist sha256sum --strict --quiet -c SHA256SUMS
+check "SHA256SUMS names all" [ "$(sed 's/^[0-9a-f]\{64\}  //' build/dist/SHA256SUMS | tr '\n' ' ')" = \
+    "$(cd build/dist && LC_ALL=C && echo butler_webhook*) " ]
+# shellcheck disable=SC2086
+python3 test/archives.py build/dist "$version" $names >"$tmp/out" 2>&1
+line=$(tail -n 1 "$tmp/out")
+if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+    passed=$((passed + BASH_REMATCH[1]))
+    failed=$((failed + BASH_REMATCH[2]))
+    sed '$d' "$tmp/out"
+else
+    failed=$((failed + 1))
+    cat "$tmp/out"
+fi
+for name in $names; do
+    mkdir "$tmp/$name"
+    case $name in
+    windows-*)
+        check "$name: unpacks" unzip -q "build/dist/$top-$name.zip" -d "$tmp/$name"
+        check_pe "$name" "$tmp/$name/$top/butler_webhook.exe"
+        ;;
+    linux-x64)
+        check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
+        check_elf "$name" "$tmp/$name/$top/butler_webhook" X86-64 0x1000
+        ;;
+    linux-arm64)
+        check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
+        check_elf "$name" "$tmp/$name/$top/butler_webhook" AArch64 0x10000
+        ;;
+    esac
+done
+
+# Another folder and all that, without a download.
+copy=$tmp/another_folder_with_a_longer_path/butler
+mkdir -p "$copy/test" "$copy/vendor" "$tmp/vendor"
+cp -r Makefile LICENSE README.md butler_webhook.c samples "$copy/"
+cp test/install.sh "$copy/test/"
+cp vendor/* "$copy/vendor/" 2>/dev/null
+while read -r name _ _ _ file _; do
+    case $name in '#'* | '') ;; *) cp "${VENDOR_DIR:-vendor/cache}/$file" "$tmp/vendor/" 2>/dev/null || cp "vendor/cache/$file" "$tmp/vendor/" ;; esac
+done <vendor/lock
+user=()
+if [ "$(id -u)" = 0 ]; then
+    user=(setpriv --reuid=nobody --regid=nogroup --clear-groups)
+    chown -R nobody:nogroup "$copy"
+    chmod 755 "$tmp"
+    chmod -R a+rX "$tmp/vendor"
+else
+    skip "the same bytes for another user" "only root can become another user; this one builds again"
+fi
+language=$(locale -a | grep -vE '^(C|POSIX)' | tail -n 1)
+again=$(umask 077 && unset HOME && VENDOR_DIR="$tmp/vendor" TZ=Asia/Kathmandu LC_ALL=${language:-C.UTF-8} \
+    "${user[@]}" make -C "$copy" -j"$(nproc)" archives 2>&1)
+code=$?
+check "builds in another folder" [ $code = 0 ]
+[ $code = 0 ] || tail -n 20 <<<"$again"
+check "builds from a local folder alone" has_not "$again" '^fetching'
+check "the same archives in another folder" diff build/dist/SHA256SUMS "$copy/build/dist/SHA256SUMS"
+
+printf '%d passed, %d failed' $passed $failed
+[ $skipped = 0 ] || printf ', %d skipped' $skipped
+echo
+[ $failed = 0 ]
