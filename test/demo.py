@@ -19,8 +19,12 @@ import threading
 import time
 import urllib.parse
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import harness
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
+BINARY = harness.BINARY
 CONFIG = os.path.join(ROOT, 'samples/demo.yaml')
 CERTIFICATES = os.path.join(ROOT, 'build/demo')
 DATAGRAMS = os.path.join(ROOT, 'test/data/datagrams')
@@ -29,7 +33,7 @@ UDP_PORT = 19998
 HTTP_PORT = 18080
 HTTPS_PORT = 18443
 WIDTH = 110
-PATIENCE_S = 5      # for what should happen
+PATIENCE_S = 5 * harness.SLOW       # for what should happen
 SILENCE_S = 0.4     # how long nothing must arrive, after the log has said that nothing will
 
 FIELDS = ('hostName', 'taskName', 'appName', 'user', 'taskId', 'appId', 'logTimeStamp', 'logLevel', 'executionId',
@@ -204,7 +208,8 @@ class Program:
         self.lines = []
         self.shown = 0
         self.changed = threading.Condition()
-        self.process = subprocess.Popen([BINARY, os.path.relpath(CONFIG, ROOT)], cwd=ROOT, env=env,
+        env.update(harness.SYSTEM.environment())
+        self.process = subprocess.Popen(harness.SYSTEM.command(BINARY, [os.path.relpath(CONFIG, ROOT)]), cwd=ROOT, env=env,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         encoding='utf-8', errors='backslashreplace')
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -235,11 +240,11 @@ class Program:
 
     def stop(self):
         """Stops the program as a service manager does; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(harness.SYSTEM.signal(signal.SIGTERM))
         try:
             code = self.process.wait(PATIENCE_S + 2)
         except subprocess.TimeoutExpired as error:
-            raise Failure('butler_webhook does not stop on SIGTERM') from error
+            raise Failure('butler_webhook does not stop when it is told to') from error
         self.reader.join(2)
         return code
 
@@ -359,6 +364,7 @@ def main():
     try:
         if not os.access(BINARY, os.X_OK):
             raise Failure('%s is not there: run make' % BINARY)
+        harness.SYSTEM.begin()
         make_certificates()
         receivers = Receivers()
         program = Program()
@@ -374,6 +380,7 @@ def main():
             shutil.rmtree(state_directory(), ignore_errors=True)
         if receivers is not None:
             receivers.stop()
+        harness.SYSTEM.end()
     print('\ndemo passed: %d calls arrived as they should, and no other.' % arrived, flush=True)
     return 0
 

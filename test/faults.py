@@ -142,6 +142,7 @@ def main():
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupted)
+    harness.SYSTEM.begin()
     try:
         for worker in workers:
             worker.start()
@@ -152,6 +153,7 @@ def main():
         for worker in workers:
             worker.join()
         runner.totals[1] += 1
+    harness.SYSTEM.end()
     passed, failed, skipped = runner.totals
     print('%d passed, %d failed%s' % (passed, failed, ', %d skipped' % skipped if skipped else ''), flush=True)
     return 1 if failed or not passed else 0

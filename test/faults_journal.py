@@ -229,8 +229,8 @@ def test_journal_form(t):
         alert = json.loads(fields[3])
         t.check('an accepted line', re.fullmatch(key + r':msg_[0-9a-f]{32}', fields[2]) and
                 abs(int(fields[1]) - base.now_ms()) < 60000 and alert['executionId'] in executions, fields)
-    t.equal('the mode of the directory', oct(os.stat(place.state).st_mode & 0o777), oct(0o700))
-    t.check('no file can be read by others', all(os.stat(place.path(name)).st_mode & 0o077 == 0
+    t.equal('the mode of the directory', oct(os.stat(place.state).st_mode & (0o700 | harness.SYSTEM.others)), oct(0o700))
+    t.check('no file can be read by others', all(os.stat(place.path(name)).st_mode & harness.SYSTEM.others_file == 0
                                                  for name in os.listdir(place.state)), os.listdir(place.state))
 
 

@@ -13,11 +13,17 @@ test's time is waiting. `t` (class Test) makes what a test needs and ends all of
 
 Unless told otherwise the program must end with exit code 0 on SIGTERM and leave stderr empty; both are checked after each
 test. BUTLER_SLOW=3 makes every limit of time three times as long (sanitizers, busy machines).
+
+BUTLER_BINARY and BUTLER_BINARY_TEST name other programs than those in build/. If they end in .exe they run under wine, and
+class Wine below makes the tests written for Linux fit: paths, signals, ends of lines.
 """
 
 import argparse
+import atexit
 import collections
 import errno
+import fcntl
+import functools
 import json
 import os
 import random
@@ -38,11 +44,13 @@ import urllib.parse
 import uuid
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SLOW = float(os.environ.get('BUTLER_SLOW', '1'))
 BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
-BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', os.path.join(ROOT, 'build/test/butler_webhook')))
+WINDOWS = BINARY.endswith('.exe')
+BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', BINARY[:-4] + '-test.exe' if WINDOWS else
+                                             os.path.join(ROOT, 'build/test/butler_webhook')))
+SLOW = float(os.environ.get('BUTLER_SLOW', '3' if WINDOWS else '1'))
 STOP_S = 7      # the program promises 5 s
-JOBS = 20       # most tests mostly wait
+JOBS = 8 if WINDOWS else 20     # most tests mostly wait
 
 
 # ---- Results --------------------------------------------------------------------------------------------------------
@@ -55,6 +63,7 @@ class Results:
         self.passed = 0
         self.failed = 0
         self.skipped = 0
+        self._skips = {}
         self._lock = threading.Lock()
 
     def check(self, name, ok, detail=''):
@@ -69,9 +78,11 @@ class Results:
     def skip(self, name, why):
         with self._lock:
             self.skipped += 1
-            print(one_line('skipped %s: %s' % (name, why)), flush=True)
+            self._skips.setdefault(str(why), []).append(name)
 
     def finish(self):
+        for why, names in self._skips.items():
+            print(one_line('skipped %s: %s' % (', '.join(names), why)))
         print('%d passed, %d failed%s' % (self.passed, self.failed,
                                           ', %d skipped' % self.skipped if self.skipped else ''), flush=True)
         return 1 if self.failed or not self.passed else 0
@@ -80,6 +91,190 @@ class Results:
 def one_line(text, limit=2000):
     text = ''.join(c if c.isprintable() else c.encode('unicode_escape', 'backslashreplace').decode() for c in text)
     return text if len(text) <= limit else text[:limit] + '...'
+
+
+# ---- The system below the program -----------------------------------------------------------------------------------
+
+
+class Unix:
+    """The program runs as it is. What Wine does otherwise has the same names here."""
+
+    memory_kb = 0       # what the system's own part of a process takes
+    others = 0o077      # what no mode of a private folder has
+    others_file = 0o077     # and of a file in it
+
+    def begin(self):
+        """Before the first program is started."""
+
+    def end(self):
+        """After the last one has ended."""
+
+    def environment(self):
+        """What the program needs to see beside what the test wants."""
+        return {}
+
+    def command(self, binary, args):
+        """The command line that runs the program."""
+        return [binary] + list(args)
+
+    def setting(self, value):
+        """A value of the configuration."""
+        return value
+
+    def text(self, data):
+        """The bytes of a configuration that a test wrote by itself."""
+        return data
+
+    def output(self, data):
+        """Whole lines of what the program wrote."""
+        return data
+
+    def signal(self, number):
+        """The signal that does what this one does to a program for Unix."""
+        return number
+
+    def stopped_by(self, number):
+        """How the log names the signal."""
+        return '%s received' % signal.Signals(number).name
+
+    def process_id(self, process):
+        """What the program takes for the number of its process, as a regular expression."""
+        return str(process.pid)
+
+
+class Wine(Unix):
+    """
+    A program for Windows, run by wine with a prefix (its folder: build/wine, or BUTLER_WINEPREFIX) and a server of its own.
+    The program sees the whole machine as drive Z:, so an absolute path gets `Z:` in front on the way in and loses it on the
+    way out (Raw text stays as it is). Its process is one of this machine, so that kill -9 works. SIGINT arrives as Ctrl-C;
+    SIGTERM would end wine at once.
+    """
+
+    LOADERS = ('/usr/lib/wine/wine64', '/usr/bin/wine64', '/usr/lib/x86_64-linux-gnu/wine/wine64')
+    SERVERS = ('/usr/lib/wine/wineserver64', '/usr/lib/wine/wineserver', '/usr/bin/wineserver')
+    PATH = re.compile(rb'\bZ:([\\/][^\s"\';,|]*)')
+    STOP = (signal.SIGTERM, signal.SIGHUP)
+    trace = None        # a file that gets what services report to the event log
+    memory_kb = 64 * 1024
+    others = 0o007      # wine takes Administrators for the group
+    others_file = 0     # files inherit nothing in wine
+
+    def __init__(self):
+        self.prefix = os.path.abspath(os.environ.get('BUTLER_WINEPREFIX', os.path.join(ROOT, 'build/wine')))
+        self.loader = next((path for path in self.LOADERS if os.access(path, os.X_OK)), 'wine64')
+        self.server = next((path for path in self.SERVERS if os.access(path, os.X_OK)), 'wineserver')
+        self._lock = None
+
+    def _run(self, *command, stderr=subprocess.DEVNULL, **env):
+        def more_descriptors():     # the server holds those of all programs
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536), hard))
+
+        return subprocess.run(command, env=dict(self.environment(), PATH=os.environ['PATH'], **env), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True, timeout=300, cwd='/',
+                              preexec_fn=more_descriptors).returncode
+
+    def _make(self):
+        """Makes the prefix; under another name until it is whole."""
+        unfinished = self.prefix + '.new'
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.makedirs(unfinished)
+        failed = self._run(self.loader, 'wineboot', '-i', WINEPREFIX=unfinished)
+        self._run(self.server, '-k', WINEPREFIX=unfinished)
+        self._run(self.server, '-w', WINEPREFIX=unfinished)
+        if failed:
+            raise RuntimeError('wine cannot make its prefix')
+        os.rename(unfinished, self.prefix)
+
+    def begin(self):
+        """
+        Makes the prefix if there is none, and starts the server and what it starts itself, so that no pipe of a test stays
+        open in these. Another run of tests with this prefix is waited for.
+        """
+        os.makedirs(os.path.dirname(self.prefix), exist_ok=True)
+        self._lock = open(self.prefix + '.lock', 'w')
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        atexit.register(self.end)
+        if not os.path.isdir(self.prefix):
+            self._make()
+        self._stop()
+        self._run(self.server, '-p')
+        with open(self.trace or os.devnull, 'wb') as stderr:
+            self._run(self.loader, 'cmd', '/c', 'exit', stderr=stderr, WINEDEBUG='-all,trace+eventlog,err+eventlog')
+
+    def _stop(self):
+        """Ends the server and all that runs in the prefix: what outlives its server would only hang."""
+        self._run(self.server, '-k')
+        mark = b'WINEPREFIX=%s\0' % os.fsencode(self.prefix)
+        for pid in filter(str.isdigit, os.listdir('/proc')):
+            try:
+                with open('/proc/%s/environ' % pid, 'rb') as file:
+                    ours = mark in file.read() + b'\0'
+                if ours and int(pid) != os.getpid():
+                    os.kill(int(pid), signal.SIGKILL)
+            except OSError:     # it has ended, or is somebody else's
+                pass
+
+    def end(self):
+        if self._lock is not None:
+            self._stop()
+            self._lock.close()
+            self._lock = None
+
+    def environment(self):
+        return {'WINEPREFIX': self.prefix, 'WINEDEBUG': '-all', 'WINEDLLOVERRIDES': 'mscoree,mshtml=', 'LC_ALL': 'C.UTF-8'}
+
+    def command(self, binary, args):
+        return [self.loader, binary] + [self._path(arg) for arg in args]
+
+    @staticmethod
+    def _path(text):
+        return 'Z:' + text if text.startswith('/') and not text.startswith('//') and not isinstance(text, Raw) else text
+
+    def setting(self, value):
+        if isinstance(value, dict):
+            return {key: self.setting(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.setting(item) for item in value]
+        if isinstance(value, str) and value.startswith((tempfile.gettempdir() + '/', ROOT + '/', '/proc/')):
+            return self._path(value)
+        return value
+
+    def text(self, data):
+        for folder in (tempfile.gettempdir(), ROOT):
+            data = re.sub(rb'(?<![\w/:.])' + re.escape(folder.encode() + b'/'), b'Z:' + folder.encode() + b'/', data)
+        return data
+
+    def output(self, data):
+        data = data.replace(b'\r\n', b'\n')
+        if b'Z:' in data:
+            data = self.PATH.sub(lambda match: match.group(1).replace(b'\\', b'/'), data)
+        return data
+
+    def signal(self, number):
+        return signal.SIGINT if number in self.STOP else number
+
+    def stopped_by(self, number):
+        return 'Ctrl-C received'
+
+    def process_id(self, process):
+        return r'\d+'
+
+
+SYSTEM = Wine() if WINDOWS else Unix()
+
+
+def unix(why):
+    """Decorator: the test shows something that only a program for Unix does, or that wine cannot show."""
+    def mark(function):
+        if not WINDOWS:
+            return function
+
+        @functools.wraps(function)
+        def skipped(t):
+            t.skip(why)
+        return skipped
+    return mark
 
 
 # ---- Ports ----------------------------------------------------------------------------------------------------------
@@ -113,14 +308,14 @@ def _find_port():
         except OSError:
             mark.close()
             continue
-        if _port_is_free(port):
+        if port_is_free(port):
             _port_marks.append(mark)
             return port
         mark.close()
     raise RuntimeError('no free port')
 
 
-def _port_is_free(port):
+def port_is_free(port):
     for family, address in ((socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::1')):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             try:
@@ -224,12 +419,13 @@ class Process:
         rest = b''
         while True:
             data = os.read(self._process.stdout.fileno(), 65536)
-            lines = (rest + data).split(b'\n')
-            rest = lines.pop()
-            if not data and rest:
-                lines.append(rest)
+            end = (rest + data).rfind(b'\n') + 1 if data else len(rest)
+            whole, rest = SYSTEM.output((rest + data)[:end]), (rest + data)[end:]
+            lines = whole.split(b'\n')
+            if not lines[-1]:
+                lines.pop()
             with self._changed:
-                self._out += data
+                self._out += whole
                 self.log.extend(line.decode('utf-8', 'surrogateescape') for line in lines)
                 self._changed.notify_all()
             if not data:
@@ -247,7 +443,7 @@ class Process:
     @property
     def stderr(self):
         with self._changed:
-            return self._err.decode('utf-8', 'surrogateescape')
+            return SYSTEM.output(bytes(self._err)).decode('utf-8', 'surrogateescape')
 
     @property
     def stdout(self):
@@ -298,7 +494,7 @@ class Process:
 
     def send_signal(self, number=signal.SIGTERM):
         if self.running():
-            self._process.send_signal(number)
+            self._process.send_signal(SYSTEM.signal(number))
 
     def wait(self, timeout=10):
         """The exit code once the program ended and its output is read; None if it still runs."""
@@ -719,7 +915,7 @@ class Test:
                                             **top.get('butlerWebhook', {}))
         path = os.path.join(self.tmp, name)
         with open(path, 'w', encoding='utf-8', newline='') as file:
-            file.write('---\n' + yaml({'Butler': top}))
+            file.write('---\n' + yaml({'Butler': SYSTEM.setting(top)}))
         self._ports[path] = port
         return path, port
 
@@ -727,21 +923,29 @@ class Test:
         """What a program under test sees: nothing of the caller's but the path and what the sanitizers read."""
         keep = {key: value for key, value in os.environ.items()
                 if key in ('PATH', 'HOME', 'LANG') or key.endswith(('SAN_OPTIONS', 'SAN_SYMBOLIZER_PATH'))}
+        keep.update(SYSTEM.environment())
         keep.update(env or {})
         return keep
 
-    def run(self, *args, binary=None, env=None, cwd=None, timeout=30):
+    def read(self, path):
+        """What the program has written into a file, as text."""
+        with open(path, 'rb') as file:
+            return SYSTEM.output(file.read()).decode('utf-8', 'surrogateescape')
+
+    def run(self, *args, binary=None, env=None, cwd=None, timeout=30, **options):
         """Runs the program to its end with these arguments; gives the subprocess.CompletedProcess, its output as text."""
-        return subprocess.run([binary or self.binary] + list(args), stdin=subprocess.DEVNULL, capture_output=True,
-                              env=self.environment(env), cwd=cwd, timeout=timeout * SLOW, encoding='utf-8',
-                              errors='surrogateescape')
+        done = subprocess.run(SYSTEM.command(binary or self.binary, args), stdin=subprocess.DEVNULL, capture_output=True,
+                              env=self.environment(env), cwd=cwd, timeout=timeout * SLOW, **options)
+        done.stdout, done.stderr = (SYSTEM.output(data).decode('utf-8', 'surrogateescape')
+                                    for data in (done.stdout, done.stderr))
+        return done
 
     def start(self, config_path=None, binary=None, env=None, args=None, cwd=None, wait=True, wrap=(), stdout=None):
         """
         Starts the program on a configuration and waits until it listens (unless wait is false). args replaces the
         arguments, wrap stands before the program (such as ['unshare', '-m']), stdout is a descriptor to write to.
         """
-        command = list(wrap) + [binary or self.binary] + (list(args) if args is not None else [config_path])
+        command = list(wrap) + SYSTEM.command(binary or self.binary, args if args is not None else [config_path])
         with self._lock:
             if self.over:
                 raise Abort()
@@ -875,6 +1079,7 @@ def run_modules(modules, argv=None):
         if not os.access(binary, os.X_OK):
             results.check('program', False, '%s is not there: build it first' % binary)
             return results.finish()
+    SYSTEM.begin()
     times = []
     lock = threading.Lock()
     todo = [test for test in tests if not hasattr(test[1], 'alone')]
@@ -902,6 +1107,7 @@ def run_modules(modules, argv=None):
         for seconds, name in sorted(times, reverse=True)[:25]:
             print('%7.1f s  %s' % (seconds, name))
         print('%7.1f s  sum of %d tests' % (sum(seconds for seconds, _ in times), len(times)))
+    SYSTEM.end()
     code = results.finish()
     sys.stdout.flush()
     return code

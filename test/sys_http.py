@@ -1406,7 +1406,7 @@ def answer_memory(t, scheme):
     wait_accepted(t, program, 4)
     receiver.wait(len(plays) * 4)
     time.sleep(3)
-    t.check('memory stays small', memory_kb(program) < 40000, '%d kB' % memory_kb(program))
+    t.check('memory stays small', memory_kb(program) < 40000 + harness.SYSTEM.memory_kb, '%d kB' % memory_kb(program))
     stop(t, program)
 
 
@@ -2622,7 +2622,7 @@ def memory_now_kb(program):
 
 
 def descriptors(program):
-    """What each open descriptor of the program leads to, sorted; sockets without their numbers."""
+    """What each open descriptor of the program leads to, sorted; sockets without their numbers. Wine has pipes for each thread."""
     path = '/proc/%d/fd' % program.pid
     found = []
     for name in os.listdir(path):
@@ -2630,7 +2630,7 @@ def descriptors(program):
             found.append(re.sub(r'\d+', 'N', os.readlink(os.path.join(path, name))))
         except FileNotFoundError:
             pass
-    return sorted(found)
+    return sorted(name for name in found if not (harness.WINDOWS and name.startswith('pipe:')))
 
 
 @both
@@ -2666,11 +2666,15 @@ def independent_of_all_at_once(t, scheme):
         done = wait_until(lambda: len(program.lines(r': alert \d+ (given up for |delivered to .*: 200 in )')) ==
                           turn * (6 * len(bad) + 50), 25, 0.1)
         t.require('every alert comes to its end at every webhook', done, program.log[-3:])
+        if harness.WINDOWS and turn == 1:       # wine opens what it needs when it needs it
+            time.sleep(1)
+            at_first = descriptors(program)
         t.check('the descriptors are those of the start', wait_until(lambda: descriptors(program) == at_first, 5),
                 descriptors(program))
         memory.append(memory_now_kb(program))
     if not SANITIZED:
-        t.check('memory does not grow', max(memory[1:]) < memory[0] + 2048, memory)
+        first = 1 if harness.WINDOWS else 0     # wine takes its part on the way
+        t.check('memory does not grow', max(memory[first + 1:]) < memory[first] + 2048, memory)
     loop = 'failure %d' % (list(HOSTILE).index('redirects_for_ever') + 1)
     t.equal('alerts were given up for the redirects alone',
             {re.search(r' for (failure \d+)', line).group(1) for line in program.lines(' given up for ')}, {loop})
@@ -3384,7 +3388,7 @@ def signal_test(number):
         stop(t, program, number)
         t.check('an idle program stops at once', time.monotonic() - begin < 3 * harness.SLOW, time.monotonic() - begin)
         t.check('the log names the signal',
-                program.lines(r' info: stopping: %s received$' % signal.Signals(number).name),
+                program.lines(r' info: stopping: %s$' % harness.SYSTEM.stopped_by(number)),
                 program.log[-3:])
         totals(t, program, received=1, accepted=1, delivered=1, given_up=0, lost=0)
     return test
@@ -3392,7 +3396,7 @@ def signal_test(number):
 
 test_stop_sigterm = signal_test(signal.SIGTERM)
 test_stop_sigint = signal_test(signal.SIGINT)
-test_stop_sighup = signal_test(signal.SIGHUP)
+test_stop_sighup = harness.unix('SIGHUP')(signal_test(signal.SIGHUP))
 
 
 def moment_test(make, number=signal.SIGTERM, message='Max retries reached'):
@@ -3468,7 +3472,7 @@ MOMENTS = {
 for _name, _make in MOMENTS.items():
     globals()['test_stop_when_' + _name] = moment_test(_make, message=LARGE if 'not_read' in _name else 'short')
 test_stop_when_names_hang_sigint = moment_test(moment_names, signal.SIGINT)
-test_stop_when_connect_hangs_sighup = moment_test(moment_connect, signal.SIGHUP)
+test_stop_when_connect_hangs_sighup = harness.unix('SIGHUP')(moment_test(moment_connect, signal.SIGHUP))
 test_stop_when_answer_hangs_sigint = moment_test(moment_receiver(always(hold())), signal.SIGINT)
 
 
@@ -3799,7 +3803,7 @@ def test_stop_when_server_host_hangs(t):
     program.expect_exit = None
     begin = time.monotonic()
     code = program.stop(STOPS_S)
-    t.check('it ends', code in (0, -signal.SIGTERM), code)
+    t.check('it ends', code in (0, -signal.SIGTERM, -signal.SIGINT), code)
     t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
     t.equal('it never listened', program.lines(' listening on '), [])
 
@@ -3821,8 +3825,8 @@ def ignored_signal_test(number, name):
     return test
 
 
-test_stop_not_by_sighup_under_nohup = ignored_signal_test(signal.SIGHUP, 'HUP')
-test_stop_not_by_sigint_in_background = ignored_signal_test(signal.SIGINT, 'INT')
+test_stop_not_by_sighup_under_nohup = harness.unix('SIGHUP')(ignored_signal_test(signal.SIGHUP, 'HUP'))
+test_stop_not_by_sigint_in_background = harness.unix('ignored signals')(ignored_signal_test(signal.SIGINT, 'INT'))
 
 
 def test_stop_at_once(t):
@@ -3834,7 +3838,7 @@ def test_stop_at_once(t):
         time.sleep(i * 0.003)
         program.send_signal()
         code = program.wait(STOPS_S)
-        t.check('it ends', code in (0, -signal.SIGTERM), code)
+        t.check('it ends', code in (0, -signal.SIGTERM, -signal.SIGINT), code)
         t.check('with 0 once it listens', code == 0 or not program.lines(' listening on '), program.log)
         t.equal('stderr', program.stderr, '')
 
@@ -3913,7 +3917,7 @@ def test_stop_stdout_read_again(t):
         wait_until(lambda: b'dropped' in b''.join(chunks), 5)
         t.equal('exit code', program.stop(STOPS_S), 0)
         thread.join(10)
-        text = b''.join(chunks).decode().lstrip('x')
+        text = harness.SYSTEM.output(b''.join(chunks)).decode().lstrip('x')
         t.check('the log tells how many lines are missing',
                 re.search(r'(?m)^\S+ \w+: .*\b\d+ .*(dropped|lost|missing)', text), text[-600:])
         t.check('the last line is there',
@@ -3942,6 +3946,7 @@ def test_stop_stdout_closed(t):
     t.equal('exit code', program.stop(STOPS_S), 0)
 
 
+@harness.unix('wine does not run without standard streams')
 def test_stop_no_descriptors_at_start(t):
     """Started without stdin, stdout and stderr: the log does not go to a webhook."""
     receiver = t.receiver()
@@ -3973,6 +3978,7 @@ def test_stop_stdout_full_device(t):
 
 
 @limit(120)
+@harness.unix('a limit on descriptors hits wine itself')
 def test_limits_few_descriptors(t):
     """Fewer descriptors than connections are wanted: the alerts wait, and arrive."""
     receivers = [t.receiver(lambda request, connection: time.sleep(0.05) or response(200, b'', close=True))
@@ -3987,6 +3993,7 @@ def test_limits_few_descriptors(t):
     end(t, program, accepted=20, delivered=100, given_up=0, lost=0)
 
 
+@harness.unix('a limit on descriptors hits wine itself')
 def test_limits_too_few_descriptors(t):
     """However few there are: it runs, or says what is wrong."""
     path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
