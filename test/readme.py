@@ -14,6 +14,9 @@ say what is done with it:
     ```text output           what the command before printed (milliseconds and dates may differ)
     ```json received         the body that the receiver got from the command before
     ```text get              the request line that the same alert makes by GET
+    ```bat MARK              commands of Windows: what they name must exist. If BUTLER_BINARY is an .exe, wine runs those
+                             whose mark class Server knows, in their order, in C:\\Program Files\\butler_webhook, and
+                             nothing else of this page; MARK syntax: wine has no such command
     ```text log=STATUS       lines that are logged, in this order, when the same alert is answered with STATUS (times and the
                              size of the receive buffer may differ)
 
@@ -149,7 +152,7 @@ class Sandbox:
         if 'syntax' in block.words:
             done = subprocess.run(['bash', '-n', '-c', script], capture_output=True, text=True)
             check('%s: syntax' % block.name, done.returncode == 0, done.stderr)
-            for target in re.findall(r'^(?:sudo )?make(?: [A-Z_]+=\S+)*(?: ([a-z-]+))?', script, re.M):
+            for target in re.findall(r'^(?:sudo )?make(?: [A-Z_]+=\S+)*(?: ([a-z0-9-]+))?', script, re.M):
                 check('%s: make %s exists' % (block.name, target), (target or 'all') in self.targets(), self.targets())
         elif 'receiver' in block.words:
             self.receiver = block
@@ -265,6 +268,8 @@ def run_readme(t, write):
             else:
                 t.check('%s: is the output' % block.name, normal(sandbox.output or '') == normal(block.text),
                         'got %r' % sandbox.output)
+        elif block.language == 'bat' and len(block.words) == 1 and block.words[0] in Server.MARKS + ('syntax',):
+            check_bat(t, block, re.findall(r'--[a-z]+', t.run('--help').stdout))
         elif block.language == 'text' and block.words == ['get']:
             sandbox.get(block)
         elif block.language == 'text' and re.fullmatch(r'log=\d{3}', ' '.join(block.words)):
@@ -291,6 +296,128 @@ def check_links(t, text):
             t.check('README.md: heading %s' % target, target[1:] in headings, repr(sorted(headings)))
         elif '://' not in target:
             t.check('README.md: file %s' % target, os.path.exists(os.path.join(harness.ROOT, target)))
+
+
+# ---- The commands for Windows ----------------------------------------------------------------------------------------
+
+WINDOWS_COMMANDS = {'butler_webhook.exe', 'certutil', 'copy', 'icacls', 'mkdir', 'netsh', 'notepad', 'reg', 'sc'}
+
+
+def check_bat(t, block, options):
+    """The commands are ones that Windows has; options and samples are there."""
+    for line in block.text.splitlines():
+        words = line.split()
+        t.check('%s: %s is a command' % (block.name, words[0]), words[0] in WINDOWS_COMMANDS, line)
+        for word in words:
+            if word.startswith('--'):
+                t.check('%s: %s is an option' % (block.name, word), word in options, line)
+            if word.startswith('samples\\'):
+                t.check('%s: %s is there' % (block.name, word), os.path.exists(os.path.join(SAMPLES, word[8:])), line)
+
+
+class Server:
+    """A Windows server in wine, on which README's commands are typed. What a person would write with notepad is put there."""
+
+    MARKS = ('install', 'restart', 'proxy', 'uninstall', 'service')
+    NAME = 'ButlerWebhook'
+
+    def __init__(self, t):
+        self.t = t
+        self.receiver = t.receiver()
+        self.port = t.port()
+        self.folder = os.path.join(harness.SYSTEM.prefix, 'drive_c/Program Files/butler_webhook')
+        self.calls = 0
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.makedirs(self.folder)
+        shutil.copy(harness.BINARY, os.path.join(self.folder, 'butler_webhook.exe'))
+        shutil.copytree(SAMPLES, os.path.join(self.folder, 'samples'))
+
+    def type(self, line, codes=(0,)):
+        """Has one command run; what it printed."""
+        with open(os.path.join(self.folder, 'typed.bat'), 'w', encoding='utf-8', newline='') as file:
+            file.write('@%s\r\n' % line)
+        done = subprocess.run([harness.SYSTEM.loader, 'cmd', '/c', 'typed.bat'], cwd=self.folder, stdin=subprocess.DEVNULL,
+                              env=self.t.environment(), capture_output=True, timeout=60 * harness.SLOW)
+        output = harness.SYSTEM.output(done.stdout + done.stderr).decode('utf-8', 'replace')
+        self.t.check('exit code of %s' % line, done.returncode in codes, 'got %d: %s' % (done.returncode, output))
+        return output
+
+    def play(self, block):
+        for line in block.text.splitlines():
+            if line.startswith('notepad '):
+                self.write(line.split()[1])
+            elif line.startswith('mkdir '):
+                shutil.rmtree(os.path.join(self.folder, line.split()[1]), ignore_errors=True)
+                self.type(line)
+            else:
+                output = self.type(line)
+                if line.startswith('sc stop'):
+                    self.t.check('%s: it stops' % block.name, self.state('STOPPED'), self.log())
+                elif line.startswith('sc start'):
+                    self.serves(block)
+                elif ' --test ' in line:
+                    self.calls += 1
+                    self.t.check('%s: the webhook is called' % block.name, ' ok ' in output, output)
+
+    def write(self, name):
+        """What the reader of README writes: the real URL, and a port that is free."""
+        path = os.path.join(self.folder, name)
+        with open(path, encoding='utf-8') as file:
+            text = file.read()
+        self.t.check('%s: has the URL' % name, text.count('http://127.0.0.1:8080/alert') == 1, text)
+        text = text.replace('http://127.0.0.1:8080/alert', self.receiver.url('/alert'))
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write(text + '  butlerWebhook: { port: %d }\n' % self.port)
+
+    def log(self):
+        """All log files of the service."""
+        folder = os.path.join(self.folder, 'log')
+        return ''.join(self.t.read(os.path.join(folder, name)) for name in sorted(os.listdir(folder))) \
+            if os.path.isdir(folder) else ''
+
+    def state(self, wanted):
+        """Waits until the service manager says so."""
+        deadline = time.monotonic() + 10 * harness.SLOW
+        while time.monotonic() < deadline:
+            if re.search(r'STATE +: \d+ +%s' % wanted, self.type('sc query ' + self.NAME)):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def serves(self, block):
+        """The service runs, and an alert goes through it."""
+        if not self.t.check('%s: the service runs' % block.name, self.state('RUNNING'), self.log()):
+            return
+        self.calls += 1
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.sendto(harness.datagram(), ('127.0.0.1', self.port))
+        self.t.check('%s: an alert arrives' % block.name, len(self.receiver.wait(self.calls)) == self.calls, self.log())
+
+    def check_proxy(self, block):
+        value = self.type('reg query HKLM\\SYSTEM\\CurrentControlSet\\Services\\%s /v Environment' % self.NAME)
+        self.t.check('%s: the variables are there' % block.name,
+                     'HTTPS_PROXY=http://proxy.example.com:3128' in value and 'NO_PROXY=.example.com' in value, value)
+        self.type('reg delete HKLM\\SYSTEM\\CurrentControlSet\\Services\\%s /v Environment /f' % self.NAME)
+
+
+def run_windows(t):
+    """Plays the commands for Windows."""
+    with open(README, encoding='utf-8') as file:
+        text = file.read()
+    blocks = {block.words[0]: block for block in (Block(match, text) for match in BLOCK.finditer(text))
+              if block.language == 'bat' and block.words and block.words[0] != 'syntax'}
+    t.equal('README.md: the blocks for Windows', sorted(blocks), sorted(Server.MARKS))
+    server = Server(t)
+    try:
+        for mark in Server.MARKS:
+            server.play(blocks[mark])
+            if mark == 'proxy':
+                server.check_proxy(blocks[mark])
+            if mark == 'uninstall':
+                shutil.rmtree(os.path.join(server.folder, 'log'), ignore_errors=True)
+    finally:
+        server.type('butler_webhook.exe --uninstall', codes=(0, 1))
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 # ---- Keys -----------------------------------------------------------------------------------------------------------
@@ -465,8 +592,11 @@ def main():
     if not os.access(harness.BINARY, os.X_OK):
         results.check('program', False, '%s is not there: build it first' % harness.BINARY)
         return results.finish()
-    demo.make_certificates()
-    for name, function in (('readme', lambda t: run_readme(t, bool(sys.argv[1:]))), ('samples', run_samples)):
+    harness.SYSTEM.begin()
+    if not harness.WINDOWS:
+        demo.make_certificates()
+    for name, function in (('windows', run_windows),) if harness.WINDOWS else \
+            (('readme', lambda t: run_readme(t, bool(sys.argv[1:]))), ('samples', run_samples)):
         t = harness.Test(name, results)
         try:
             function(t)
@@ -477,6 +607,7 @@ def main():
             t.check('runs to its end', False, '%s: %s (line %d)' % (type(error).__name__, error, place.lineno))
         finally:
             t.finish()
+    harness.SYSTEM.end()
     return results.finish()
 
 
