@@ -550,6 +550,7 @@ def test_service_net(t):
     path, port = t.config([{'url': receiver.url()}], logDirectory='log')
     service = Service(t, path)
     t.equal('net start', wine(t, 'net', 'start', service.name)[0], 0)
+    t.check('net start: it runs', until(lambda: service.state()[0] == 4), service.state())     # wine's does not wait for that
     alert_arrives(t, 'an alert is tried', receiver, port, 'waits')
     code, text = wine(t, 'net', 'stop', service.name)
     t.check('net stop', code == 0 and service.reaches(1) == (1, 0, 0), [code, text, service.state()])
