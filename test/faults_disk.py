@@ -696,9 +696,21 @@ def test_memory_only(t):
 
 
 def oldest(dropped, executions):
-    """Whether these are the oldest, in their order; up to four that were being tried at that moment may be passed over."""
-    places = [executions.index(execution) for execution in dropped]
-    return bool(places) and places == sorted(places) and places[-1] < len(places) + 4
+    """Whether these are the oldest, in their order. Up to four that are being tried at that moment may be passed over; they
+    may be dropped later, when they are not tried any more."""
+    place_of = {execution: place for place, execution in enumerate(executions)}
+    following = 0
+    passed_over = set()
+    for execution in dropped:
+        place = place_of[execution]
+        if place < following and place not in passed_over:
+            return False                # dropped twice
+        passed_over.discard(place)
+        passed_over.update(range(following, place))
+        following = max(following, place + 1)
+        if len(passed_over) > 4:
+            return False
+    return bool(dropped)
 
 
 @base.limits(60, 120)
