@@ -6,54 +6,15 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 binary=$PWD/build/butler_webhook
-max_bytes=700000
-passed=0
-failed=0
-skipped=0
+. test/checks.sh
 tmp=$(mktemp -d)
 pids=()
 # shellcheck disable=SC2154 # p is the loop's
 trap 'for p in "${pids[@]}"; do kill "$p" 2>/dev/null; done; rm -rf "$tmp"' EXIT
 
-# check NAME COMMAND...: shows the command's output if it fails.
-check() {
-    local name=$1 out
-    shift
-    if out=$("$@" 2>&1); then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAILED $name: $* ${out:+: $out}" | head -n 20
-    fi
-}
-
-skip() {
-    skipped=$((skipped + 1))
-    echo "skipped $1: $2"
-}
-
-# has TEXT PATTERN, has_not TEXT PATTERN: extended regular expressions, line by line.
-has() { grep -qE -- "$2" <<<"$1"; }
-has_not() { ! grep -E -- "$2" <<<"$1"; }
-
-# What kind of file it is.
-header=$(LC_ALL=C readelf -hW "$binary")
-segments=$(LC_ALL=C readelf -lW "$binary")
-dynamic=$(LC_ALL=C readelf -dW "$binary")
-sections=$(LC_ALL=C readelf -SW "$binary")
-check "for x86-64" has "$header" 'Machine: .*X86-64'
-check "position-independent" has "$header" 'Type: +DYN'
-check "no interpreter" has_not "$segments" 'INTERP'
-check "no shared library" has_not "$dynamic" 'NEEDED'
-check "relocations are read-only later" has "$segments" 'GNU_RELRO'
-check "all bound at start" has "$dynamic" 'BIND_NOW'
-check "stack not executable" has "$segments" 'GNU_STACK.* RW +0x'
-check "nothing both writable and executable" has_not "$segments" ' (RWE|WE) '
-check "stripped" has_not "$sections" '\.symtab|\.debug'
-check "at most $max_bytes bytes" [ "$(stat -c %s "$binary")" -le $max_bytes ]
+check_elf binary "$binary" X86-64 0x1000 700000
 
 # What is inside.
-check "no path of the machine that built it" has_not "$(LC_ALL=C grep -aoE "($PWD|$HOME/|/home/|/root/|/tmp/|/usr/lib/gcc)[ -~]*" "$binary")" .
 licences=$("$binary" --licenses 2>"$tmp/err")
 check "--licenses ends well" [ $? = 0 ]
 check "--licenses says nothing on stderr" [ ! -s "$tmp/err" ]
@@ -71,14 +32,11 @@ done <vendor/lock
 copy="$tmp/another folder's path is longer/butler"
 copy=${copy// /_}
 copy=${copy//\'/}
-mkdir -p "$copy/test" "$tmp/vendor"
+mkdir -p "$copy/test"
 cp -r Makefile LICENSE butler_webhook.c "$copy/"
 cp test/install.sh "$copy/test/"
 mkdir "$copy/vendor" && cp vendor/* "$copy/vendor/" 2>/dev/null
-from=${VENDOR_DIR:-$PWD/vendor/cache}
-while read -r name _ _ _ file _; do
-    case $name in '#'* | '') ;; *) cp "$from/$file" "$tmp/vendor/" 2>/dev/null || cp "vendor/cache/$file" "$tmp/vendor/" ;; esac
-done <vendor/lock
+copy_vendor "$tmp/vendor"
 export VENDOR_DIR="$tmp/vendor"
 read -r sum file < <(awk '$1 == "libyaml" { print $3, $5 }' vendor/lock)
 mv "$tmp/vendor/$file" "$tmp/good"
@@ -158,7 +116,4 @@ YAML
         [ "$(cd "$root" && find . -type f | sort | tr "\n" " ")" = "./butler.yaml ./butler_webhook ./butler_webhook.state/journal ./butler_webhook.state/lock ./ca.pem " ]
 fi
 
-printf '%d passed, %d failed' $passed $failed
-[ $skipped = 0 ] || printf ', %d skipped' $skipped
-echo
-[ $failed = 0 ]
+finish

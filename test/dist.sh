@@ -10,61 +10,10 @@ names=$*
 version=$(sed -n 's/^.define VERSION "\(.*\)".*/\1/p' butler_webhook.c)
 top=butler_webhook-$version
 max_bytes=750000
-passed=0
-failed=0
-skipped=0
+. test/checks.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' HUP INT TERM
-
-# check NAME COMMAND...: shows the command's output if it fails.
-check() {
-    local name=$1 out
-    shift
-    if out=$("$@" 2>&1); then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAILED $name: $* ${out:+: $out}" | head -n 20
-    fi
-}
-
-skip() {
-    skipped=$((skipped + 1))
-    echo "skipped $1: $2"
-}
-
-# has TEXT PATTERN, has_not TEXT PATTERN: extended regular expressions, line by line.
-has() { grep -qE -- "$2" <<<"$1"; }
-has_not() { ! grep -E -- "$2" <<<"$1"; }
-
-# check_any NAME FILE: what holds for each binary.
-check_any() {
-    check "$1: at most $max_bytes bytes" [ "$(stat -c %s "$2")" -le $max_bytes ]
-    check "$1: no path of the machine that built it" has_not \
-        "$(LC_ALL=C grep -aoE "($PWD|${HOME:-/root}/|/home/|/root/|/tmp/|/usr/lib/gcc|/usr/x86_64)[ -~]*" "$2")" .
-}
-
-# check_elf NAME FILE MACHINE PAGE: a program for Linux that needs nothing of it, with its segments laid out for pages of that size.
-check_elf() {
-    local header segments dynamic sections
-    header=$(LC_ALL=C readelf -hW "$2")
-    segments=$(LC_ALL=C readelf -lW "$2")
-    dynamic=$(LC_ALL=C readelf -dW "$2")
-    sections=$(LC_ALL=C readelf -SW "$2")
-    check "$1: processor" has "$header" "Machine: .*$3"
-    check "$1: position-independent" has "$header" 'Type: +DYN'
-    check "$1: marked as a static one" has "$dynamic" 'FLAGS_1.* PIE'
-    check "$1: no interpreter" has_not "$segments" 'INTERP'
-    check "$1: no shared library" has_not "$dynamic" 'NEEDED'
-    check "$1: relocations are read-only later" has "$segments" 'GNU_RELRO'
-    check "$1: all bound at start" has "$dynamic" 'BIND_NOW'
-    check "$1: stack not executable" has "$segments" 'GNU_STACK.* RW +0x'
-    check "$1: nothing both writable and executable" has_not "$segments" ' (RWE|WE) '
-    check "$1: stripped" has_not "$sections" '\.symtab|\.debug'
-    check "$1: pages" has_not "$(grep LOAD <<<"$segments" | grep -v " $4\$")" .
-    check_any "$1" "$2"
-}
 
 # check_pe NAME FILE: a program for Windows that needs nothing but what each Windows has.
 check_pe() {
@@ -83,7 +32,7 @@ check_pe() {
         "$(grep 'DLL Name:' <<<"$header" | grep -viE ' (KERNEL32|ADVAPI32|WS2_32|msvcrt)\.dll$')" .
     check "$1: stripped" has "$header" 'symbols stripped'
     check "$1: stripped of debugging" has_not "$sections" '\.debug'
-    check_any "$1" "$2"
+    check_any "$1" "$2" "$max_bytes"
 }
 
 # The archives as they are.
@@ -110,24 +59,22 @@ for name in $names; do
         ;;
     linux-x64)
         check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
-        check_elf "$name" "$tmp/$name/$top/butler_webhook" X86-64 0x1000
+        check_elf "$name" "$tmp/$name/$top/butler_webhook" X86-64 0x1000 "$max_bytes"
         ;;
     linux-arm64)
         check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
-        check_elf "$name" "$tmp/$name/$top/butler_webhook" AArch64 0x10000
+        check_elf "$name" "$tmp/$name/$top/butler_webhook" AArch64 0x10000 "$max_bytes"
         ;;
     esac
 done
 
 # Another folder and all that, without a download.
 copy=$tmp/another_folder_with_a_longer_path/butler
-mkdir -p "$copy/test" "$copy/vendor" "$tmp/vendor"
+mkdir -p "$copy/test" "$copy/vendor"
 cp -r Makefile LICENSE README.md butler_webhook.c samples "$copy/"
 cp test/install.sh "$copy/test/"
 cp vendor/* "$copy/vendor/" 2>/dev/null
-while read -r name _ _ _ file _; do
-    case $name in '#'* | '') ;; *) cp "${VENDOR_DIR:-vendor/cache}/$file" "$tmp/vendor/" 2>/dev/null || cp "vendor/cache/$file" "$tmp/vendor/" ;; esac
-done <vendor/lock
+copy_vendor "$tmp/vendor"
 user=()
 if [ "$(id -u)" = 0 ]; then
     user=(setpriv --reuid=nobody --regid=nogroup --clear-groups)
@@ -146,7 +93,4 @@ check "builds in another folder" [ $code = 0 ]
 check "builds from a local folder alone" has_not "$again" '^fetching'
 check "the same archives in another folder" diff build/dist/SHA256SUMS "$copy/build/dist/SHA256SUMS"
 
-printf '%d passed, %d failed' $passed $failed
-[ $skipped = 0 ] || printf ', %d skipped' $skipped
-echo
-[ $failed = 0 ]
+finish
