@@ -284,17 +284,6 @@ struct plat_thread {
     void *arg;
 };
 
-struct plat_addr {
-    struct sockaddr_storage ss;
-    socklen_t len;
-};
-
-struct plat_batch {
-    struct plat_addr from[RECV_BATCH];
-    char *data[RECV_BATCH];
-    size_t len[RECV_BATCH];
-};
-
 #else /* POSIX */
 
 #include <arpa/inet.h>
@@ -330,6 +319,8 @@ struct plat_thread {
     void *arg;
 };
 
+#endif
+
 struct plat_addr {
     struct sockaddr_storage ss;
     socklen_t len;
@@ -337,14 +328,10 @@ struct plat_addr {
 
 /* What one plat_udp_receive brought: so many datagrams, sizes and senders beside them. */
 struct plat_batch {
-    struct mmsghdr msg[RECV_BATCH];
-    struct iovec iov[RECV_BATCH];
     struct plat_addr from[RECV_BATCH];
     char *data[RECV_BATCH];
     size_t len[RECV_BATCH];
 };
-
-#endif
 
 #define PLAT_AGAIN (-2) /* a read or write that would have to wait */
 
@@ -489,6 +476,12 @@ static int plat_send(intptr_t sock, const void *data, size_t len);
 static int plat_recv(intptr_t sock, void *data, size_t len);
 
 static void plat_close(intptr_t sock);
+
+/* Opens a file or pipe for reading; a handle, or -1 with errno set: EISDIR for a directory. */
+static int plat_read_open(const char *path);
+
+/* Reads up to len bytes from there; how many, 0 at the end, -1 with errno set. */
+static int64_t plat_read(int handle, void *data, size_t len);
 
 /*
  * Reads the whole file into *data (malloc, NUL-ended) and *len. -1 with errno
@@ -873,39 +866,26 @@ plat_udp_open(const struct plat_addr *addr, int *buffer_len)
     return -1;
 }
 
-static struct plat_batch *
-plat_batch_new(void)
-{
-    struct plat_batch *b = calloc(1, sizeof *b);
-    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
-
-    if (!room) {
-        free(b);
-        return NULL;
-    }
-    for (int i = 0; i < RECV_BATCH; i++) {
-        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
-        b->iov[i] = (struct iovec){b->data[i], DATAGRAM_ROOM};
-    }
-    return b;
-}
-
 static int
 plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
 {
+    struct mmsghdr msg[RECV_BATCH];
+    struct iovec room[RECV_BATCH];
     int n;
 
-    for (int i = 0; i < RECV_BATCH; i++)
-        b->msg[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i].ss,
+    for (int i = 0; i < RECV_BATCH; i++) {
+        room[i] = (struct iovec){b->data[i], DATAGRAM_ROOM};
+        msg[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i].ss,
             .msg_namelen = sizeof b->from[i].ss,
-            .msg_iov = &b->iov[i],
+            .msg_iov = &room[i],
             .msg_iovlen = 1};
-    n = recvmmsg((int)sock, b->msg, RECV_BATCH, wait ? MSG_WAITFORONE : MSG_DONTWAIT, NULL);
+    }
+    n = recvmmsg((int)sock, msg, RECV_BATCH, wait ? MSG_WAITFORONE : MSG_DONTWAIT, NULL);
     if (n < 0)
         return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? 0 : -1;
     for (int i = 0; i < n; i++) {
-        b->len[i] = b->msg[i].msg_len;
-        b->from[i].len = b->msg[i].msg_hdr.msg_namelen;
+        b->len[i] = msg[i].msg_len;
+        b->from[i].len = msg[i].msg_hdr.msg_namelen;
     }
     return n;
 }
@@ -994,43 +974,27 @@ plat_close(intptr_t sock)
 }
 
 static int
-plat_read_file(const char *path, size_t max, char **data, size_t *len)
+plat_read_open(const char *path)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC), failed = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
-    char *room = NULL;
-    size_t have = 0;
 
-    if (fd < 0)
-        return -1;
-    if (fstat(fd, &st) != 0)
-        failed = errno;
-    else if (S_ISDIR(st.st_mode))
-        failed = EISDIR;
-    else if (!(room = malloc(max + 2)))
-        failed = ENOMEM;
-    while (!failed) {
-        ssize_t n = read(fd, room + have, max + 1 - have);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            failed = errno;
-        if (n <= 0)
-            break;
-        have += (size_t)n;
-        if (have > max)
-            failed = EFBIG;
-    }
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISDIR(st.st_mode))
+        return fd;
     close(fd);
-    if (failed || !room) {
-        free(room);
-        errno = failed;
-        return -1;
-    }
-    room[have] = '\0';
-    *data = room;
-    *len = have;
-    return 0;
+    errno = EISDIR;
+    return -1;
+}
+
+static int64_t
+plat_read(int handle, void *data, size_t len)
+{
+    ssize_t n;
+
+    do
+        n = read(handle, data, len);
+    while (n < 0 && errno == EINTR);
+    return n;
 }
 
 static void
@@ -1161,12 +1125,6 @@ static int
 plat_file_lock(int handle)
 {
     return flock(handle, LOCK_EX | LOCK_NB);
-}
-
-static bool
-plat_is_locked_error(void)
-{
-    return errno == EWOULDBLOCK;
 }
 
 static int64_t
@@ -2056,21 +2014,6 @@ plat_udp_open(const struct plat_addr *addr, int *buffer_len)
     return -1;
 }
 
-static struct plat_batch *
-plat_batch_new(void)
-{
-    struct plat_batch *b = calloc(1, sizeof *b);
-    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
-
-    if (!room) {
-        free(b);
-        return NULL;
-    }
-    for (int i = 0; i < RECV_BATCH; i++)
-        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
-    return b;
-}
-
 static int
 plat_udp_receive(intptr_t sock, struct plat_batch *b, bool wait)
 {
@@ -2205,43 +2148,22 @@ plat_close(intptr_t sock)
 }
 
 static int
-plat_read_file(const char *path, size_t max, char **data, size_t *len)
+plat_read_open(const char *path)
 {
-    HANDLE h;
-    char *room = NULL;
-    DWORD n = 1;
-    size_t have = 0;
-    int failed = 0;
+    if (!plat_is_folder(path))
+        return plat_descriptor(plat_open(path, GENERIC_READ, OPEN_EXISTING, 0));
+    errno = EISDIR;
+    return -1;
+}
 
-    if (plat_is_folder(path)) {
-        errno = EISDIR;
-        return -1;
-    }
-    h = plat_open(path, GENERIC_READ, OPEN_EXISTING, 0);
-    if (h == INVALID_HANDLE_VALUE)
-        return -1;
-    if (!(room = malloc(max + 2)))
-        failed = ENOMEM;
-    while (!failed && n > 0) {
-        if (!ReadFile(h, room + have, (DWORD)(max + 1 - have), &n, NULL)) {
-            plat_fail_last();
-            failed = errno;
-            break;
-        }
-        have += n;
-        if (have > max)
-            failed = EFBIG;
-    }
-    CloseHandle(h);
-    if (failed || !room) {
-        free(room);
-        errno = failed;
-        return -1;
-    }
-    room[have] = '\0';
-    *data = room;
-    *len = have;
-    return 0;
+static int64_t
+plat_read(int handle, void *data, size_t len)
+{
+    DWORD n;
+
+    if (!ReadFile(plat_handle(handle), data, (DWORD)len, &n, NULL))
+        return plat_fail_last();
+    return n;
 }
 
 static void
@@ -2529,12 +2451,6 @@ plat_file_lock(int handle)
                1, 0, &where)
         ? 0
         : plat_fail_last();
-}
-
-static bool
-plat_is_locked_error(void)
-{
-    return errno == EWOULDBLOCK;
 }
 
 static int64_t
@@ -3316,6 +3232,56 @@ plat_bytes_text(const uint8_t bytes[16], char out[64])
     memcpy(&in6.sin6_addr, bytes, 16);
     memcpy(&addr.ss, &in6, sizeof in6);
     plat_addr_text(&addr, false, out);
+}
+
+static int
+plat_read_file(const char *path, size_t max, char **data, size_t *len)
+{
+    int handle = plat_read_open(path), failed = 0;
+    char *room = handle < 0 ? NULL : malloc(max + 2);
+    int64_t n = 1;
+
+    if (handle < 0)
+        return -1;
+    if (!room)
+        failed = ENOMEM;
+    for (*len = 0; !failed && n != 0;) {
+        n = plat_read(handle, room + *len, max + 1 - *len);
+        if (n < 0)
+            failed = errno;
+        else if ((*len += (size_t)n) > max)
+            failed = EFBIG;
+    }
+    plat_file_close(handle);
+    if (failed || !room) {
+        free(room);
+        errno = failed;
+        return -1;
+    }
+    room[*len] = '\0';
+    *data = room;
+    return 0;
+}
+
+static bool
+plat_is_locked_error(void)
+{
+    return errno == EWOULDBLOCK;
+}
+
+static struct plat_batch *
+plat_batch_new(void)
+{
+    struct plat_batch *b = calloc(1, sizeof *b);
+    char *room = b ? malloc((size_t)RECV_BATCH * DATAGRAM_ROOM) : NULL;
+
+    if (!room) {
+        free(b);
+        return NULL;
+    }
+    for (int i = 0; i < RECV_BATCH; i++)
+        b->data[i] = room + (size_t)i * DATAGRAM_ROOM;
+    return b;
 }
 
 static void
