@@ -5591,20 +5591,16 @@ struct cfg_key {
     enum cfg_type type;
     size_t offset;
     const char *standard; /* default; NULL: must be there where its section is */
-    int64_t min, max;
+    int64_t min, max; /* of a number; CFG_CHOICE: first and last of choices; lists: most entries */
     const char *const *choices;
 };
 
 #define CFG_AT(field) offsetof(struct config, field)
 #define CFG_ENTRY_AT(field) offsetof(struct webhook_text, field)
 
-static const char *const CFG_LEVELS[] = {
-    "error", "warn", "info", "verbose", "debug", "silly", NULL};
-static const char *const CFG_METHODS[] = {"GET", "POST", "PUT", NULL};
-
 /* Every key that we read under "Butler:". */
 static const struct cfg_key CFG_KEYS[] = {
-    {"logLevel", CFG_CHOICE, CFG_AT(log_level), "info", 0, 0, CFG_LEVELS},
+    {"logLevel", CFG_CHOICE, CFG_AT(log_level), "info", LOG_ERROR, LOG_SILLY, LOG_LEVELS},
     {"fileLogging", CFG_BOOL, CFG_AT(file_logging), "false", 0, 0, NULL},
     {"logDirectory", CFG_PATH, CFG_AT(log_directory), "log", 0, 0, NULL},
     {"udpServerConfig", CFG_MAP, 0, NULL, 0, 0, NULL},
@@ -5657,7 +5653,7 @@ static const struct cfg_key CFG_KEYS[] = {
 static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"description", CFG_TEXT, CFG_ENTRY_AT(description), "", 0, 0, NULL},
     {"webhookURL", CFG_TEXT, CFG_ENTRY_AT(url), NULL, 0, 0, NULL},
-    {"httpMethod", CFG_CHOICE, CFG_ENTRY_AT(method), NULL, 0, 0, CFG_METHODS},
+    {"httpMethod", CFG_CHOICE, CFG_ENTRY_AT(method), NULL, METHOD_GET, METHOD_PUT, METHODS},
     {"cert", CFG_MAP, 0, NULL, 0, 0, NULL},
     {"cert.enable", CFG_BOOL, CFG_ENTRY_AT(cert_enable), "false", 0, 0, NULL},
     {"cert.rejectUnauthorized", CFG_BOOL, CFG_ENTRY_AT(reject_unauthorized), "true", 0, 0, NULL},
@@ -6093,17 +6089,13 @@ cfg_read_choice(struct cfg_reader *r, const struct cfg_key *key, const struct no
 {
     struct buf all = {0};
 
-    for (int i = 0; key->choices[i]; i++) {
+    for (int i = 0; i <= key->max; i++) {
         if (strcasecmp(n->text, key->choices[i]) == 0) {
             *out = i;
             buf_free(&all);
             return;
         }
-        buf_format(&all, "%s%s",
-            i == 0                    ? ""
-                : key->choices[i + 1] ? ", "
-                                      : " or ",
-            key->choices[i]);
+        buf_format(&all, "%s%s", !i ? "" : i < key->max ? ", " : " or ", key->choices[i]);
     }
     CFG_ERROR(
         r, n, "%s must be %s, not \"%s\"", key->path, all.data, log_text(slice_of(n->text)).text);
@@ -6264,7 +6256,7 @@ cfg_set_defaults(const struct cfg_key *keys, void *base)
             k->type == CFG_STATE)
             *(const char **)at = *text ? text : NULL;
         else if (k->type == CFG_CHOICE)
-            for (int i = 0; *text && k->choices[i]; i++)
+            for (int i = 0; *text && i <= k->max; i++)
                 *(int *)at = strcmp(k->choices[i], text) == 0 ? i : *(int *)at;
     }
 }
