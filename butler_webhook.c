@@ -5504,30 +5504,20 @@ enum trust { TRUST_NONE, TRUST_PUBLIC, TRUST_OWN_CA, TRUST_UNCHECKED };
 
 struct webhook_config {
     const char *description;
-    struct url url;
-    const struct url *proxy; /* NULL: called directly */
+    const char *url_text; /* webhookURL as it stands in the file; NULL: none */
     enum http_method method;
     bool cert_enable;
     bool reject_unauthorized;
-    const char *cert_ca;  /* absolute or from the working directory; NULL: none */
-    mbedtls_x509_crt *ca; /* what cert_ca holds, if it is to be trusted */
+    const char *cert_ca;     /* absolute or from the working directory; NULL: none, or not used */
+    struct url url;          /* host NULL: it is not valid, and webhooks are off */
+    const struct url *proxy; /* NULL: called directly */
+    mbedtls_x509_crt *ca;    /* what cert_ca holds */
     int ca_count;
     enum trust trust;
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place;                 /* in its list, from 0 */
     char key[33];                 /* how the journal knows it, see cfg_make_key */
-    const char *url_text;         /* webhookURL as it stands in the file; NULL: none */
-};
-
-/* What is read from text that a webhook's entry in the file holds. */
-struct webhook_text {
-    const char *description;
-    const char *url;
-    int method;
-    bool cert_enable;
-    bool reject_unauthorized;
-    const char *cert_ca;
 };
 
 /* An entry of udpServerConfig.allowedSources. */
@@ -5596,7 +5586,7 @@ struct cfg_key {
 };
 
 #define CFG_AT(field) offsetof(struct config, field)
-#define CFG_ENTRY_AT(field) offsetof(struct webhook_text, field)
+#define CFG_ENTRY_AT(field) offsetof(struct webhook_config, field)
 
 /* Every key that we read under "Butler:". */
 static const struct cfg_key CFG_KEYS[] = {
@@ -5652,7 +5642,7 @@ static const struct cfg_key CFG_KEYS[] = {
 /* The keys of one entry of a webhooks list. */
 static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"description", CFG_TEXT, CFG_ENTRY_AT(description), "", 0, 0, NULL},
-    {"webhookURL", CFG_TEXT, CFG_ENTRY_AT(url), NULL, 0, 0, NULL},
+    {"webhookURL", CFG_TEXT, CFG_ENTRY_AT(url_text), NULL, 0, 0, NULL},
     {"httpMethod", CFG_CHOICE, CFG_ENTRY_AT(method), NULL, METHOD_GET, METHOD_PUT, METHODS},
     {"cert", CFG_MAP, 0, NULL, 0, 0, NULL},
     {"cert.enable", CFG_BOOL, CFG_ENTRY_AT(cert_enable), "false", 0, 0, NULL},
@@ -5742,11 +5732,11 @@ cfg_add_child(struct cfg_reader *r, struct node *parent, struct node *child)
     parent->weight += child->weight;
 }
 
-/* The value of a key in a map, or NULL. */
+/* The value of a key in a map, or NULL; map may be NULL or of another kind, and holds none then. */
 static struct node *
 cfg_get(const struct node *map, const char *key)
 {
-    for (size_t i = 0; map->kind == NODE_MAP && i + 1 < map->count; i += 2)
+    for (size_t i = 0; map && map->kind == NODE_MAP && i + 1 < map->count; i += 2)
         if (map->child[i]->kind == NODE_SCALAR && strcmp(map->child[i]->text, key) == 0)
             return map->child[i + 1];
     return NULL;
@@ -6308,91 +6298,82 @@ cfg_path(struct cfg_reader *r, const char *path)
 }
 
 /*
- * Reads a file of PEM certificates. *ca is the caller's; *count is how many it
- * holds, *damaged how many cannot be read. -1 with e: nothing to trust in it.
+ * Reads the PEM certificates of a webhook's CA file; *damaged is how many of
+ * them cannot be read. -1 with e: there is nothing to trust in it.
  */
 static int
-cfg_load_ca(const char *path, mbedtls_x509_crt **ca, int *count, int *damaged, struct err *e)
+cfg_load_ca(struct webhook_config *w, int *damaged, struct err *e)
 {
-    const char *problem = plat_path_problem(path);
+    const char *problem = plat_path_problem(w->cert_ca);
     char *pem;
     size_t len;
 
-    *ca = NULL;
-    *count = 0;
     if (problem) {
-        err_set(e, "%s: %s", path, problem);
+        err_set(e, "%s: %s", w->cert_ca, problem);
         return -1;
     }
-    if (plat_read_file(path, CERT_FILE_MAX, &pem, &len) != 0) {
-        err_set(e, "cannot read %s: %s", path, plat_error());
+    if (plat_read_file(w->cert_ca, CERT_FILE_MAX, &pem, &len) != 0) {
+        err_set(e, "cannot read %s: %s", w->cert_ca, plat_error());
         return -1;
     }
     if (!strstr(pem, "-----BEGIN CERTIFICATE-----")) {
-        err_set(e, "%s holds no PEM certificate (-----BEGIN CERTIFICATE-----)%s", path,
+        err_set(e, "%s holds no PEM certificate (-----BEGIN CERTIFICATE-----)%s", w->cert_ca,
             len > 1 && (unsigned char)pem[0] == 0x30 ? "; it looks like DER: convert it to PEM"
                                                      : "");
         free(pem);
         return -1;
     }
-    *ca = x_calloc(1, sizeof **ca);
-    mbedtls_x509_crt_init(*ca);
-    *damaged = mbedtls_x509_crt_parse(*ca, (const unsigned char *)pem, len + 1);
+    w->ca = x_calloc(1, sizeof *w->ca);
+    mbedtls_x509_crt_init(w->ca);
+    *damaged = mbedtls_x509_crt_parse(w->ca, (const unsigned char *)pem, len + 1);
     free(pem);
-    for (const mbedtls_x509_crt *c = *ca; c && c->raw.len > 0; c = c->next)
-        *count += 1;
-    if (*count > 0)
+    for (const mbedtls_x509_crt *c = w->ca; c && c->raw.len > 0; c = c->next)
+        w->ca_count++;
+    if (w->ca_count > 0)
         return 0;
-    mbedtls_x509_crt_free(*ca);
-    free(*ca);
-    *ca = NULL;
-    err_set(e, "%s holds no certificate that can be read", path);
+    err_set(e, "%s holds no certificate that can be read", w->cert_ca);
     return -1;
 }
 
-/* Decides whom a webhook trusts, and reads its CA file if that is what it trusts. */
+/*
+ * Decides whom a webhook trusts, and reads its CA file if cert.enable says so.
+ * Whatever was read under cert proves that cert is a map.
+ */
 static void
-cfg_read_trust(struct cfg_reader *r, const struct node *entry, const struct webhook_text *text,
-    struct webhook_config *w)
+cfg_read_trust(struct cfg_reader *r, const struct node *entry, struct webhook_config *w)
 {
-    const struct node *cert = cfg_get(entry, "cert");
-    const struct node *at = cert && cfg_get(cert, "certCA") ? cfg_get(cert, "certCA")
-        : cert                                              ? cert
-                                                            : entry;
+    const struct node *cert = cfg_get(entry, "cert"), *ca = cfg_get(cert, "certCA");
+    const struct node *at = ca ? ca : cert;
     struct err e;
     int damaged = 0;
 
-    w->trust = !w->url.tls           ? TRUST_NONE
-        : !text->reject_unauthorized ? TRUST_UNCHECKED
-        : text->cert_enable          ? TRUST_OWN_CA
-                                     : TRUST_PUBLIC;
+    w->trust = !w->url.tls        ? TRUST_NONE
+        : !w->reject_unauthorized ? TRUST_UNCHECKED
+        : w->cert_enable          ? TRUST_OWN_CA
+                                  : TRUST_PUBLIC;
     if (w->trust == TRUST_UNCHECKED)
         CFG_WARN(r, cfg_get(cert, "rejectUnauthorized"),
             "%s: rejectUnauthorized is false: anybody can pose as this webhook's "
             "server",
             w->name);
-    if (cert && cert->kind == NODE_MAP && text->cert_ca && !cfg_get(cert, "enable"))
+    if (w->cert_ca && !cfg_get(cert, "enable"))
         CFG_ERROR(r, cert, "cert.enable is missing: true to trust only certCA, else false");
-    if (!text->cert_enable)
-        return;
-    if (!text->cert_ca) {
+    if (!w->cert_enable)
+        w->cert_ca = NULL;
+    else if (!w->cert_ca) {
         if (w->trust != TRUST_UNCHECKED && at->kind != NODE_LIST)
             CFG_ERROR(r, at, "cert.enable is true, but cert.certCA names no file");
-        return;
-    }
-    w->cert_ca = cfg_path(r, text->cert_ca);
-    if (cfg_load_ca(w->cert_ca, &w->ca, &w->ca_count, &damaged, &e) == 0) {
-        if (damaged > 0)
+    } else {
+        w->cert_ca = cfg_path(r, w->cert_ca);
+        if (cfg_load_ca(w, &damaged, &e) != 0)
+            cfg_problem(
+                r, w->trust != TRUST_UNCHECKED, at->line, at->column, "cert.certCA: %s", e.text);
+        else if (damaged > 0)
             CFG_WARN(r, at,
                 "cert.certCA: %d of the certificates in %s cannot be read and "
                 "will not be trusted",
                 damaged, w->cert_ca);
-        return;
     }
-    if (w->trust == TRUST_UNCHECKED)
-        CFG_WARN(r, at, "cert.certCA: %s", e.text);
-    else
-        CFG_ERROR(r, at, "cert.certCA: %s", e.text);
 }
 
 /* The proxy through which a URL is called, or NULL. */
@@ -6432,7 +6413,6 @@ static void
 cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const struct node *entry)
 {
     struct webhook_config *w = &r->config->webhook[kind][place];
-    struct webhook_text text = {.method = -1};
     struct err e;
 
     w->kind = kind;
@@ -6442,24 +6422,19 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const
         CFG_ERROR(r, entry, "a webhook needs the keys description, webhookURL and httpMethod");
         return;
     }
-    cfg_set_defaults(CFG_WEBHOOK_KEYS, &text);
-    text.method = METHOD_PUT;
-    cfg_read_map(r, CFG_WEBHOOK_KEYS, "", entry, &text);
-    w->method = (enum http_method)text.method;
-    w->cert_enable = text.cert_enable;
-    w->reject_unauthorized = text.reject_unauthorized;
-    w->description = text.description;
-    w->url_text = text.url;
+    cfg_set_defaults(CFG_WEBHOOK_KEYS, w);
+    w->method = METHOD_PUT; /* shown while webhooks are off, when the file says none */
+    cfg_read_map(r, CFG_WEBHOOK_KEYS, "", entry, w);
     cfg_make_key(r->config, w);
-    if (text.description)
+    if (w->description)
         snprintf(w->name, sizeof w->name, "%s %zu (\"%s\")", KINDS[kind].name, place + 1,
-            log_text(slice_of(text.description)).text);
-    if (text.url && url_parse(slice_of(text.url), NULL, &w->url, &e) != 0)
+            log_text(slice_of(w->description)).text);
+    if (w->url_text && url_parse(slice_of(w->url_text), NULL, &w->url, &e) != 0)
         CFG_ERROR(r, cfg_get(entry, "webhookURL"),
             "webhookURL is not a URL: %s; write it as "
             "http://host/path or https://host:port/path",
             e.text);
-    cfg_read_trust(r, entry, &text, w);
+    cfg_read_trust(r, entry, w);
     w->proxy = w->url.host ? cfg_proxy_for(r->config, &w->url) : NULL;
 }
 
