@@ -5546,7 +5546,7 @@ struct config {
     int64_t dedup_minutes;
     bool webhook_enable;
     int64_t rate_limit_s[ALERT_KINDS];
-    int own_enable; /* -1: not set */
+    int own_enable; /* 1, -1: no; 0: not set */
     const char *own_host;
     int64_t own_port;            /* 0: not set */
     const char *state_directory; /* NULL: alerts are kept in memory only */
@@ -5565,7 +5565,7 @@ enum cfg_type {
     CFG_MAP,      /* holds other rows of the table */
     CFG_LEFT,     /* Butler's own, left alone */
     CFG_BOOL,     /* bool */
-    CFG_OVERRIDE, /* int: -1 not set, 0, 1 */
+    CFG_OVERRIDE, /* int: 1 true, -1 false, 0 not set */
     CFG_INT,      /* int64_t */
     CFG_TEXT,     /* const char *, NULL if empty */
     CFG_PATH,     /* the same, of a file or folder */
@@ -5580,7 +5580,7 @@ struct cfg_key {
     const char *path; /* under its root */
     enum cfg_type type;
     size_t offset;
-    const char *standard; /* default; NULL: must be there where its section is */
+    const char *standard; /* default, "": zero; NULL: must be there where its section is */
     int64_t min, max; /* of a number; CFG_CHOICE: first and last of choices; lists: most entries */
     const char *const *choices;
 };
@@ -5630,7 +5630,7 @@ static const struct cfg_key CFG_KEYS[] = {
     {"butlerWebhook", CFG_MAP, 0, NULL, 0, 0, NULL},
     {"butlerWebhook.enable", CFG_OVERRIDE, CFG_AT(own_enable), "", 0, 0, NULL},
     {"butlerWebhook.serverHost", CFG_HOST, CFG_AT(own_host), "", 0, 0, NULL},
-    {"butlerWebhook.port", CFG_INT, CFG_AT(own_port), "0", 1, 65535, NULL},
+    {"butlerWebhook.port", CFG_INT, CFG_AT(own_port), "", 1, 65535, NULL},
     {"butlerWebhook.stateDirectory", CFG_STATE, CFG_AT(state_directory), "", 0, 0, NULL},
     {"butlerWebhook.maxStateMB", CFG_INT, CFG_AT(max_state_mb), "1024", 1, 1 << 20, NULL},
     {"butlerWebhook.maxAgeHours", CFG_INT, CFG_AT(max_age_hours), "72", 1, 8760, NULL},
@@ -5658,7 +5658,7 @@ struct node {
     int line, column;    /* from 1 */
     bool quoted;         /* scalar: not plain */
     bool open;           /* still being read: an alias to it would have no end */
-    char *text;          /* scalar */
+    const char *text;    /* scalar */
     struct node **child; /* list: items; map: key, value, key, value ... */
     size_t count, cap;
     size_t weight; /* values in it, aliases counted each time */
@@ -6148,12 +6148,7 @@ cfg_read_sources(struct cfg_reader *r, const struct cfg_key *key, const struct n
 {
     struct config *c = r->config;
 
-    if (list->count > (size_t)key->max) {
-        CFG_ERROR(r, list, "%s has more than %lld entries", key->path, (long long)key->max);
-        return;
-    }
-    c->sources = 0;
-    c->source = arena_alloc(&c->arena, (list->count + 1) * sizeof *c->source);
+    c->source = arena_alloc(&c->arena, list->count * sizeof *c->source);
     for (size_t i = 0; i < list->count; i++) {
         const struct node *n = list->child[i];
         if (n->kind != NODE_SCALAR || cfg_is_null(n) ||
@@ -6195,6 +6190,8 @@ cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cf
             return;
         if (n->kind != NODE_LIST)
             CFG_ERROR(r, n, "%s must be a list, each entry starting with \"- \"", key->path);
+        else if (n->count > (size_t)key->max)
+            CFG_ERROR(r, n, "%s has more than %lld entries", key->path, (long long)key->max);
         else if (key->type == CFG_SOURCES)
             cfg_read_sources(r, key, n);
         else
@@ -6213,7 +6210,7 @@ cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cf
         else if (key->type == CFG_BOOL)
             *(bool *)at = value;
         else
-            *(int *)at = value;
+            *(int *)at = value ? 1 : -1;
     } else if (key->type == CFG_INT)
         cfg_read_int(r, key, n, at);
     else if (key->type == CFG_CHOICE)
@@ -6229,26 +6226,13 @@ cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cf
         *(const char **)at = n->text;
 }
 
-/* Sets every key of a table to its default. */
+/* Reads every default of a table as if it stood in the file; the rest of base is zero already. */
 static void
-cfg_set_defaults(const struct cfg_key *keys, void *base)
+cfg_set_defaults(struct cfg_reader *r, const struct cfg_key *keys, void *base)
 {
-    for (const struct cfg_key *k = keys; k->path; k++) {
-        void *at = (char *)base + k->offset;
-        const char *text = k->standard ? k->standard : "";
-        if (k->type == CFG_BOOL)
-            *(bool *)at = strcmp(text, "true") == 0;
-        else if (k->type == CFG_OVERRIDE)
-            *(int *)at = -1;
-        else if (k->type == CFG_INT)
-            *(int64_t *)at = slice_number(slice_of(text), INT32_MAX);
-        else if (k->type == CFG_TEXT || k->type == CFG_PATH || k->type == CFG_HOST ||
-            k->type == CFG_STATE)
-            *(const char **)at = *text ? text : NULL;
-        else if (k->type == CFG_CHOICE)
-            for (int i = 0; *text && i <= k->max; i++)
-                *(int *)at = strcmp(k->choices[i], text) == 0 ? i : *(int *)at;
-    }
+    for (const struct cfg_key *k = keys; k->path; k++)
+        if (k->standard && *k->standard)
+            cfg_read_value(r, keys, k, &(struct node){.text = k->standard}, base);
 }
 
 /*
@@ -6422,7 +6406,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place, const
         CFG_ERROR(r, entry, "a webhook needs the keys description, webhookURL and httpMethod");
         return;
     }
-    cfg_set_defaults(CFG_WEBHOOK_KEYS, w);
+    cfg_set_defaults(r, CFG_WEBHOOK_KEYS, w);
     w->method = METHOD_PUT; /* shown while webhooks are off, when the file says none */
     cfg_read_map(r, CFG_WEBHOOK_KEYS, "", entry, w);
     cfg_make_key(r->config, w);
@@ -6443,19 +6427,13 @@ static void
 cfg_read_webhooks(struct cfg_reader *r, const struct cfg_key *key, const struct node *list)
 {
     enum alert_kind kind = (enum alert_kind)key->offset;
-    size_t count = list->count;
-    struct node *const *entry = list->child;
 
-    if (count > (size_t)key->max) {
-        CFG_ERROR(r, list, "%s has more than %lld entries", key->path, (long long)key->max);
-        return;
-    }
+    r->config->webhooks[kind] = list->count;
     r->config->webhook[kind] = arena_alloc(
-        &r->config->arena, (count + 1) * sizeof *r->config->webhook[kind]);
-    r->config->webhooks[kind] = count;
+        &r->config->arena, list->count * sizeof *r->config->webhook[kind]);
     r->lenient = r->off;
-    for (size_t i = 0; entry && i < count; i++)
-        cfg_read_webhook(r, kind, i, entry[i]);
+    for (size_t i = 0; i < list->count; i++)
+        cfg_read_webhook(r, kind, i, list->child[i]);
     r->lenient = false;
 }
 
@@ -6564,7 +6542,7 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
 
     if (!udp || udp->kind != NODE_MAP)
         c->udp_enable = true;
-    c->enabled = c->own_enable >= 0 ? c->own_enable : c->webhook_enable && c->udp_enable;
+    c->enabled = c->own_enable ? c->own_enable > 0 : c->webhook_enable && c->udp_enable;
     if (c->own_host)
         c->udp_host = c->own_host;
     if (c->own_port)
@@ -6653,7 +6631,7 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
 
     *r = (struct cfg_reader){.file = file, .strict = strict, .config = config};
     *config = (struct config){0};
-    cfg_set_defaults(CFG_KEYS, config);
+    cfg_set_defaults(r, CFG_KEYS, config);
     cfg_read_proxies(r);
     if (plat_read_file(file, CONFIG_MAX, &text, &len) != 0) {
         cfg_problem(r, true, 1, 1, "cannot read the configuration: %s",
@@ -6682,9 +6660,9 @@ cfg_add_problems(struct buf *b, const struct cfg_reader *r)
 static const char *
 cfg_disabled_by(const struct config *c)
 {
-    return c->own_enable == 0 ? "butlerWebhook.enable: false"
-        : !c->webhook_enable  ? "webhookNotification.enable: false"
-                              : "udpServerConfig.enable: false";
+    return c->own_enable < 0 ? "butlerWebhook.enable: false"
+        : !c->webhook_enable ? "webhookNotification.enable: false"
+                             : "udpServerConfig.enable: false";
 }
 
 /* Address and port of the UDP socket, as people write it. */

@@ -74,7 +74,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size > 0)
         memcpy(text, data, size);
     text[size] = '\0';
-    cfg_set_defaults(CFG_KEYS, &config);
+    cfg_set_defaults(&r, CFG_KEYS, &config);
     root = cfg_read_document(&r, text, size);
     require(root || r.errors > 0, "nothing was read, and no error", "");
     if (root)
