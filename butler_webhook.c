@@ -6031,13 +6031,13 @@ cfg_is_null(const struct node *n)
         (!*n->text || strcmp(n->text, "~") == 0 || strcasecmp(n->text, "null") == 0);
 }
 
-/* 1 true, 0 false, -1 neither. */
+/* 1 true, 0 false, -1 neither; n may be NULL. */
 static int
 cfg_bool_value(const struct node *n)
 {
     static const char *const words[2][3] = {{"false", "False", "FALSE"}, {"true", "True", "TRUE"}};
 
-    for (int value = 0; n->kind == NODE_SCALAR && !n->quoted && value < 2; value++)
+    for (int value = 0; n && n->kind == NODE_SCALAR && !n->quoted && value < 2; value++)
         for (int i = 0; i < 3; i++)
             if (strcmp(n->text, words[value][i]) == 0)
                 return value;
@@ -6504,22 +6504,7 @@ cfg_is_open(const struct config *c, const struct plat_addr *addr)
     return !cfg_is_loopback(addr) && (!c->source_validation || c->sources == 0);
 }
 
-/* Where the host to listen on is set. */
-static const struct node *
-cfg_host_node(const struct node *butler)
-{
-    static const char *const sections[] = {"butlerWebhook", "udpServerConfig"};
-
-    for (int i = 0; i < 2; i++) {
-        const struct node *section = cfg_get(butler, sections[i]);
-        const struct node *host = section ? cfg_get(section, "serverHost") : NULL;
-        if (host)
-            return host;
-    }
-    return butler;
-}
-
-/* The same for a folder that the program makes; at: where the file names it, NULL: it does not. */
+/* As cfg_path, of a folder that the program makes; at: where the file names it, NULL: nowhere. */
 static char *
 cfg_folder(struct cfg_reader *r, const struct node *at, const char *path)
 {
@@ -6537,7 +6522,8 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
     struct config *c = r->config;
     const struct node *own = cfg_get(butler, "butlerWebhook");
     const struct node *udp = cfg_get(butler, "udpServerConfig");
-    const struct node *sources = udp ? cfg_get(udp, "allowedSources") : NULL;
+    const struct node *sources = cfg_get(udp, "allowedSources");
+    const struct node *own_host = cfg_get(own, "serverHost"), *host = cfg_get(udp, "serverHost");
     struct plat_addr addr;
 
     if (!udp || udp->kind != NODE_MAP)
@@ -6549,24 +6535,23 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
         c->udp_port = c->own_port;
     if (c->source_validation && c->sources == 0 &&
         (!sources || cfg_is_null(sources) || (sources->kind == NODE_LIST && sources->count == 0)))
-        CFG_WARN(r,
-            sources   ? sources
-                : udp ? udp
-                      : butler,
+        CFG_WARN(r, sources ? sources : udp,
             "udpServerConfig.allowedSources is empty: every sender is accepted");
     if (c->enabled && cfg_read_host(c->udp_host, &addr) == 1 && cfg_is_open(c, &addr))
-        CFG_WARN(r, cfg_host_node(butler),
+        CFG_WARN(r,
+            own_host   ? own_host
+                : host ? host
+                       : butler,
             "listening on %s, beyond this machine, without a check of "
             "the senders: set udpServerConfig.enableSourceValidation and allowedSources",
             c->udp_host);
-    if (c->log_directory)
-        c->log_directory = cfg_folder(r, cfg_get(butler, "logDirectory"), c->log_directory);
+    c->log_directory = cfg_folder(r, cfg_get(butler, "logDirectory"), c->log_directory);
     if (!c->state_directory) /* systemd names the one that it has made for the service */
         c->state_directory = getenv("STATE_DIRECTORY");
     if (!c->state_directory)
         c->state_directory = "butler_webhook.state";
     c->state_directory = *c->state_directory
-        ? cfg_folder(r, own ? cfg_get(own, "stateDirectory") : NULL, c->state_directory)
+        ? cfg_folder(r, cfg_get(own, "stateDirectory"), c->state_directory)
         : NULL;
 }
 
@@ -6574,9 +6559,9 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
 static void
 cfg_read_root(struct cfg_reader *r, const struct node *root)
 {
-    const struct node *butler = root->kind == NODE_MAP ? cfg_get(root, "Butler") : NULL;
-    const struct node *section, *own, *udp, *ours;
-    bool off;
+    const struct node *butler = cfg_get(root, "Butler");
+    const struct node *section = cfg_get(butler, "webhookNotification");
+    int on = cfg_bool_value(cfg_get(cfg_get(butler, "butlerWebhook"), "enable"));
 
     if (!butler || butler->kind != NODE_MAP) {
         CFG_ERROR(r, butler ? butler : root,
@@ -6584,17 +6569,13 @@ cfg_read_root(struct cfg_reader *r, const struct node *root)
             "Butler's keys, indented under it");
         return;
     }
-    section = cfg_get(butler, "webhookNotification");
-    udp = cfg_get(butler, "udpServerConfig");
-    own = cfg_get(butler, "butlerWebhook");
-    ours = own ? cfg_get(own, "enable") : NULL;
     if (!section || cfg_is_null(section))
         CFG_ERROR(r, section ? section : butler,
             "Butler.webhookNotification is missing: it holds the webhooks");
-    off = (section && cfg_get(section, "enable") &&
-              cfg_bool_value(cfg_get(section, "enable")) == 0) ||
-        (udp && cfg_get(udp, "enable") && cfg_bool_value(cfg_get(udp, "enable")) == 0);
-    r->off = r->strict ? false : ours ? cfg_bool_value(ours) == 0 : off;
+    if (on < 0)
+        on = cfg_bool_value(cfg_get(section, "enable")) != 0 &&
+            cfg_bool_value(cfg_get(cfg_get(butler, "udpServerConfig"), "enable")) != 0;
+    r->off = !on && !r->strict;
     cfg_read_map(r, CFG_KEYS, "", butler, r->config);
     cfg_settle(r, butler);
 }

@@ -2352,6 +2352,7 @@ static const struct {
     /* off: the webhooks' mistakes are warnings, unless our own enable says otherwise */
     {S(OFF_HOOK), {"6:23 warning: webhookURL is not a URL"}},
     {S(OFF_HOOK "  butlerWebhook: {enable: true}\n"), {"6:23 error: webhookURL is not a URL"}},
+    {S(OFF_HOOK "  butlerWebhook: {enable: ~}\n"), {"6:23 warning: webhookURL is not a URL"}},
     {S(HOOKS "        - httpMethod: GET\n  butlerWebhook: {enable: false}\n"),
         {"6:11 warning: webhookURL is missing"}},
     {S(HOOKS "        - httpMethod: GET\n  udpServerConfig: {enable: false}\n"),
