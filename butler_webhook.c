@@ -5923,7 +5923,6 @@ cfg_read_document(struct cfg_reader *r, const char *text, size_t len)
 {
     struct node *root = NULL;
     int errors = r->errors, documents = 0;
-    bool whole = true;
     yaml_event_t event;
 
     yaml_parser_initialize(&r->yaml);
@@ -5933,11 +5932,7 @@ cfg_read_document(struct cfg_reader *r, const char *text, size_t len)
     }
     yaml_parser_set_encoding(&r->yaml, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&r->yaml, (const unsigned char *)text, len);
-    for (bool more = true; more;) {
-        if (!yaml_parser_parse(&r->yaml, &event)) {
-            whole = false;
-            break;
-        }
+    for (bool more = true; more && yaml_parser_parse(&r->yaml, &event);) {
         if (event.type == YAML_STREAM_END_EVENT)
             more = false;
         else if (event.type == YAML_DOCUMENT_START_EVENT && ++documents > 1) {
@@ -5945,19 +5940,17 @@ cfg_read_document(struct cfg_reader *r, const char *text, size_t len)
                 "a second document starts here: keep one");
             more = false;
         } else if (event.type == YAML_SCALAR_EVENT || event.type == YAML_ALIAS_EVENT ||
-            event.type == YAML_SEQUENCE_START_EVENT || event.type == YAML_MAPPING_START_EVENT) {
-            struct node *node = cfg_read_node(r, &event, 0);
-            more = whole = node != NULL;
-            root = root ? root : node;
-        }
+            event.type == YAML_SEQUENCE_START_EVENT || event.type == YAML_MAPPING_START_EVENT)
+            more = (root = cfg_read_node(r, &event, 0)) != NULL;
         yaml_event_delete(&event);
     }
-    if (r->yaml.error != YAML_NO_ERROR)
+    if (r->yaml.error != YAML_NO_ERROR) {
         cfg_syntax_error(r, text, len);
-    else if (!root && r->errors == errors)
+        root = NULL;
+    } else if (!root && r->errors == errors)
         cfg_problem(r, true, 1, 1, "the file is empty: it should start with \"Butler:\"");
     yaml_parser_delete(&r->yaml);
-    return whole ? root : NULL;
+    return root;
 }
 
 /* Number of letters to change, add, drop or swap to make b of a, at most 9; ASCII case counts. */
