@@ -12678,14 +12678,10 @@ app_init_tls(struct app *app, struct err *e)
     static const unsigned char key[16];
     mbedtls_aes_context aes;
 
-    if (psa_crypto_init() != PSA_SUCCESS) {
-        err_set(e, "the TLS library could not be set up");
-        return -1;
-    }
     mbedtls_aes_init(&aes);
     mbedtls_aes_setkey_enc(&aes, key, 128);
     mbedtls_aes_free(&aes);
-    if (tls_store_init(&app->store) == 0)
+    if (psa_crypto_init() == PSA_SUCCESS && tls_store_init(&app->store) == 0)
         return 0;
     err_set(e, "the TLS library could not be set up");
     return -1;
@@ -13265,7 +13261,6 @@ cli_attempt(struct webhook *w, uint64_t first_order, size_t *delivered, size_t *
 
     http_client_init(&s->client, &w->peer);
     plat_lock(&w->lock);
-    w->stopping = true; /* starts no threads */
     for (struct delivery *d = w->oldest, *next; d; d = next) {
         uint64_t before = atomic_load(&w->counters->delivered);
         uint64_t dead = atomic_load(&w->counters->dead);
@@ -13291,7 +13286,7 @@ cli_replay_here(struct app *app, struct err *e)
     struct keep_replay rp;
 
     for (size_t i = 0; i < app->webhooks; i++) {
-        app->webhook[i].stopping = true;
+        app->webhook[i].stopping = true; /* starts no threads */
         first[i] = app->webhook[i].next_order;
     }
     keep_replay(&app->keeper, &rp);
