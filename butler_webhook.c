@@ -13286,8 +13286,10 @@ cli_replay_here(struct app *app, struct err *e)
     struct keep_replay rp;
 
     for (size_t i = 0; i < app->webhooks; i++) {
-        app->webhook[i].stopping = true; /* starts no threads */
-        first[i] = app->webhook[i].next_order;
+        struct webhook *w = &app->webhook[i];
+        w->most = w->limit = 1;
+        w->sender[0].state = SENDER_RUNNING; /* it is this thread: none is started */
+        first[i] = w->next_order;
     }
     keep_replay(&app->keeper, &rp);
     if (keep_start(&app->keeper, e) != 0) {

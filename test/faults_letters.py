@@ -277,6 +277,13 @@ def test_replay_not_running(t):
     t.check('nobody listens: it ends', result.returncode in (0, 1) and time.monotonic() - begin < 15 * harness.SLOW, result)
     base.same(t, 'nobody listens: none is lost', place.waiting() + executions_of(place.letters()), executions)
 
+    place, sink, executions = place_with_letters(t, 6, name='breaks')
+    sink.behave = lambda call: 'reset'
+    t.run('--replay', place.config)
+    t.equal('broken three times in a row: it is down, and the others only wait',
+            sum(len(calls) for calls in sink.seen.values()), 3)
+    base.same(t, 'broken: none is lost', place.waiting() + executions_of(place.letters()), executions)
+
     sink = t.add(base.Sink())
     empty = base.Place(t, [{'url': sink.url()}], name='empty')
     replay(t, empty, 'no state directory yet: exit code')
