@@ -13316,7 +13316,7 @@ static int
 cli_replay(const char *file)
 {
     struct app *app = x_calloc(1, sizeof *app);
-    int result = app_load(app, file, false, true);
+    int result = app_load(app, file, true, true); /* enable does not matter, so all must be right */
     struct err e;
 
     if (result == 0 && !app->config.state_directory) {

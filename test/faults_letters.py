@@ -284,6 +284,14 @@ def test_replay_not_running(t):
             sum(len(calls) for calls in sink.seen.values()), 3)
     base.same(t, 'broken: none is lost', place.waiting() + executions_of(place.letters()), executions)
 
+    place, sink, executions = place_with_letters(t, 1, name='off')
+    base.write(place.config, b"Butler: {webhookNotification: {enable: false, reloadTaskFailure: {webhooks: [\n"
+                             b"  {webhookURL: 'nonsense', httpMethod: POST}]}}}\n")
+    result = t.run('--replay', place.config)
+    t.check('off, with a webhook that cannot be called: usage error, and the letter stays',
+            result.returncode == 2 and ':2:16: error: webhookURL is not a URL' in result.stderr and
+            executions_of(place.letters()) == executions, result)
+
     sink = t.add(base.Sink())
     empty = base.Place(t, [{'url': sink.url()}], name='empty')
     replay(t, empty, 'no state directory yet: exit code')
