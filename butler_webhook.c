@@ -5742,6 +5742,12 @@ cfg_get(const struct node *map, const char *key)
     return NULL;
 }
 
+static bool
+cfg_is_merge(const struct node *key)
+{
+    return key->kind == NODE_SCALAR && !key->quoted && strcmp(key->text, "<<") == 0;
+}
+
 /*
  * Puts the pairs of a merged map, or of each in a list ("<<"), behind a map's
  * own, where their keys are new. Lists nest no deeper than CONFIG_DEPTH_MAX.
@@ -5763,7 +5769,10 @@ cfg_merge(struct cfg_reader *r, struct node *map, const struct node *from)
         }
 }
 
-/* Looks for a key that stands twice, then resolves the merge keys of a map that was read whole. */
+/*
+ * Looks for a key that stands twice, then resolves the merge keys, of which
+ * there may be several, of a map that was read whole.
+ */
 static void
 cfg_finish_map(struct cfg_reader *r, struct node *map)
 {
@@ -5772,7 +5781,8 @@ cfg_finish_map(struct cfg_reader *r, struct node *map)
     for (size_t k = 2; k + 1 < own; k += 2)
         for (size_t i = 0; i < k && map->child[k]->kind == NODE_SCALAR; i += 2) {
             const struct node *first = map->child[i], *again = map->child[k];
-            if (first->kind != NODE_SCALAR || strcmp(first->text, again->text) != 0)
+            if (first->kind != NODE_SCALAR || strcmp(first->text, again->text) != 0 ||
+                cfg_is_merge(again))
                 continue;
             CFG_ERROR(r, again, "the key \"%s\" stands twice, first in line %d; keep one",
                 again->text, first->line);
@@ -5782,8 +5792,7 @@ cfg_finish_map(struct cfg_reader *r, struct node *map)
             break;
         }
     for (size_t i = 0; i + 1 < own; i += 2)
-        if (map->child[i]->kind == NODE_SCALAR && !map->child[i]->quoted &&
-            strcmp(map->child[i]->text, "<<") == 0)
+        if (cfg_is_merge(map->child[i]))
             cfg_merge(r, map, map->child[i + 1]);
 }
 
@@ -6239,7 +6248,7 @@ cfg_read_map(struct cfg_reader *r, const struct cfg_key *keys, const char *prefi
     for (size_t i = 0; i + 1 < map->count; i += 2) {
         const struct node *name = map->child[i];
         const struct cfg_key *k = keys;
-        if (name->kind != NODE_SCALAR || strcmp(name->text, "<<") == 0)
+        if (name->kind != NODE_SCALAR || cfg_is_merge(name))
             continue;
         while (k->path &&
             (!cfg_name_under(k, prefix) || strcmp(cfg_name_under(k, prefix), name->text) != 0))

@@ -2756,10 +2756,12 @@ test_config_merge(void)
         "b: &b {webhookURL: 'http://b/', httpMethod: PUT}\n"
         "c: &c {<<: *a, httpMethod: POST}\n"
         "Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: [\n"
-        "  *a, {<<: *a, webhookURL: 'http://own/'}, {<<: [*b, *a]}, *c, {httpMethod: PUT, <<: *c}]}}}\n";
+        "  *a, {<<: *a, webhookURL: 'http://own/'}, {<<: [*b, *a]}, *c, {httpMethod: PUT, <<: *c},\n"
+        "  {<<: *b, <<: *a}]}}}\n";
     static const char *const want[] = {"GET http://a/ failure 1 (\"from a\")",
         "GET http://own/ failure 2 (\"from a\")", "PUT http://b/ failure 3 (\"from a\")",
-        "POST http://a/ failure 4 (\"from a\")", "PUT http://a/ failure 5 (\"from a\")"};
+        "POST http://a/ failure 4 (\"from a\")", "PUT http://a/ failure 5 (\"from a\")",
+        "PUT http://b/ failure 6 (\"from a\")"};
     struct cfg_reader r;
     struct config c;
 
