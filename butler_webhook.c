@@ -5690,7 +5690,10 @@ struct cfg_reader {
     size_t nodes;
 };
 
-/* Notes a problem; problems are kept in the order of the file. */
+/*
+ * Notes a problem; problems are kept in the order of the file. What is read
+ * leniently has no errors, only warnings.
+ */
 __attribute__((format(PRINTF, 5, 6))) static void
 cfg_problem(struct cfg_reader *r, bool is_error, int line, int column, const char *format, ...)
 {
@@ -5962,7 +5965,11 @@ cfg_read_document(struct cfg_reader *r, const char *text, size_t len)
     return root;
 }
 
-/* Number of letters to change, add, drop or swap to make b of a, at most 9; ASCII case counts. */
+/*
+ * Number of letters to change, add, drop or swap with the next one to make b of
+ * a, at most 9; case counts. Three rows of the usual table are all it needs:
+ * row i says what it costs to make each start of b of the first i letters of a.
+ */
 static int
 cfg_distance(const char *a, const char *b)
 {
@@ -6135,7 +6142,7 @@ cfg_read_source(const char *text, struct source *source)
         bits = slice_number(slice_of(slash + 1), width);
         if (bits < 0)
             return -1;
-        bits += 128 - width;
+        bits += 128 - width; /* IPv4 is compared as ::ffff:a.b.c.d */
     }
     source->name = NULL;
     source->bits = (int)bits;
@@ -6202,6 +6209,7 @@ cfg_read_value(struct cfg_reader *r, const struct cfg_key *keys, const struct cf
         return;
     else if (n->kind != NODE_SCALAR)
         CFG_ERROR(r, n, "%s must be a single value", key->path);
+    /* '' is as good as no value, but for a host it is a mistake, and for CFG_STATE an answer. */
     else if (cfg_is_null(n) || (!*n->text && key->type != CFG_HOST && key->type != CFG_STATE)) {
         if (!key->standard)
             CFG_ERROR(r, n, "%s has no value", key->path);
@@ -6239,7 +6247,8 @@ cfg_set_defaults(struct cfg_reader *r, const struct cfg_key *keys, void *base)
 
 /*
  * Reads a map by those rows of keys that stand right under prefix. Unknown keys
- * are told; keys without default must be there.
+ * are told, among the many of Butler's own right under "Butler:" only likely
+ * slips; keys without default must be there.
  */
 static void
 cfg_read_map(struct cfg_reader *r, const struct cfg_key *keys, const char *prefix,
@@ -12769,7 +12778,12 @@ app_load_state(struct app *app, struct err *e)
     return 0;
 }
 
-/* Brings everything up. -1 with e. */
+/*
+ * Brings everything up; -1 with e. Lock and port come first: a second process
+ * must change nothing. The socket is read while the journal is loaded, but the
+ * dispatching waits for it, because what it tells about duplicates and rate
+ * limits counts for what has arrived meanwhile.
+ */
 static int
 app_start(struct app *app, struct err *e)
 {
@@ -12807,7 +12821,13 @@ app_watchdog_thread(void *arg)
     plat_exit_now(0);
 }
 
-/* Takes everything down, within five seconds. Takes app. */
+/*
+ * Takes everything down within five seconds, along the path of an alert: what
+ * was received is journaled before the senders are told to end, and what they
+ * have done is written before the journal ends. Whoever takes longer than its
+ * part of the time is left behind, and then the process ends around it, with
+ * nothing freed. Takes app.
+ */
 static void
 app_stop(struct app *app)
 {
@@ -12851,7 +12871,7 @@ app_stop(struct app *app)
     mbedtls_psa_crypto_free();
 }
 
-/* Runs in the foreground until told to stop. */
+/* Runs until told to stop. The exit code: 0, 1 if it cannot start, 2 for the configuration. */
 static int
 app_run(const char *file)
 {
@@ -13226,7 +13246,11 @@ cli_count_letters(struct app *app, const char *before, size_t *known, size_t *un
     }
 }
 
-/* Has the running service replay. */
+/*
+ * Has the running service replay: it looks for a request in the state directory,
+ * and removes it when done. It has no other way to answer, so the letters are
+ * counted before and after.
+ */
 static int
 cli_ask_service(struct app *app)
 {
@@ -13320,7 +13344,7 @@ cli_replay_here(struct app *app, struct err *e)
     return rp.stayed > 0 || rp.unread;
 }
 
-/* --replay */
+/* --replay: the service does it if one holds the lock, else this process. */
 static int
 cli_replay(const char *file)
 {
@@ -13371,7 +13395,10 @@ cli_say(const char *text)
     fflush(stdout);
 }
 
-/* --install */
+/*
+ * --install. The service runs under an account of its own, which gets to read
+ * the configuration and the CA files that it names, and to write the folders.
+ */
 static int
 cli_install(const char *file)
 {
