@@ -6275,16 +6275,20 @@ cfg_read_map(struct cfg_reader *r, const struct cfg_key *keys, const char *prefi
 }
 
 /*
- * A path from the file, made relative to the folder of the configuration; one
- * that plat_path_problem speaks of stays as it is. Arena memory.
+ * A path from the file, made relative to the folder of the configuration. One
+ * that plat_path_problem speaks of stays as it is; at is where to tell that, or
+ * NULL. Arena memory.
  */
 static char *
-cfg_path(struct cfg_reader *r, const char *path)
+cfg_path(struct cfg_reader *r, const struct node *at, const char *path)
 {
+    const char *problem = plat_path_problem(path);
     struct buf full = {0};
     char *copy;
 
-    if (!plat_path_is_absolute(path) && !plat_path_problem(path))
+    if (at && problem)
+        CFG_ERROR(r, at, "%s: %s", path, problem);
+    if (!plat_path_is_absolute(path) && !problem)
         buf_add(&full, r->file, plat_path_folder_len(r->file));
     buf_add_text(&full, path);
     copy = arena_copy(&r->config->arena, full.data, full.len);
@@ -6359,7 +6363,7 @@ cfg_read_trust(struct cfg_reader *r, const struct node *entry, struct webhook_co
         if (w->trust != TRUST_UNCHECKED && at->kind != NODE_LIST)
             CFG_ERROR(r, at, "cert.enable is true, but cert.certCA names no file");
     } else {
-        w->cert_ca = cfg_path(r, w->cert_ca);
+        w->cert_ca = cfg_path(r, NULL, w->cert_ca);
         if (cfg_load_ca(w, &damaged, &e) != 0)
             cfg_problem(
                 r, w->trust != TRUST_UNCHECKED, at->line, at->column, "cert.certCA: %s", e.text);
@@ -6515,17 +6519,6 @@ cfg_is_open(const struct config *c, const struct plat_addr *addr)
     return !cfg_is_loopback(addr) && (!c->source_validation || c->sources == 0);
 }
 
-/* As cfg_path, of a folder that the program makes; at: where the file names it, NULL: nowhere. */
-static char *
-cfg_folder(struct cfg_reader *r, const struct node *at, const char *path)
-{
-    const char *problem = plat_path_problem(path);
-
-    if (at && problem)
-        CFG_ERROR(r, at, "%s: %s", path, problem);
-    return cfg_path(r, path);
-}
-
 /* Checks what depends on more than one key, and settles the overrides. */
 static void
 cfg_settle(struct cfg_reader *r, const struct node *butler)
@@ -6556,13 +6549,13 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
             "listening on %s, beyond this machine, without a check of "
             "the senders: set udpServerConfig.enableSourceValidation and allowedSources",
             c->udp_host);
-    c->log_directory = cfg_folder(r, cfg_get(butler, "logDirectory"), c->log_directory);
+    c->log_directory = cfg_path(r, cfg_get(butler, "logDirectory"), c->log_directory);
     if (!c->state_directory) /* systemd names the one that it has made for the service */
         c->state_directory = getenv("STATE_DIRECTORY");
     if (!c->state_directory)
         c->state_directory = "butler_webhook.state";
     c->state_directory = *c->state_directory
-        ? cfg_folder(r, cfg_get(own, "stateDirectory"), c->state_directory)
+        ? cfg_path(r, cfg_get(own, "stateDirectory"), c->state_directory)
         : NULL;
 }
 
