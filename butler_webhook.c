@@ -12907,25 +12907,22 @@ app_run(const char *file)
  * configuration or at the state directory without running the service.
  */
 
-/* Says in a few words whom a webhook trusts; written into out, which is given back. */
+/* Says in a few words whom a webhook trusts; what is not constant is written into out. */
 static const char *
 cli_trust_text(const struct webhook_config *w, char *out, size_t size)
 {
     switch (w->trust) {
     case TRUST_NONE:
-        snprintf(out, size, "none (http)");
-        break;
+        return "none (http)";
     case TRUST_PUBLIC:
-        snprintf(out, size, "public roots");
-        break;
-    case TRUST_OWN_CA:
-        snprintf(out, size, "CA file %s (%d certificate%s)", w->cert_ca, w->ca_count,
-            w->ca_count == 1 ? "" : "s");
-        break;
+        return "public roots";
     case TRUST_UNCHECKED:
-        snprintf(out, size, "NOT CHECKED");
+        return "NOT CHECKED";
+    case TRUST_OWN_CA:
         break;
     }
+    snprintf(out, size, "CA file %s (%d certificate%s)", w->cert_ca, w->ca_count,
+        w->ca_count == 1 ? "" : "s");
     return out;
 }
 
