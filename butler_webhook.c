@@ -13352,12 +13352,9 @@ cli_replay(const char *file)
     }
     log_init(LOG_WARN);
     app_init(app);
-    if (app_open_state(app, false, &e) != 0) {
-        if (app->journal.lock_file >= 0 || !app->journal.taken)
-            result = -1;
-        else
-            result = cli_ask_service(app);
-    } else if (app_init_tls(app, &e) != 0 || log_start(NULL, &e) != 0 ||
+    if (app_open_state(app, false, &e) != 0)
+        result = app->journal.taken ? cli_ask_service(app) : -1;
+    else if (app_init_tls(app, &e) != 0 || log_start(NULL, &e) != 0 ||
         app_init_peers(app, &e) != 0 || keep_load(&app->keeper, false, &e) != 0)
         result = -1;
     else {
