@@ -12840,7 +12840,7 @@ app_stop(struct app *app)
         ended = send_await_end(&app->webhook[i]) && ended;
     keep_write(&app->keeper); /* in case the journal thread is stuck in a sync */
     kept = keep_stop(&app->keeper, atomic_load(&stop_at_ms) + STOP_SYNC_MS);
-    safe = !kept || !app->journal.unsafe;
+    safe = !kept || !app->journal.unsafe; /* one that is stuck may have the lock: do not ask */
     for (size_t i = 0; i < app->webhooks; i++)
         waiting += send_log_lost(&app->webhook[i], safe);
     log_await_room(atomic_load(&stop_at_ms) + STOP_SYNC_MS + STOP_LOG_MS);
