@@ -11858,14 +11858,14 @@ struct listener {
     struct plat_batch *batch;  /* guarded by receive */
     bool failed;               /* guarded by receive: told that it cannot be read */
     uint32_t drops;            /* guarded by receive: by the system, told already */
-    int64_t drops_ms;          /* guarded by receive: when they were asked for */
+    uint64_t overflowed;       /* guarded by receive: found no room in the inbox, not told yet */
+    int64_t drops_ms;          /* guarded by receive: when both were told, if there were any */
     int64_t empty_by_ms;       /* guarded by lock: when reading it ends, if stopping */
     struct plat_mutex lock;
     struct plat_cond wake;
+    atomic_size_t bytes;                  /* of all that is not yet dispatched */
     struct inbox_item *first, **last;     /* guarded by lock, as all up to source */
     struct inbox_item *held, **held_last; /* until names have been looked up */
-    size_t bytes;                         /* guarded by lock: of all that is not yet dispatched */
-    uint64_t overflowed;                  /* guarded by lock: dropped, not told yet */
     bool ready;                           /* guarded by lock: the journal is loaded */
     bool dispatching;                     /* guarded by lock: a thread is at it */
     bool stopping, closed;                /* guarded by lock; closed: no more will come */
@@ -12229,26 +12229,29 @@ listen_free_item(struct listener *l, struct inbox_item *item)
 
     if (--block->items > 0)
         return;
-    plat_lock(&l->lock);
-    l->bytes -= block->bytes;
-    plat_unlock(&l->lock);
+    atomic_fetch_sub(&l->bytes, block->bytes);
     free(block);
 }
 
-/* Puts the batch's datagrams into the inbox; what finds no room is counted. */
+/*
+ * Puts the batch's datagrams into the inbox; what finds no room is counted.
+ * Who receives: nobody else adds, so the room cannot become less meanwhile.
+ */
 static void
-listen_store(struct listener *l, const struct plat_batch *b, int n)
+listen_store(struct listener *l, const struct plat_batch *b, size_t n)
 {
     struct inbox_item *first = NULL, **last = &first;
     struct inbox_block *block;
-    size_t bytes = 0, fit = 0, room;
+    size_t bytes = 0, fit = 0, room = INBOX_MAX_BYTES - atomic_load(&l->bytes);
 
-    plat_lock(&l->lock);
-    room = INBOX_MAX_BYTES - l->bytes;
-    plat_unlock(&l->lock);
-    while (fit < (size_t)n && bytes + listen_item_size(b->len[fit]) <= room)
+    while (fit < n && bytes + listen_item_size(b->len[fit]) <= room)
         bytes += listen_item_size(b->len[fit++]);
-    block = fit > 0 ? x_check(malloc(sizeof *block + bytes)) : NULL;
+    l->overflowed += n - fit;
+    if (fit == 0)
+        return;
+    block = x_check(malloc(sizeof *block + bytes));
+    block->bytes = bytes;
+    block->items = fit;
     for (size_t i = 0, at = 0; i < fit; at += listen_item_size(b->len[i++])) {
         struct inbox_item *item = (void *)((char *)block->data + at);
         *item = (struct inbox_item){.block = block, .len = b->len[i]};
@@ -12257,21 +12260,17 @@ listen_store(struct listener *l, const struct plat_batch *b, int n)
         *last = item;
         last = &item->next;
     }
-    if (block) {
-        block->bytes = bytes;
-        block->items = fit;
-    }
+    atomic_fetch_add(&l->bytes, bytes);
     plat_lock(&l->lock);
-    if (first) {
-        *l->last = first;
-        l->last = last;
-        l->bytes += bytes;
-    }
-    l->overflowed += (uint64_t)n - fit;
+    *l->last = first;
+    l->last = last;
     plat_unlock(&l->lock);
 }
 
-/* Tells, at most once a second, what the system has dropped; at_end: now. */
+/*
+ * Tells, at most once a second, what the system and the inbox had no room for;
+ * at_end: now. Who receives.
+ */
 static void
 listen_tell_drops(struct listener *l, bool at_end)
 {
@@ -12288,6 +12287,12 @@ listen_tell_drops(struct listener *l, bool at_end)
             drops - l->drops);
     }
     l->drops = drops;
+    if (l->overflowed > 0) {
+        atomic_fetch_add(&l->counters->dropped, l->overflowed);
+        log_line(LOG_ERROR, "%llu datagrams dropped: the inbox was full",
+            (unsigned long long)l->overflowed);
+    }
+    l->overflowed = 0;
 }
 
 /*
@@ -12309,7 +12314,7 @@ listen_receive(struct listener *l)
         n = plat_udp_receive(l->sock, l->batch, !stopping);
         if (n > 0) {
             atomic_fetch_add(&l->counters->received, (unsigned)n);
-            listen_store(l, l->batch, n);
+            listen_store(l, l->batch, (size_t)n);
             stored = true;
         }
         if (n < 0 && !l->failed)
@@ -12331,17 +12336,12 @@ listen_receive(struct listener *l)
     return stored;
 }
 
-/*
- * Takes all that can be dispatched now out of the inbox, or NULL; *overflowed:
- * what found no room.
- */
+/* Takes all that can be dispatched now out of the inbox, or NULL. */
 static struct inbox_item *
-listen_take_locked(struct listener *l, uint64_t *overflowed)
+listen_take_locked(struct listener *l)
 {
     struct inbox_item *items = NULL;
 
-    *overflowed = l->overflowed;
-    l->overflowed = 0;
     if (l->held && (l->looked_up || l->closed)) {
         items = l->held;
         l->held = NULL;
@@ -12400,27 +12400,19 @@ listen_dispatch_items(struct listener *l, struct inbox_item *items)
 static void
 listen_dispatch(struct listener *l)
 {
-    bool busy;
+    struct inbox_item *items;
 
     plat_lock(&l->lock);
-    busy = l->dispatching || !l->ready;
-    l->dispatching = l->dispatching || l->ready;
-    while (!busy) {
-        uint64_t overflowed;
-        struct inbox_item *items = listen_take_locked(l, &overflowed);
-        if (!items && !overflowed) {
-            l->dispatching = false;
-            if (l->stopping)
-                plat_cond_wake(&l->wake); /* for listen_stop */
-            break;
+    if (l->ready && !l->dispatching) {
+        l->dispatching = true;
+        while ((items = listen_take_locked(l)) != NULL) {
+            plat_unlock(&l->lock);
+            listen_dispatch_items(l, items);
+            plat_lock(&l->lock);
         }
-        plat_unlock(&l->lock);
-        atomic_fetch_add(&l->counters->dropped, overflowed);
-        if (overflowed > 0)
-            log_line(LOG_ERROR, "%llu datagrams dropped: the inbox was full",
-                (unsigned long long)overflowed);
-        listen_dispatch_items(l, items);
-        plat_lock(&l->lock);
+        l->dispatching = false;
+        if (l->stopping)
+            plat_cond_wake(&l->wake); /* for listen_stop */
     }
     plat_unlock(&l->lock);
 }

@@ -6608,14 +6608,14 @@ test_datagram_rate(void)
     listener_done(&t);
 }
 
-/* All that can be dispatched; *overflowed: what the inbox had no room for. */
+/* All that can be dispatched. */
 static struct inbox_item *
-take_all(struct listener *l, uint64_t *overflowed)
+take_all(struct listener *l)
 {
     struct inbox_item *items;
 
     plat_lock(&l->lock);
-    items = listen_take_locked(l, overflowed);
+    items = listen_take_locked(l);
     plat_unlock(&l->lock);
     return items;
 }
@@ -6627,7 +6627,6 @@ test_inbox(void)
     struct test_listener t;
     struct plat_batch *b = plat_batch_new();
     struct inbox_item *items;
-    uint64_t overflowed;
     int n = 0;
 
     listener_begin(&t, "");
@@ -6638,7 +6637,7 @@ test_inbox(void)
     listen_store(&t.l, b, 3);
     listen_store(&t.l, b, 0);
     listen_store(&t.l, b, RECV_BATCH);
-    items = take_all(&t.l, &overflowed);
+    items = take_all(&t.l);
     for (struct inbox_item *next; items; items = next, n++) {
         char want[32];
         snprintf(want, sizeof want, "datagram %d", n < 3 ? n : n - 3);
@@ -6653,16 +6652,22 @@ test_inbox(void)
     listen_store(&t.l, b, RECV_BATCH);
     check(t.l.bytes <= INBOX_MAX_BYTES && t.l.overflowed == RECV_BATCH - 3,
         "full: %llu did not fit", (unsigned long long)t.l.overflowed);
-    items = take_all(&t.l, &overflowed);
+    items = take_all(&t.l);
     for (n = 0; items; n++) {
         struct inbox_item *next = items->next;
         listen_free_item(&t.l, items);
         items = next;
     }
     check_number(n, 3, "what fitted is there");
-    check_number((long long)overflowed, 29, "the others are counted");
+    t.l.drops_ms = plat_now_ms();
+    listen_tell_drops(&t.l, false);
+    check_number(log_count("the inbox was full"), 0, "told once a second");
+    listen_tell_drops(&t.l, true);
+    listen_tell_drops(&t.l, true);
+    check_number(log_count("error: 29 datagrams dropped: the inbox was full"), 1, "or at the end");
+    check_number((long long)t.counters.dropped, 29, "the others are counted");
     t.l.closed = true;
-    check(!take_all(&t.l, &overflowed), "closed and empty");
+    check(!take_all(&t.l), "closed and empty");
     plat_batch_free(b);
     listener_done(&t);
 }
@@ -6673,7 +6678,6 @@ test_hold(void)
 {
     struct test_listener t;
     struct inbox_item *items[3], *taken;
-    uint64_t overflowed;
 
     listener_begin(
         &t, ", enableSourceValidation: true, allowedSources: [10.0.0.0/24, qs1.example]");
@@ -6686,7 +6690,7 @@ test_hold(void)
     check(!listen_hold(&t.l, items[0]), "an address that is allowed does not wait");
     check(listen_hold(&t.l, items[1]) && listen_hold(&t.l, items[2]), "others do");
     t.l.looked_up = true;
-    taken = take_all(&t.l, &overflowed);
+    taken = take_all(&t.l);
     check(taken == items[1] && taken->next == items[2] && !items[2]->next,
         "then they come, in order");
     check(!t.l.held && !t.l.first, "and none is left");
