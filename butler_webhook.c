@@ -12430,23 +12430,26 @@ listen_thread(void *arg)
     } while (open);
 }
 
-/* Looks one name of allowedSources up; an answer replaces the old addresses, a failure does not. */
+/*
+ * Looks one name of allowedSources up, without the lock meanwhile; an answer
+ * replaces the old addresses, a failure does not.
+ */
 static void
-listen_look_up(struct listener *l, struct source *source)
+listen_look_up_locked(struct listener *l, struct source *source)
 {
     struct plat_addr addr[SOURCE_ADDRESSES_MAX];
     const char *why = "";
-    int n = plat_resolve(source->name, 0, false, addr, SOURCE_ADDRESSES_MAX, &why);
+    int n;
 
-    if (n <= 0) {
+    plat_unlock(&l->lock);
+    n = plat_resolve(source->name, 0, false, addr, SOURCE_ADDRESSES_MAX, &why);
+    if (n <= 0)
         log_line(LOG_WARN, "allowedSources: %s not found: %s", source->name, why);
-        return;
-    }
     plat_lock(&l->lock);
     for (int i = 0; i < n; i++)
         plat_addr_bytes(&addr[i], source->address[i]);
-    source->addresses = (size_t)n;
-    plat_unlock(&l->lock);
+    if (n > 0)
+        source->addresses = (size_t)n;
 }
 
 /* Looks up the names in allowedSources at once and again every LOOKUP_MS, until told to stop. */
@@ -12454,31 +12457,24 @@ static void
 listen_lookup_thread(void *arg)
 {
     struct listener *l = arg;
-    bool stopping = false, all;
     int64_t until_ms, left;
 
-    while (!stopping) {
-        all = true;
-        for (size_t i = 0; i < l->config->sources && !stopping; i++) {
+    plat_lock(&l->lock);
+    while (!l->stopping) {
+        bool all = true;
+        for (size_t i = 0; i < l->config->sources && !l->stopping; i++) {
             if (l->source[i].name)
-                listen_look_up(l, &l->source[i]);
-            plat_lock(&l->lock);
+                listen_look_up_locked(l, &l->source[i]);
             all = all && l->source[i].addresses > 0;
-            stopping = l->stopping;
-            plat_unlock(&l->lock);
         }
-        plat_lock(&l->lock);
         l->looked_up = true;
         plat_unlock(&l->lock);
-        listen_dispatch(l);
+        listen_dispatch(l); /* what was held until now */
         plat_lock(&l->lock);
         for (until_ms = plat_now_ms() + (all ? LOOKUP_MS : LOOKUP_AGAIN_MS);
              !l->stopping && (left = until_ms - plat_now_ms()) > 0;)
             plat_cond_wait(&l->wake, &l->lock, left);
-        stopping = l->stopping;
-        plat_unlock(&l->lock);
     }
-    plat_lock(&l->lock);
     l->lookup_ended = true;
     plat_cond_wake(&l->wake);
     plat_unlock(&l->lock);
@@ -12592,16 +12588,14 @@ listen_stop(struct listener *l)
     plat_lock(&l->lock);
     while (l->dispatching && http_left_ms(INT64_MAX) > STOP_CALLS_MS - STOP_SORT_MS)
         plat_cond_wait(&l->wake, &l->lock, SLICE_MS); /* the look-up thread may be at it */
+    if (!l->lookup_ended)
+        plat_cond_wait(&l->wake, &l->lock, SLICE_MS);
+    ended = l->lookup_ended;
     plat_unlock(&l->lock);
     listen_tell_rate(l, INT64_MAX);
     if (atomic_load(&l->counters->unsorted) > 0)
         log_line(LOG_ERROR, "%llu datagrams lost: stopped before they were looked at",
             atomic_load(&l->counters->unsorted));
-    plat_lock(&l->lock);
-    if (!l->lookup_ended)
-        plat_cond_wait(&l->wake, &l->lock, SLICE_MS);
-    ended = l->lookup_ended;
-    plat_unlock(&l->lock);
     if (!ended) {
         plat_thread_leave(&l->lookup_thread);
         return false;
