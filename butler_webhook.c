@@ -11878,24 +11878,25 @@ struct listener {
     int64_t minute_count, minute_dropped;
 };
 
-/* Whether something may be told about a sender now. */
+/*
+ * Whether something may be told about a sender now: not within TELL_MS of the
+ * last time, and not while all places are taken by others for whom that is so.
+ */
 static bool
 listen_may_tell(struct teller *t, const uint8_t address[16], int64_t now_ms)
 {
-    int place = 0;
+    int place = t->count;
 
-    while (place < t->count && memcmp(t->told[place].address, address, 16) != 0)
-        place++;
-    if (place < t->count && now_ms - t->told[place].told_ms < TELL_MS)
-        return false;
-    if (place == SENDERS_TOLD_MAX) { /* full of others: take the place of one whose time is over */
-        for (place = 0; place < t->count && now_ms - t->told[place].told_ms < TELL_MS;)
-            place++;
-        if (place == t->count)
+    for (int i = 0; i < t->count; i++) {
+        bool over = now_ms - t->told[i].told_ms >= TELL_MS;
+        if (!over && memcmp(t->told[i].address, address, 16) == 0)
             return false;
+        if (over)
+            place = i;
     }
-    if (place == t->count)
-        t->count++;
+    if (place == SENDERS_TOLD_MAX)
+        return false;
+    t->count += place == t->count;
     memcpy(t->told[place].address, address, 16);
     t->told[place].told_ms = now_ms;
     return true;
@@ -11967,39 +11968,34 @@ listen_is_held_back(struct listener *l, const struct alert *alert, int64_t now_m
     struct slice task = alert->field[FIELD_TASK_ID], run = alert->field[FIELD_EXECUTION_ID];
     struct window_table *rate = &l->windows->table[alert->kind][WINDOW_RATE];
     struct window_table *seen = &l->windows->table[alert->kind][WINDOW_SEEN];
-    struct window_key task_key = rate->length_ms ? window_key(task)
-                                                 : (struct window_key){.none = true};
-    struct window_key run_key = seen->length_ms ? window_key(run)
-                                                : (struct window_key){.none = true};
+    struct window_key none = {.none = true}; /* and no hash, which takes a microsecond */
+    struct window_key task_key = rate->length_ms ? window_key(task) : none;
+    struct window_key run_key = seen->length_ms ? window_key(run) : none;
     const char *what = KINDS[alert->kind].short_text;
-    bool twin, recent = false;
-    uint32_t held = 0;
+    struct window_entry *open;
+    uint32_t held; /* with this one, since the task's last alert; 0: it may go */
+    bool twin;
 
     plat_lock(&l->windows->lock);
     twin = window_find(seen, &run_key, now_ms) != NULL;
-    if (!twin) {
-        struct window_entry *open = window_find(rate, &task_key, now_ms);
-        recent = open != NULL;
-        held = open ? ++open->held : 0;
-    }
-    if (!twin && !recent) {
+    open = twin ? NULL : window_find(rate, &task_key, now_ms);
+    held = open ? ++open->held : 0;
+    if (!twin && !open) {
         window_open(seen, &run_key, now_ms);
         window_open(rate, &task_key, now_ms);
     }
     plat_unlock(&l->windows->lock);
-    if (twin)
+    if (twin) {
         atomic_fetch_add(&l->counters->duplicates, 1);
-    if (recent)
-        atomic_fetch_add(&l->counters->held_back, 1);
-    if (twin)
         log_line(LOG_INFO, "duplicate ignored: %s, task \"%s\" (%s), execution %s", what,
             log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text, log_text(run).text);
-    if (recent)
+    } else if (held > 0) {
+        atomic_fetch_add(&l->counters->held_back, 1);
         log_line(LOG_INFO,
-            "held back by the rate limit: %s, task \"%s\" (%s), %u since the last "
-            "alert",
-            what, log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text, held);
-    return twin || recent;
+            "held back by the rate limit: %s, task \"%s\" (%s), %u since the last alert", what,
+            log_text(alert->field[FIELD_TASK_NAME]).text, log_text(task).text, held);
+    }
+    return twin || held > 0;
 }
 
 /*
