@@ -11825,11 +11825,10 @@ struct group {
         size_t targets;         /* how many */
         size_t at, len;         /* its line in lines, without LF */
         size_t json_len;        /* of the alert, at the end of that line */
-        size_t told_len;        /* of its text in told */
     } entry[GROUP_MAX_ALERTS];
     size_t count;
     struct buf lines;
-    struct buf told; /* what the log says of them, one behind the other */
+    struct buf told; /* what the log says of them, each with its NUL */
     int64_t bytes;   /* what they will take in the journal once it is rewritten */
     struct id_pool ids;
     bool dropping; /* others were dropped for the last group */
@@ -12050,7 +12049,7 @@ listen_commit(struct listener *l)
     struct group *g = &l->group;
     struct journal *j = l->journal;
     unsigned long long lost = atomic_load(&l->counters->lost);
-    size_t told = 0;
+    const char *told = g->told.data;
     int64_t at = -1;
     bool room;
 
@@ -12064,8 +12063,8 @@ listen_commit(struct listener *l)
         at = journal_write_locked(j, (struct slice){g->lines.data, g->lines.len}, true);
     for (size_t i = 0; i < g->count; i++) {
         const struct group_entry *entry = &g->entry[i];
-        log_line_later(LOG_INFO, "%.*s", (int)entry->told_len, g->told.data + told);
-        told += entry->told_len;
+        log_line_later(LOG_INFO, "%s", told);
+        told += strlen(told) + 1;
         listen_hand_on(l, entry, at < 0 ? -1 : at + (int64_t)entry->at);
     }
     plat_unlock(&j->file_lock);
@@ -12090,6 +12089,7 @@ listen_add_told(struct buf *b, const struct alert *alert, uint64_t number, size_
         log_text(field[FIELD_TASK_NAME]).text, log_text(field[FIELD_TASK_ID]).text,
         log_text(field[FIELD_APP_NAME]).text, log_text(field[FIELD_EXECUTION_ID]).text, webhooks,
         webhooks == 1 ? "" : "s");
+    buf_add_char(b, '\0');
 }
 
 /* Adds an alert to the group that is accepted next. */
@@ -12103,7 +12103,6 @@ listen_accept(struct listener *l, const struct alert *alert, int64_t now_ms)
     struct buf json = buf_in(json_room, sizeof json_room);
     struct buf targets = buf_in(target_room, sizeof target_room);
     struct delivery **last = &entry->first;
-    size_t told = g->told.len;
 
     atomic_fetch_add(&l->counters->accepted, 1);
     *entry = (struct group_entry){.kind = alert->kind, .at = g->lines.len};
@@ -12125,7 +12124,6 @@ listen_accept(struct listener *l, const struct alert *alert, int64_t now_ms)
         g->bytes += (int64_t)(entry->targets * entry->len);
     }
     listen_add_told(&g->told, alert, number, entry->targets);
-    entry->told_len = g->told.len - told;
     buf_free(&json);
     buf_free(&targets);
     if (g->count == GROUP_MAX_ALERTS || g->lines.len > GROUP_MAX_BYTES ||
