@@ -9521,7 +9521,6 @@ send_bury_locked(struct webhook *w, struct delivery *d, const char *reason, cons
 {
     struct buf letter = {0}, why = {0};
     struct journal_end end = send_journal_end(w, d);
-    bool kept = true;
 
     atomic_fetch_add(&w->counters->dead, 1);
     buf_format(&why, "%s%s%s", reason, *hint ? "; " : "", hint);
@@ -9529,12 +9528,11 @@ send_bury_locked(struct webhook *w, struct delivery *d, const char *reason, cons
         d->attempts == 1 ? "" : "s", why.data);
     if (w->journal->folder && d->payload) {
         send_add_letter(&letter, w, d, why.data);
-        kept = journal_note_letter(w->journal, &letter, &end);
+        if (!journal_note_letter(w->journal, &letter, &end))
+            log_line(LOG_ERROR, "alert %llu has no dead letter: too many wait for the disk",
+                (unsigned long long)d->number);
     } else
         journal_note_end(w->journal, JOURNAL_DROPPED, &end);
-    if (!kept)
-        log_line(LOG_ERROR, "alert %llu has no dead letter: too many wait for the disk",
-            (unsigned long long)d->number);
     buf_free(&letter);
     buf_free(&why);
     send_forget_locked(w, d);
@@ -9902,19 +9900,13 @@ send_tick(struct webhook *w)
     plat_unlock(&w->lock);
 }
 
-/* Gives up a waiting delivery for want of room. */
-__attribute__((format(PRINTF, 3, 4))) static void
-send_drop_locked(struct webhook *w, struct delivery *d, const char *format, ...)
+/* Gives up a waiting delivery for want of room. Takes d. */
+static void
+send_drop_locked(struct webhook *w, struct delivery *d, const struct err *why)
 {
-    char why[200];
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(why, sizeof why, format, args);
-    va_end(args);
     atomic_fetch_add(&w->counters->lost, 1);
     send_detach_locked(w, d);
-    send_log_whole_locked(w, d, "dropped for %s: %s", w->name, why);
+    send_log_whole_locked(w, d, "dropped for %s: %s", w->name, why->text);
     send_end_locked(w, d, JOURNAL_DROPPED);
 }
 
@@ -9953,9 +9945,11 @@ send_make_room_locked(struct webhook *w, size_t size)
     w->holds_saved = false;
     while (send_is_full_locked(w, size) && (d = send_next_locked(w, w->unsaved, false)) != NULL) {
         bool by_count = w->held >= QUEUE_MAX_ALERTS;
-        send_drop_locked(w, d, "its queue is full (%d %s)",
+        struct err why;
+        err_set(&why, "its queue is full (%d %s)",
             by_count ? QUEUE_MAX_ALERTS : (int)(QUEUE_MAX_BYTES >> 20),
             by_count ? "alerts" : "MiB");
+        send_drop_locked(w, d, &why);
     }
 }
 
@@ -10053,7 +10047,7 @@ send_add(struct webhook *w, struct delivery *d, const struct send_source *source
     if (!idle)
         send_kick_locked(w);
     plat_unlock(&w->lock);
-    if (idle)
+    if (idle) /* a sender that is woken under the lock would wait for it at once */
         plat_cond_wake_one(&w->wake);
 }
 
@@ -10067,7 +10061,9 @@ send_drop_oldest(struct webhook *webhook, size_t count, int64_t max_mb)
     struct webhook *where = NULL;
     struct delivery *d;
     int64_t oldest_ms = 0;
+    struct err why;
 
+    err_set(&why, "the state directory is full (maxStateMB %lld)", (long long)max_mb);
     for (size_t i = 0; i < count; i++) {
         struct webhook *w = &webhook[i];
         plat_lock(&w->lock);
@@ -10083,8 +10079,7 @@ send_drop_oldest(struct webhook *webhook, size_t count, int64_t max_mb)
     plat_lock(&where->lock);
     d = send_next_locked(where, where->oldest, true);
     if (d)
-        send_drop_locked(
-            where, d, "the state directory is full (maxStateMB %lld)", (long long)max_mb);
+        send_drop_locked(where, d, &why);
     plat_unlock(&where->lock);
     return true;
 }
