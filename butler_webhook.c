@@ -12385,7 +12385,11 @@ listen_dispatch_items(struct listener *l, struct inbox_item *items)
     listen_commit(l);
 }
 
-/* Empties the inbox, unless another thread is at it, which then sees to all that is there. */
+/*
+ * Empties the inbox, unless another thread is at it, which then sees to all that
+ * is there. The listeners come here at least once a second, so what rateLimit
+ * has dropped is told in time also if nothing more arrives.
+ */
 static void
 listen_dispatch(struct listener *l)
 {
@@ -12394,6 +12398,7 @@ listen_dispatch(struct listener *l)
     plat_lock(&l->lock);
     if (l->ready && !l->dispatching) {
         l->dispatching = true;
+        listen_tell_rate(l, plat_now_ms());
         while ((items = listen_take_locked(l)) != NULL) {
             plat_unlock(&l->lock);
             listen_dispatch_items(l, items);

@@ -6600,6 +6600,12 @@ test_datagram_rate(void)
     check_number(log_count("verbose: ignored"), 3, "still the same minute");
     listener_gets(&t, "10.0.0.1", SLICE("/scheduler-reload-success/"), 160000);
     check_number(log_count("verbose: ignored"), 4, "a new one");
+    t.l.minute_ms = plat_now_ms() - 60000;
+    t.l.minute_dropped = 5;
+    t.l.ready = true;
+    listen_dispatch(&t.l);
+    check_number(log_count("rateLimit: 5 datagrams dropped in the last minute"), 1,
+        "told also if nothing more comes");
     listener_done(&t);
     listener_begin(&t, "");
     for (int i = 0; i < 5000; i++)
