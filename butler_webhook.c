@@ -9347,7 +9347,10 @@ send_pop_locked(struct webhook *w, struct delivery *d)
     send_sift_up_locked(w, i, last);
 }
 
-/* Takes a waiting delivery from where it waits; it stays in the list. */
+/*
+ * Takes a waiting delivery from where it waits. It stays in the list, in flight:
+ * until it is put back, ended or buried, nobody else drops, expires or frees it.
+ */
 static struct delivery *
 send_detach_locked(struct webhook *w, struct delivery *d)
 {
@@ -9422,7 +9425,10 @@ send_end_locked(struct webhook *w, struct delivery *d, enum journal_word word)
     send_forget_locked(w, d);
 }
 
-/* Sees that the payload of a delivery is in memory. -1 with errno: the journal cannot be read. */
+/*
+ * Sees that the payload of a detached delivery is in memory. -1 with errno: the
+ * journal cannot be read (another try may help), or EBADMSG: the alert is lost.
+ */
 static int
 send_fetch_locked(struct webhook *w, struct delivery *d)
 {
@@ -9442,7 +9448,7 @@ send_fetch_locked(struct webhook *w, struct delivery *d)
     return failed;
 }
 
-/* The same for one that waits. */
+/* The same for one that waits: what is in memory of those is counted. */
 static int
 send_fetch_waiting_locked(struct webhook *w, struct delivery *d)
 {
@@ -9515,7 +9521,10 @@ send_add_letter(
     buf_add_text(b, "}\n");
 }
 
-/* Makes a detached delivery a dead letter. Takes d. */
+/*
+ * Makes a detached delivery a dead letter. Without a state directory, or if the
+ * alert cannot be read any more, the log is all that is left of it. Takes d.
+ */
 static void
 send_bury_locked(struct webhook *w, struct delivery *d, const char *reason, const char *hint)
 {
@@ -9538,7 +9547,12 @@ send_bury_locked(struct webhook *w, struct delivery *d, const char *reason, cons
     send_forget_locked(w, d);
 }
 
-/* Gives up what has waited longer than maxAgeHours and was tried since the start. */
+/*
+ * Gives up what has waited longer than maxAgeHours and was tried since the start:
+ * after a long time off every alert has its chance. The list is in the order of
+ * age, so the first young one ends the search, which is made EXPIRE_PARTS times
+ * in maxAgeHours only.
+ */
 static void
 send_expire_locked(struct webhook *w, int64_t now_ms)
 {
@@ -9582,7 +9596,10 @@ send_longest_ago_locked(const struct webhook *w)
 
 /*
  * Takes the delivery that may be sent now, or NULL and sets *wait_ms to how
- * long there is nothing to do (-1: until woken).
+ * long there is nothing to do (-1: until woken). Of a webhook that is up: what
+ * is due first, new ones being due since they came, while fewer calls than limit
+ * are in flight. Of another: a probe, when its time has come and no call is left
+ * from before; none while stopping, as what waits is safe in the journal.
  */
 static struct delivery *
 send_take_locked(struct webhook *w, int64_t now_ms, int64_t *wait_ms)
@@ -9697,7 +9714,12 @@ send_note_failure_locked(
             &(struct journal_retry){d->id, d->attempts, wall_ms, wall_ms + left_ms, d->failure});
 }
 
-/* Acts on the result of a call: the delivery is done, or goes back to wait. Takes d. */
+/*
+ * Acts on the result of a call: the delivery is done, or goes back to wait. What
+ * the webhook itself is to blame for (WAIT, DOWN) leaves the alert's own due time
+ * alone: it goes in its turn when the webhook is up again. limit grows by one
+ * with each delivery, so that one that comes back is not run over. Takes d.
+ */
 static void
 send_settle_locked(struct webhook *w, struct delivery *d, const struct http_result *res)
 {
@@ -9741,7 +9763,11 @@ send_settle_locked(struct webhook *w, struct delivery *d, const struct http_resu
     send_put_back_locked(w, d);
 }
 
-/* Waits for work. NULL: the sender should end. */
+/*
+ * Waits for work. NULL: the sender should end, having had none for
+ * SENDER_IDLE_MS; but one stays as long as something waits. When stopping it
+ * waits for nothing: what is due goes out while there is time, the rest stays.
+ */
 static struct delivery *
 send_wait_locked(struct webhook *w)
 {
@@ -9770,7 +9796,11 @@ send_wait_locked(struct webhook *w)
 
 static void send_thread(void *); /* recursive: a busy sender may start another */
 
-/* Wakes a sender that waits for work, or starts another one if none does and there may be more. */
+/*
+ * Wakes a sender that waits for work, or starts another one if none does and
+ * there may be more. One at a time is enough: whoever takes a delivery does the
+ * same for the next one (send_pass_on_locked).
+ */
 static void
 send_kick_locked(struct webhook *w)
 {
@@ -9866,7 +9896,10 @@ send_one_locked(struct sender *s, struct delivery *d)
     plat_lock(&w->lock);
 }
 
-/* A sender: takes deliveries of its webhook and makes the calls until there is nothing to do. */
+/*
+ * A sender: takes deliveries of its webhook and makes the calls until there is
+ * nothing to do. It closes its connection without the lock, as that may block.
+ */
 static void
 send_thread(void *arg)
 {
@@ -10053,7 +10086,8 @@ send_add(struct webhook *w, struct delivery *d, const struct send_source *source
 
 /*
  * Drops the oldest waiting delivery of all webhooks, for room in the state
- * directory. False: none waits.
+ * directory. False: none waits. True promises no more than that one did wait: a
+ * sender may have taken it meanwhile, which the caller sees by asking again.
  */
 static bool
 send_drop_oldest(struct webhook *webhook, size_t count, int64_t max_mb)
@@ -11839,16 +11873,16 @@ struct teller {
 };
 
 struct listener {
-    const struct config *config; /* set before start, as all up to the lock */
+    const struct config *config; /* set before start, as all up to journal */
     struct counters *counters;
-    struct journal *journal;
+    struct plat_thread thread[LISTENERS], lookup_thread;
+    bool has_names;          /* allowedSources counts, and holds names */
+    struct journal *journal; /* set before ready, as all up to receive */
     struct windows *windows;
     struct webhook *webhook; /* of all kinds, in the configuration's order */
     size_t webhooks;
-    intptr_t sock;
-    struct plat_thread thread[LISTENERS], lookup_thread;
-    bool has_names;
     struct plat_mutex receive; /* held by the thread that reads the socket */
+    intptr_t sock;             /* guarded by receive; -1: closed */
     struct plat_batch *batch;  /* guarded by receive */
     bool failed;               /* guarded by receive: told that it cannot be read */
     uint32_t drops;            /* guarded by receive: by the system, told already */
@@ -11922,7 +11956,10 @@ listen_is_allowed(struct listener *l, const uint8_t address[16])
     return allowed;
 }
 
-/* Counts a datagram against rateLimit. False: it is one too many in this minute. */
+/*
+ * Counts a datagram against rateLimit. False: it is one too many in this minute,
+ * which begins with the first datagram after the one before. Who dispatches.
+ */
 static bool
 listen_is_within_rate(struct listener *l, int64_t now_ms)
 {
@@ -11955,7 +11992,11 @@ listen_tell_rate(struct listener *l, int64_t now_ms)
     l->minute_dropped = 0;
 }
 
-/* Whether an alert is a duplicate or comes too soon after another of its task; told in the log. */
+/*
+ * Whether an alert is a duplicate or comes too soon after another of its task;
+ * told in the log. One that is neither opens both windows; one that is held back
+ * opens none, as it is not sent.
+ */
 static bool
 listen_is_held_back(struct listener *l, const struct alert *alert, int64_t now_ms)
 {
@@ -12011,7 +12052,11 @@ listen_make_room(struct listener *l)
     return over <= 0 && journal_await_room(l->journal, l->group.lines.len);
 }
 
-/* Hands an accepted alert to the webhooks of its kind; at: of its line in the journal, -1: none. */
+/*
+ * Hands an accepted alert to the webhooks of its kind; at: of its line in the
+ * journal, -1: none. The file lock is held, so that the line stays there. The
+ * journal counts it first: a sender may be done with it before this returns.
+ */
 static void
 listen_hand_on(struct listener *l, const struct group_entry *entry, int64_t at)
 {
@@ -12087,7 +12132,10 @@ listen_add_told(struct buf *b, const struct alert *alert, uint64_t number, size_
     buf_add_char(b, '\0');
 }
 
-/* Adds an alert to the group that is accepted next. */
+/*
+ * Adds an alert to the group that is accepted next, with a delivery for each
+ * webhook of its kind; commits the group when it is full. Who dispatches.
+ */
 static void
 listen_accept(struct listener *l, const struct alert *alert, int64_t now_ms)
 {
@@ -12152,7 +12200,11 @@ listen_tell_malformed(const struct inbox_item *item, const char *why)
     buf_free(&clean);
 }
 
-/* Sorts one datagram. */
+/*
+ * Sorts one datagram: what is not wanted is counted and told, an alert goes to
+ * the group. The cheap questions come first, for a flood from where nobody
+ * should send; only what an allowed sender sends counts against rateLimit.
+ */
 static void
 listen_handle(struct listener *l, const struct inbox_item *item, int64_t now_ms)
 {
@@ -12365,7 +12417,10 @@ listen_hold(struct listener *l, struct inbox_item *item)
     return hold;
 }
 
-/* Sorts datagrams in their order; frees them. */
+/*
+ * Sorts datagrams in their order, accepts those that are alerts, and frees all.
+ * When the time for it is over, while stopping, the others are only counted.
+ */
 static void
 listen_dispatch_items(struct listener *l, struct inbox_item *items)
 {
@@ -12411,7 +12466,10 @@ listen_dispatch(struct listener *l)
     plat_unlock(&l->lock);
 }
 
-/* Receives, then dispatches what it has received while the other thread receives. */
+/*
+ * Receives, then dispatches what it has received while the other thread receives.
+ * The last to see the socket closed dispatches once more, so nothing stays behind.
+ */
 static void
 listen_thread(void *arg)
 {
