@@ -9189,9 +9189,10 @@ struct webhook {
     bool told_unread;      /* the log says that the journal cannot be read */
     int64_t wait_until_ms; /* not UP: when the next probe may go */
     int failures;          /* not UP: probes that failed in a row */
-    int limit;             /* calls that may be in flight */
+    int limit;             /* calls that may be in flight, 1 to most */
     int in_flight;
-    int idle;                         /* senders that wait for work */
+    int running;                      /* senders ... */
+    int idle;                         /* ... and those of them that wait for work */
     int64_t expire_ms;                /* when to look for alerts that are too old */
     uint64_t broken[BROKEN_IN_A_ROW]; /* alerts without an HTTP answer, in a row */
     int broken_count;
@@ -9207,14 +9208,6 @@ payload_new(struct slice json)
     atomic_init(&p->refs, 1);
     p->len = json.len;
     memcpy(p->json, json.data, json.len);
-    return p;
-}
-
-/* Adds a reference for another holder. */
-static struct payload *
-payload_share(struct payload *p)
-{
-    atomic_fetch_add(&p->refs, 1);
     return p;
 }
 
@@ -9804,27 +9797,23 @@ static void send_thread(void *); /* recursive: a busy sender may start another *
 static void
 send_kick_locked(struct webhook *w)
 {
-    struct sender *s = NULL;
-    int running = 0;
+    struct sender *s = w->sender;
 
     if (w->idle > 0) {
         plat_cond_wake_one(&w->wake);
         return;
     }
-    for (int i = 0; i < w->most; i++)
-        if (w->sender[i].state == SENDER_RUNNING)
-            running++;
-        else if (!s)
-            s = &w->sender[i];
-    if (!s || w->stopping || (running > 0 && running >= w->limit))
+    if (w->stopping || w->running >= w->limit)
         return;
+    while (s->state == SENDER_RUNNING)
+        s++;
     if (s->state == SENDER_ENDED)
         plat_thread_join(&s->thread);
-    s->state = SENDER_RUNNING;
-    if (plat_thread_start(&s->thread, send_thread, s) == 0)
-        return;
     s->state = SENDER_NONE;
-    if (running == 0)
+    if (plat_thread_start(&s->thread, send_thread, s) == 0) {
+        s->state = SENDER_RUNNING;
+        w->running++;
+    } else if (w->running == 0)
         log_line(LOG_ERROR, "cannot start a thread for %s, trying again", w->name);
 }
 
@@ -9915,6 +9904,7 @@ send_thread(void *arg)
     http_client_done(&s->client);
     plat_lock(&w->lock);
     s->state = SENDER_ENDED;
+    w->running--;
     plat_cond_wake(&w->wake);
     plat_unlock(&w->lock);
 }
@@ -9923,12 +9913,8 @@ send_thread(void *arg)
 static void
 send_tick(struct webhook *w)
 {
-    bool running = false;
-
     plat_lock(&w->lock);
-    for (int i = 0; i < w->most; i++)
-        running = running || w->sender[i].state == SENDER_RUNNING;
-    if (send_waiting_locked(w) > 0 && !running)
+    if (send_waiting_locked(w) > 0 && w->running == 0)
         send_kick_locked(w);
     plat_unlock(&w->lock);
 }
@@ -10050,7 +10036,8 @@ send_append_locked(struct webhook *w, struct delivery *d, const struct send_sour
     if (source->at < 0 || !send_is_full_locked(w, size)) {
         if (!*payload)
             *payload = payload_new(source->json);
-        d->payload = payload_share(*payload);
+        atomic_fetch_add(&(*payload)->refs, 1);
+        d->payload = *payload;
     }
     d->order = w->next_order++;
     d->older = w->newest;
