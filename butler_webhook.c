@@ -9909,13 +9909,19 @@ send_thread(void *arg)
     plat_unlock(&w->lock);
 }
 
-/* Looks after deliveries for which no sender could be started. Main thread, once a second. */
+/*
+ * Looks after deliveries for which no sender could be started, and after failed
+ * ones that become due while all senders are busy with slow calls: these began
+ * when nothing else was due, so nobody else waits. Main thread, once a second.
+ */
 static void
 send_tick(struct webhook *w)
 {
     plat_lock(&w->lock);
-    if (send_waiting_locked(w) > 0 && w->running == 0)
+    if (w->running == 0 && send_waiting_locked(w) > 0)
         send_kick_locked(w);
+    else if (w->in_flight == w->running) /* or one of them is about to look for itself */
+        send_pass_on_locked(w);
     plat_unlock(&w->lock);
 }
 

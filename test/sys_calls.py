@@ -2461,6 +2461,31 @@ def test_max_concurrent_more(t):
         t.equal(what + 'connections', len({request.connection for request in got}), limit or 4)
 
 
+def test_retry_beside_a_slow_call(t):
+    """A failed alert is tried again in its time, also while the only sender so far waits for a slow answer to another."""
+    failed, again, in_time = threading.Event(), threading.Event(), []
+
+    def answer(request, connection):
+        message = request.json().get('logMessage')
+        if message == 'slow':
+            in_time.append(again.wait(8))
+        elif failed.is_set():
+            again.set()
+        else:
+            failed.set()
+            return harness.response(500)
+        return harness.response()
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    program.send(harness.datagram(message='first'))
+    t.check('the first call fails', program.wait_log(r' warn: alert 1 to failure 1: status 500'), shorten(program.log))
+    program.send(harness.datagram(message='slow'))
+    t.check('both are delivered', program.wait_log(r' delivered to ', 12, 2), shorten(program.log[-3:]))
+    t.equal('the retry did not wait for the slow answer', in_time, [True])
+
+
 # ---- After a restart ------------------------------------------------------------------------------------------------
 
 
