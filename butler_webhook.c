@@ -7320,26 +7320,33 @@ journal_cut_locked(struct journal *j)
     return 0;
 }
 
+/* Takes bytes off the front of b, of which there are as many; gives memory for a burst back. */
+static void
+journal_cut_front(struct buf *b, size_t len)
+{
+    b->len -= len;
+    if (b->len > 0)
+        memmove(b->data, b->data + len, b->len);
+    else if (b->cap > LOG_QUEUE_KEEP)
+        buf_free(b);
+}
+
 /*
  * Writes lines, with_outcomes those that wait before them, all or nothing. Gives
  * the offset of lines, or -1: nothing was added, and journal_fail_locked was
- * told. The file lock is held.
+ * told. The file lock is held, so that nobody else takes outcomes away; more may
+ * come behind them meanwhile.
  */
 static int64_t
 journal_write_locked(struct journal *j, struct slice lines, bool with_outcomes)
 {
-    struct buf other;
     size_t outcomes;
     int failed;
 
     plat_lock(&j->lock);
-    if (with_outcomes) {
-        other = j->merged;
-        j->merged = j->outcomes;
-        j->outcomes = other;
-    }
+    outcomes = with_outcomes ? j->outcomes.len : 0;
+    buf_add(&j->merged, j->outcomes.data, outcomes);
     plat_unlock(&j->lock);
-    outcomes = j->merged.len;
     buf_add(&j->merged, lines.data, lines.len);
     failed = journal_cut_locked(j);
     if (!failed && j->merged.len > 0) {
@@ -7349,20 +7356,14 @@ journal_write_locked(struct journal *j, struct slice lines, bool with_outcomes)
     if (failed) {
         journal_fail_locked(j, "cannot write the journal");
         journal_cut_locked(j);
-        j->merged.len = outcomes;
-        plat_lock(&j->lock);
-        buf_add(&j->merged, j->outcomes.data, j->outcomes.len);
-        other = j->merged;
-        j->merged = j->outcomes;
-        j->outcomes = other;
-        plat_unlock(&j->lock);
     } else {
         j->uncut = false;
         j->end += (int64_t)j->merged.len;
+        plat_lock(&j->lock);
+        journal_cut_front(&j->outcomes, outcomes);
+        plat_unlock(&j->lock);
     }
-    j->merged.len = 0;
-    if (j->merged.cap > LOG_QUEUE_KEEP)
-        buf_free(&j->merged);
+    journal_cut_front(&j->merged, j->merged.len);
     return failed ? -1 : j->end - (int64_t)lines.len;
 }
 
@@ -10955,57 +10956,51 @@ keep_lines_len(struct slice s, size_t max, size_t *count)
     return len;
 }
 
-/* Puts the bytes of from behind used before those of to. */
-static void
-keep_put_back(struct buf *to, const struct buf *from, size_t used)
-{
-    struct buf all = {0};
-
-    buf_add(&all, from->data ? from->data + used : "", from->len - used);
-    buf_add(&all, to->data ? to->data : "", to->len);
-    buf_free(to);
-    *to = all;
-}
-
-/* Writes the dead letters that wait, and then the lines that end their deliveries. */
+/*
+ * Writes the dead letters that wait, in parts for which the file has room, and
+ * makes the lines that end their deliveries outcomes once they are on the disk.
+ * What comes meanwhile waits for the next time, as new alerts must be synced.
+ */
 static void
 keep_letters(struct keeper *k)
 {
     struct journal *j = k->journal;
-    struct buf letters, buried;
-    size_t written = 0, ended = 0;
+    struct buf part = {0};
+    size_t left, count, ended;
     bool failed = false;
 
     plat_lock(&j->lock);
-    letters = j->letters;
-    buried = j->buried;
-    j->letters = j->buried = (struct buf){0};
+    left = j->letters.len;
     plat_unlock(&j->lock);
-    while (written < letters.len && !failed) {
-        size_t count = SIZE_MAX;
-        struct slice part = {letters.data + written, letters.len - written};
-        part.len = keep_lines_len(part, (size_t)j->letters_max / 2, &count);
-        failed = keep_append_letters(j, part) != 0;
-        written += failed ? 0 : part.len;
-        part = (struct slice){buried.data + ended, buried.len - ended};
-        ended += failed ? 0 : keep_lines_len(part, SIZE_MAX, &count);
+    if (left == 0)
+        return;
+    for (; left > 0; left -= part.len) {
+        part.len = 0;
+        count = SIZE_MAX;
+        plat_lock(&j->lock);
+        buf_add(&part, j->letters.data,
+            keep_lines_len(
+                (struct slice){j->letters.data, left}, (size_t)j->letters_max / 2, &count));
+        plat_unlock(&j->lock);
+        failed = keep_append_letters(j, (struct slice){part.data, part.len}) != 0;
+        if (failed)
+            break;
+        plat_lock(&j->lock);
+        ended = keep_lines_len((struct slice){j->buried.data, j->buried.len}, SIZE_MAX, &count);
+        buf_add(&j->outcomes, j->buried.data, ended);
+        journal_cut_front(&j->letters, part.len);
+        journal_cut_front(&j->buried, ended);
+        plat_unlock(&j->lock);
     }
     if (failed && !j->letters_failed)
         log_line(LOG_ERROR, "state directory: cannot write dead-letters.ndjson: %s; trying again",
             plat_error());
-    if (!failed && letters.len > 0 && j->letters_failed)
+    if (!failed && j->letters_failed)
         log_line(LOG_INFO, "state directory: dead-letters.ndjson can be written again");
     plat_lock(&j->lock);
-    buf_add(&j->outcomes, buried.data ? buried.data : "", ended);
-    if (failed) {
-        keep_put_back(&j->letters, &letters, written);
-        keep_put_back(&j->buried, &buried, ended);
-    }
-    if (letters.len > 0)
-        j->letters_failed = failed;
+    j->letters_failed = failed;
     plat_unlock(&j->lock);
-    buf_free(&letters);
-    buf_free(&buried);
+    buf_free(&part);
 }
 
 /*
