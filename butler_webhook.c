@@ -10959,9 +10959,10 @@ keep_lines_len(struct slice s, size_t max, size_t *count)
 /*
  * Writes the dead letters that wait, in parts for which the file has room, and
  * makes the lines that end their deliveries outcomes once they are on the disk.
- * What comes meanwhile waits for the next time, as new alerts must be synced.
+ * What comes meanwhile waits for the next time, as new alerts must be synced. -1:
+ * they cannot all be written, which was told.
  */
-static void
+static int
 keep_letters(struct keeper *k)
 {
     struct journal *j = k->journal;
@@ -10973,7 +10974,7 @@ keep_letters(struct keeper *k)
     left = j->letters.len;
     plat_unlock(&j->lock);
     if (left == 0)
-        return;
+        return 0;
     for (; left > 0; left -= part.len) {
         part.len = 0;
         count = SIZE_MAX;
@@ -11001,27 +11002,28 @@ keep_letters(struct keeper *k)
     j->letters_failed = failed;
     plat_unlock(&j->lock);
     buf_free(&part);
+    return failed ? -1 : 0;
 }
 
 /*
  * Makes dead letters of what waits for webhooks that are in the configuration no
- * more, as many as may wait to be written and can be read. *left: some are left.
- * Gives how many there were.
+ * more, as many as may wait to be written and can be read. Gives how many there
+ * were; k->gone then says whether some are left.
  */
 static size_t
-keep_bury_gone(struct keeper *k, bool *left)
+keep_bury_gone(struct keeper *k)
 {
     struct journal *j = k->journal;
     size_t buried = 0;
+    bool room;
 
-    *left = false;
+    k->gone = false;
     for (struct known_webhook *known = k->known; known; known = known->next) {
         struct webhook *w = &known->gone;
-        bool room = true;
         if (known->now != w)
             continue;
         plat_lock(&w->lock);
-        while (w->oldest && room) {
+        while (w->oldest) {
             plat_lock(&j->lock);
             room = j->letters.len < LETTERS_WAIT_MAX / 2 && !j->letters_failed;
             plat_unlock(&j->lock);
@@ -11033,7 +11035,7 @@ keep_bury_gone(struct keeper *k, bool *left)
                 "its webhook is in the configuration no more", "");
             buried++;
         }
-        *left = *left || w->oldest;
+        k->gone = k->gone || w->oldest;
         plat_unlock(&w->lock);
     }
     return buried;
@@ -11205,7 +11207,7 @@ keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *b
     struct journal *j = k->journal;
     size_t buried;
     int64_t end;
-    bool letters, gone;
+    int failed;
 
     keep_add_head(k, &rw->lines);
     keep_add_windows(k, &rw->lines);
@@ -11213,17 +11215,14 @@ keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *b
         return -1;
     *base = rw->end;
     do {
-        buried = keep_bury_gone(k, &gone);
-        keep_letters(k); /* what died meanwhile may stand nowhere else */
-        plat_lock(&j->lock);
-        letters = j->letters.len > 0;
-        plat_unlock(&j->lock);
-    } while (gone && buried > 0 && !letters);
+        buried = keep_bury_gone(k);
+        failed = keep_letters(k); /* of what was not copied any more; later ones were */
+    } while (k->gone && buried > 0 && !failed);
     plat_lock(&j->file_lock);
     end = j->end;
     plat_unlock(&j->file_lock);
     errno = EAGAIN; /* dead letters that cannot be written stand only in the old file */
-    if (letters || gone || keep_copy_tail(j, rw, copied, end) != 0)
+    if (failed || k->gone || keep_copy_tail(j, rw, copied, end) != 0)
         return -1;
     return plat_file_sync(j->file[rw->which]);
 }
@@ -11271,7 +11270,7 @@ keep_rewrite_if_due(struct keeper *k)
     end = j->failed ? 0 : j->end;
     plat_unlock(&j->file_lock);
     plat_lock(&j->lock);
-    due = end > 0 && j->letters.len == 0 && !k->gone &&
+    due = end > 0 && !j->letters_failed && !k->gone &&
         (j->rewrite ||
             (end > j->file_max && end - j->live_bytes - j->kept_bytes > j->file_max / 16) ||
             (end >= JOURNAL_REWRITE_MIN && end > 2 * (j->live_bytes + j->kept_bytes)));
@@ -11726,7 +11725,7 @@ keep_thread(void *arg)
     do {
         more = keep_wait(k);
         keep_sync(k); /* first: alerts matter most */
-        keep_bury_gone(k, &k->gone);
+        keep_bury_gone(k);
         keep_letters(k);
         keep_write(k);
         if (!more || plat_now_ms() - k->looked_ms >= KEEP_TICK_MS) {

@@ -536,6 +536,25 @@ def test_letter_and_kill(t):
 
 
 @base.limits(60, 60)
+def test_letters_while_rewriting(t):
+    """Dead letters that come all the time do not keep the journal from being rewritten."""
+    shim = base.Shim(t)
+    sink = t.add(base.Sink(lambda call: 404))
+    place = base.Place(t, [{'url': sink.url()}])
+    process = place.start(binary=t.binary_test, env=shim.env)
+    shim.set(sync_delay_ms=30)
+    most, executions = 0, []
+    for _ in range(20):
+        executions += base.send(process, 25, sink=sink, window=3)
+        most = max(most, len(base.read(place.path())))
+    t.check('the journal stays small', most < 1 << 17, most)
+    t.equal('nothing is told', process.lines(r' error: state directory: '), [])
+    base.kill(process)
+    lost = set(executions) - everywhere(place, sink)
+    t.check('none is lost', len(executions) == 500 and not lost, base.some(lost))
+
+
+@base.limits(60, 60)
 def test_letters_and_a_broken_disk(t):
     """A dead letter that cannot be written waits until it can; --replay on such a disk loses none."""
     shim = base.Shim(t)

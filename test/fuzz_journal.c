@@ -138,7 +138,7 @@ load(struct state *s, bool read_only)
         require(plat_read_at(s->journal.file[0], &last, 1, s->journal.end - 1) == 1 && last == '\n',
             "the last line has no LF", "journal");
         buf_free(&the_log.queue); /* nobody writes it, and burying waits for room */
-        keep_bury_gone(&s->keeper, &s->keeper.gone);
+        keep_bury_gone(&s->keeper);
         require(!s->keeper.gone, "not all are buried", "journal");
         check_state(s);
     }

@@ -5436,7 +5436,7 @@ keep_start_load(struct test_keep *t, const char *yaml)
 
     keep_begin(t, yaml);
     check(keep_load(&t->k, false, &e) == 0, "keep_load: %s", e.text);
-    keep_bury_gone(&t->k, &t->k.gone);
+    keep_bury_gone(&t->k);
     check(!t->k.gone, "what waits for webhooks that are gone is buried");
     check_kept(t, "loaded");
 }
