@@ -11072,11 +11072,13 @@ keep_add_windows(struct keeper *k, struct buf *lines)
 
 /* A journal that is being rewritten. */
 struct keep_rewrite {
-    struct buf lines; /* what goes to the file next */
-    int64_t below;    /* length of the old file when it began */
-    int64_t end;      /* of the new one, without lines */
-    int64_t alerts;   /* bytes in it of lines of alerts that waited */
     int which;        /* the new one's place in journal->file */
+    int64_t below;    /* length of the old file when it began: what is behind is its tail */
+    int64_t copied;   /* up to there the old file is in the new one */
+    struct buf lines; /* what goes to the new file next */
+    int64_t end;      /* of the new one, without lines */
+    int64_t base;     /* where the tail begins in it */
+    int64_t alerts;   /* bytes in it of lines of alerts that waited */
 };
 
 /* Writes out what is ready. -1 with errno. */
@@ -11129,18 +11131,19 @@ keep_copy_waiting(struct keeper *k, struct keep_rewrite *rw)
     return 0;
 }
 
-/* Copies what the old file has got since, from *from on, up to its end. -1 with errno. */
+/* Copies what the old file has got since, up to its end. -1 with errno. */
 static int
-keep_copy_tail(struct journal *j, struct keep_rewrite *rw, int64_t *from, int64_t end)
+keep_copy_tail(struct journal *j, struct keep_rewrite *rw, int64_t end)
 {
-    while (*from < end) {
-        int64_t n = end - *from < (int64_t)JOURNAL_COPY ? end - *from : (int64_t)JOURNAL_COPY;
+    while (rw->copied < end) {
+        int64_t n = end - rw->copied;
         buf_reserve(&rw->lines, JOURNAL_COPY);
-        n = plat_read_at(j->file[j->now], rw->lines.data, (size_t)n, *from);
+        n = plat_read_at(j->file[j->now], rw->lines.data,
+            n < (int64_t)JOURNAL_COPY ? (size_t)n : JOURNAL_COPY, rw->copied);
         if (n <= 0)
             return -1;
         rw->lines.len = (size_t)n;
-        *from += n;
+        rw->copied += n;
         if (keep_put_lines(j, rw) != 0)
             return -1;
     }
@@ -11153,18 +11156,18 @@ keep_copy_tail(struct journal *j, struct keep_rewrite *rw, int64_t *from, int64_
  * -1 with errno.
  */
 static int
-keep_switch_locked(struct keeper *k, struct keep_rewrite *rw, int64_t copied, int64_t base)
+keep_switch_locked(struct keeper *k, struct keep_rewrite *rw)
 {
     struct journal *j = k->journal;
     int64_t grown = 0, unsaved = 0;
     int old = j->now;
 
-    if (keep_copy_tail(j, rw, &copied, j->end) != 0 ||
+    if (keep_copy_tail(j, rw, j->end) != 0 ||
         journal_replace_file(j, "journal.new", "journal") != 0)
         return -1;
     for (size_t i = 0; i < k->webhooks; i++) {
         plat_lock(&k->webhook[i].lock);
-        grown += send_move_locked(&k->webhook[i], rw->below, base, &unsaved);
+        grown += send_move_locked(&k->webhook[i], rw->below, rw->base, &unsaved);
         plat_unlock(&k->webhook[i].lock);
     }
     plat_file_close(j->file[old]);
@@ -11175,7 +11178,7 @@ keep_switch_locked(struct keeper *k, struct keep_rewrite *rw, int64_t copied, in
     plat_lock(&j->lock);
     j->live_bytes += grown;
     j->unsaved = (size_t)((int64_t)j->unsaved + unsaved);
-    j->kept_bytes = base - rw->alerts;
+    j->kept_bytes = rw->base - rw->alerts;
     j->rewrite = j->no_room = false;
     plat_cond_wake(&j->wake); /* for journal_await_room */
     plat_unlock(&j->lock);
@@ -11202,7 +11205,7 @@ keep_abandon(struct keeper *k, int which)
 
 /* Copies all but what comes at the end under the lock, and syncs it. -1 with errno. */
 static int
-keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *base)
+keep_copy(struct keeper *k, struct keep_rewrite *rw)
 {
     struct journal *j = k->journal;
     size_t buried;
@@ -11213,7 +11216,7 @@ keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *b
     keep_add_windows(k, &rw->lines);
     if (keep_put_lines(j, rw) != 0 || keep_copy_waiting(k, rw) != 0)
         return -1;
-    *base = rw->end;
+    rw->base = rw->end;
     do {
         buried = keep_bury_gone(k);
         failed = keep_letters(k); /* of what was not copied any more; later ones were */
@@ -11222,7 +11225,7 @@ keep_copy(struct keeper *k, struct keep_rewrite *rw, int64_t *copied, int64_t *b
     end = j->end;
     plat_unlock(&j->file_lock);
     errno = EAGAIN; /* dead letters that cannot be written stand only in the old file */
-    if (failed || k->gone || keep_copy_tail(j, rw, copied, end) != 0)
+    if (failed || k->gone || keep_copy_tail(j, rw, end) != 0)
         return -1;
     return plat_file_sync(j->file[rw->which]);
 }
@@ -11233,19 +11236,18 @@ keep_rewrite(struct keeper *k)
 {
     struct journal *j = k->journal;
     struct keep_rewrite rw = {.which = 1 - j->now};
-    int64_t copied, base = 0;
     int failed;
 
     plat_lock(&j->file_lock);
-    rw.below = copied = j->end;
+    rw.below = rw.copied = j->end;
     plat_unlock(&j->file_lock);
     j->file[rw.which] = journal_open_file(j, "journal.new", false, true);
     if (j->file[rw.which] < 0)
         return -1;
-    failed = keep_copy(k, &rw, &copied, &base);
+    failed = keep_copy(k, &rw);
     if (!failed) {
         plat_lock(&j->file_lock);
-        failed = keep_switch_locked(k, &rw, copied, base);
+        failed = keep_switch_locked(k, &rw);
         plat_unlock(&j->file_lock);
     }
     buf_free(&rw.lines);

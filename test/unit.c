@@ -5971,14 +5971,13 @@ test_keep_rewrite(void)
     keep_start_load(&t, KEEP_YAML);
     for (int round = 0; round < 40; round++) {
         struct keep_rewrite rw = {.which = 1 - j->now, .below = 0};
-        int64_t copied, base;
         bool broken = round % 7 == 6;
         for (uint32_t n = random_below(60); n > 0; n--)
             keep_do_something(&t);
         check_kept(&t, "before it is rewritten");
         log_forget();
 
-        rw.below = copied = j->end;
+        rw.below = rw.copied = j->end;
         j->file[rw.which] = journal_open_file(j, "journal.new", false, true);
         keep_add_head(&t.k, &rw.lines);
         keep_add_windows(&t.k, &rw.lines);
@@ -6006,16 +6005,16 @@ test_keep_rewrite(void)
                     keep_do_something(&t);
             }
         }
-        base = rw.end;
+        rw.base = rw.end;
         for (uint32_t n = random_below(20); n > 0; n--)
             keep_do_something(&t);
-        check_number(keep_copy_tail(j, &rw, &copied, j->end), 0, "keep_copy_tail");
+        check_number(keep_copy_tail(j, &rw, j->end), 0, "keep_copy_tail");
         for (uint32_t n = random_below(10); n > 0; n--)
             keep_do_something(&t);
         if (broken)
             keep_abandon(&t.k, rw.which);
         else
-            check_number(keep_switch_locked(&t.k, &rw, copied, base), 0, "keep_switch_locked");
+            check_number(keep_switch_locked(&t.k, &rw), 0, "keep_switch_locked");
         buf_free(&rw.lines);
         check_kept(&t, broken ? "abandoned" : "rewritten");
         check(!is_in_state("journal.new") && j->file[1 - j->now] < 0, "the other file is gone");
@@ -6052,20 +6051,20 @@ test_keep_rewrite_unsaved(void)
     for (int status = 200; status <= 404; status += 204) {
         struct test_keep t;
         struct journal *j = &t.journal;
-        int64_t wait_ms, copied;
+        int64_t wait_ms;
         keep_clear();
         keep_start_load(&t, KEEP_YAML);
         keep_accept(&t, 0, false);
         keep_accept(&t, 1, false);
-        struct keep_rewrite rw = {.which = 1 - j->now, .below = j->end};
-        copied = j->end;
+        struct keep_rewrite rw = {.which = 1 - j->now, .below = j->end, .copied = j->end};
         j->file[rw.which] = journal_open_file(j, "journal.new", false, true);
         keep_add_head(&t.k, &rw.lines);
         check(keep_put_lines(j, &rw) == 0 && keep_copy_waiting(&t.k, &rw) == 0, "copied");
         struct delivery *d = send_take_locked(&t.hook[0], INT64_MAX / 2, &wait_ms);
         struct http_result res = made_result(HTTP_ANSWERED, status, -1);
         send_settle_locked(&t.hook[0], d, &res);
-        check_number(keep_switch_locked(&t.k, &rw, copied, rw.end), 0, "keep_switch_locked");
+        rw.base = rw.end;
+        check_number(keep_switch_locked(&t.k, &rw), 0, "keep_switch_locked");
         buf_free(&rw.lines);
         check_kept(&t, "rewritten");
         check(j->live == 1 && j->unsaved == 0, "one waits, and is in the journal");
