@@ -7368,17 +7368,24 @@ journal_write_locked(struct journal *j, struct slice lines, bool with_outcomes)
 }
 
 /*
- * Counts deliveries that begin (1) or cease (-1) to wait, with the length of
- * their line, 0: none.
+ * Counts deliveries that begin (> 0) or cease (-1) to wait, with the length of
+ * the line of each in the file in use, 0: it has none there. The other lock is held.
  */
 static void
-journal_count(struct journal *j, int count, size_t len)
+journal_count_locked(struct journal *j, int count, size_t len)
 {
-    plat_lock(&j->lock);
     j->live = (size_t)((int64_t)j->live + count);
     j->live_bytes += count * (int64_t)len;
     if (len == 0)
         j->unsaved = (size_t)((int64_t)j->unsaved + count);
+}
+
+/* The same for who does not hold the lock. */
+static void
+journal_count(struct journal *j, int count, size_t len)
+{
+    plat_lock(&j->lock);
+    journal_count_locked(j, count, len);
     plat_unlock(&j->lock);
 }
 
@@ -7401,15 +7408,6 @@ struct journal_end {
     bool written; /* it has a line there, or in the file that is to take its place */
 };
 
-/* Counts an end. */
-static void
-journal_count_end_locked(struct journal *j, const struct journal_end *end)
-{
-    j->live--;
-    j->live_bytes -= (int64_t)end->len;
-    j->unsaved -= end->len == 0;
-}
-
 /* Notes that a delivery is over. Any thread. */
 static void
 journal_note_end(struct journal *j, enum journal_word word, const struct journal_end *end)
@@ -7417,7 +7415,7 @@ journal_note_end(struct journal *j, enum journal_word word, const struct journal
     if (!j->folder)
         return;
     plat_lock(&j->lock);
-    journal_count_end_locked(j, end);
+    journal_count_locked(j, -1, end->len);
     if (end->written && j->outcomes.len < OUTCOMES_MAX)
         journal_add_outcome(&j->outcomes, word, end->id);
     else if (end->written)
@@ -7530,7 +7528,7 @@ journal_note_letter(struct journal *j, const struct buf *letter, const struct jo
 
     plat_lock(&j->lock);
     room = j->letters.len < LETTERS_WAIT_MAX;
-    journal_count_end_locked(j, end);
+    journal_count_locked(j, -1, end->len);
     if (room) {
         buf_add(&j->letters, letter->data, letter->len);
         journal_add_outcome(&j->buried, JOURNAL_DEAD, end->id);
