@@ -6910,7 +6910,8 @@ struct journal {
     bool unsafe;       /* what was written may not be on the disk: it must be rewritten */
     struct buf merged; /* what is being written */
     struct plat_mutex lock;
-    struct plat_cond wake;
+    struct plat_cond work;      /* for the journal thread; or it has done what others wait for */
+    struct plat_cond hurry;     /* alerts wait for a sync, or it must stop */
     struct buf outcomes;        /* guarded by lock, as all below: lines to be written */
     struct buf letters, buried; /* dead letters, and the lines that say so */
     int64_t live_bytes;         /* of lines whose alerts wait */
@@ -6921,9 +6922,7 @@ struct journal {
     bool letters_failed;        /* told */
     bool rewrite_failed;        /* told; rewriting is tried again later */
     bool rewrite;               /* wanted at once */
-    bool no_room;   /* told, until it is rewritten: alerts that find no room stay in memory */
-    bool resting;   /* the journal thread waits for work */
-    bool gathering; /* it waits for more outcomes */
+    bool no_room; /* told, until it is rewritten: alerts that find no room stay in memory */
     bool stopping, ended;
 };
 
@@ -7242,7 +7241,8 @@ journal_init(struct journal *j, const struct config *c)
     *j = (struct journal){.lock_file = -1, .file = {-1, -1}};
     plat_mutex_init(&j->file_lock);
     plat_mutex_init(&j->lock);
-    plat_cond_init(&j->wake);
+    plat_cond_init(&j->work);
+    plat_cond_init(&j->hurry);
     /* While it is rewritten there are two journals; beside them two files of dead letters. */
     j->live_max = room * 30 / 100;
     j->file_max = room * 40 / 100;
@@ -7295,7 +7295,8 @@ journal_done(struct journal *j)
     buf_free(&j->outcomes);
     buf_free(&j->letters);
     buf_free(&j->buried);
-    plat_cond_done(&j->wake);
+    plat_cond_done(&j->work);
+    plat_cond_done(&j->hurry);
     plat_mutex_done(&j->lock);
     plat_mutex_done(&j->file_lock);
 }
@@ -7308,6 +7309,18 @@ journal_fail_locked(struct journal *j, const char *what)
         log_line(
             LOG_ERROR, "state directory: %s: %s; alerts go on from memory", what, plat_error());
     j->failed = true;
+}
+
+/* Whether the disk has failed, and alerts are kept in memory only. */
+static bool
+journal_has_failed(struct journal *j)
+{
+    bool failed;
+
+    plat_lock(&j->file_lock);
+    failed = j->failed;
+    plat_unlock(&j->file_lock);
+    return failed;
 }
 
 /* Cuts off what a failed write has left. 0, or -1: it is still there. The file lock is held. */
@@ -7389,18 +7402,6 @@ journal_count(struct journal *j, int count, size_t len)
     plat_unlock(&j->lock);
 }
 
-/* Unlocks the journal's lock and wakes its thread if that rests. */
-static void
-journal_wake_unlock(struct journal *j)
-{
-    bool rested = j->resting;
-
-    j->resting = false;
-    plat_unlock(&j->lock);
-    if (rested)
-        plat_cond_wake(&j->wake);
-}
-
 /* A delivery that ends, for the journal. */
 struct journal_end {
     const char *id;
@@ -7420,7 +7421,8 @@ journal_note_end(struct journal *j, enum journal_word word, const struct journal
         journal_add_outcome(&j->outcomes, word, end->id);
     else if (end->written)
         j->rewrite = true; /* when the disk works again; until then it would be sent once more */
-    journal_wake_unlock(j);
+    plat_unlock(&j->lock);
+    plat_cond_wake(&j->work);
 }
 
 /*
@@ -7431,15 +7433,11 @@ static int64_t
 journal_over(struct journal *j, int64_t bytes)
 {
     int64_t over;
-    bool failed;
 
-    plat_lock(&j->file_lock);
-    failed = j->failed;
-    plat_unlock(&j->file_lock);
     plat_lock(&j->lock);
-    over = failed ? 0 : j->live_bytes + bytes - j->live_max;
+    over = j->live_bytes + bytes - j->live_max;
     plat_unlock(&j->lock);
-    return over;
+    return over > 0 && journal_has_failed(j) ? 0 : over;
 }
 
 /*
@@ -7462,8 +7460,8 @@ journal_await_room(struct journal *j, size_t len)
             left = 0;
         if (!room && left > 0) {
             j->rewrite = true;
-            plat_cond_wake(&j->wake);
-            plat_cond_wait(&j->wake, &j->lock, left < SLICE_MS ? left : SLICE_MS);
+            plat_cond_wake(&j->work);
+            plat_cond_wait(&j->work, &j->lock, left < SLICE_MS ? left : SLICE_MS);
         }
         told = j->no_room;
         j->no_room = told || (!room && left <= 0);
@@ -7482,8 +7480,9 @@ journal_want_sync(struct journal *j)
 {
     plat_lock(&j->lock);
     j->unsynced = true;
-    j->resting = j->resting || j->gathering;
-    journal_wake_unlock(j);
+    plat_unlock(&j->lock);
+    plat_cond_wake(&j->work);
+    plat_cond_wake(&j->hurry);
 }
 
 /* What a failed attempt leaves in the journal, for --pending and for the time after a restart. */
@@ -7513,7 +7512,8 @@ journal_note_retry(struct journal *j, const struct journal_retry *retry)
     plat_lock(&j->lock);
     if (j->outcomes.len < OUTCOMES_MAX)
         journal_add_retry(&j->outcomes, retry);
-    journal_wake_unlock(j);
+    plat_unlock(&j->lock);
+    plat_cond_wake(&j->work);
 }
 
 /*
@@ -7533,7 +7533,8 @@ journal_note_letter(struct journal *j, const struct buf *letter, const struct jo
         buf_add(&j->letters, letter->data, letter->len);
         journal_add_outcome(&j->buried, JOURNAL_DEAD, end->id);
     }
-    journal_wake_unlock(j);
+    plat_unlock(&j->lock);
+    plat_cond_wake(&j->work);
     return room;
 }
 
@@ -10336,7 +10337,6 @@ struct keeper {
     int64_t rewrite_ms, heal_ms; /* not again before */
     int64_t looked_ms;           /* whether the directory is there, and what --replay asks */
     int64_t synced_ms;           /* when the last sync ended */
-    bool disk_fails;             /* something could not be written the last time */
     bool gone;                   /* something still waits for webhooks that are gone */
     bool lock_told;              /* that the lock is gone, and cannot be had again */
     bool asked;                  /* replay.request was there, and could not be removed */
@@ -11178,7 +11178,7 @@ keep_switch_locked(struct keeper *k, struct keep_rewrite *rw)
     j->unsaved = (size_t)((int64_t)j->unsaved + unsaved);
     j->kept_bytes = rw->base - rw->alerts;
     j->rewrite = j->no_room = false;
-    plat_cond_wake(&j->wake); /* for journal_await_room */
+    plat_cond_wake(&j->work); /* for journal_await_room */
     plat_unlock(&j->lock);
     return 0;
 }
@@ -11384,12 +11384,9 @@ static void
 keep_heal(struct keeper *k)
 {
     struct journal *j = k->journal;
-    bool failed, full, saved = true;
+    bool failed = journal_has_failed(j), full, saved = true;
     size_t unsaved;
 
-    plat_lock(&j->file_lock);
-    failed = j->failed;
-    plat_unlock(&j->file_lock);
     plat_lock(&j->lock);
     unsaved = j->unsaved;
     full = j->live_bytes >= j->live_max;
@@ -11680,38 +11677,20 @@ static bool
 keep_wait(struct keeper *k)
 {
     struct journal *j = k->journal;
-    bool stopping, work;
+    bool stopping, work, fails = journal_has_failed(j);
 
     plat_lock(&j->lock);
     work = j->outcomes.len > 0 || j->letters.len > 0 || j->rewrite;
-    j->resting = true;
-    if (!j->stopping && !j->unsynced && (!work || k->disk_fails))
-        plat_cond_wait(&j->wake, &j->lock, KEEP_TICK_MS);
-    j->resting = false;
-    j->gathering = true;
+    fails = fails || j->letters_failed || j->rewrite_failed;
+    if (!j->stopping && !j->unsynced && (!work || fails))
+        plat_cond_wait(&j->work, &j->lock, KEEP_TICK_MS);
     if (!j->stopping && !j->unsynced)
-        plat_cond_wait(&j->wake, &j->lock, JOURNAL_GATHER_MS);
-    j->gathering = j->resting = false;
-    if (!j->stopping && plat_now_ms() - k->synced_ms < JOURNAL_SYNC_MS) /* in a burst */
-        plat_cond_wait(&j->wake, &j->lock, JOURNAL_SYNC_MS);
+        plat_cond_wait(&j->hurry, &j->lock, JOURNAL_GATHER_MS);
     stopping = j->stopping;
     plat_unlock(&j->lock);
+    if (!stopping && plat_now_ms() - k->synced_ms < JOURNAL_SYNC_MS) /* in a burst */
+        plat_sleep_ms(JOURNAL_SYNC_MS);
     return !stopping;
-}
-
-/* Notes whether anything could not be written. */
-static void
-keep_see_disk(struct keeper *k)
-{
-    struct journal *j = k->journal;
-    bool failed;
-
-    plat_lock(&j->file_lock);
-    failed = j->failed;
-    plat_unlock(&j->file_lock);
-    plat_lock(&j->lock);
-    k->disk_fails = failed || j->letters_failed || j->rewrite_failed;
-    plat_unlock(&j->lock);
 }
 
 /* Does what the journal needs until keep_stop, then once more. */
@@ -11740,7 +11719,6 @@ keep_thread(void *arg)
         if (more) {
             keep_rewrite_if_due(k);
             keep_tell_room(k);
-            keep_see_disk(k);
         }
     } while (more);
     plat_lock(&j->lock);
@@ -11749,7 +11727,7 @@ keep_thread(void *arg)
     keep_sync(k);
     plat_lock(&j->lock);
     j->ended = true;
-    plat_cond_wake(&j->wake);
+    plat_cond_wake(&j->work);
     plat_unlock(&j->lock);
 }
 
@@ -11780,9 +11758,10 @@ keep_stop(struct keeper *k, int64_t until_ms)
         return true;
     plat_lock(&j->lock);
     j->stopping = true;
-    plat_cond_wake(&j->wake);
+    plat_cond_wake(&j->work);
+    plat_cond_wake(&j->hurry);
     while (!j->ended && (left = until_ms - plat_now_ms()) > 0)
-        plat_cond_wait(&j->wake, &j->lock, left);
+        plat_cond_wait(&j->work, &j->lock, left);
     ended = j->ended;
     plat_unlock(&j->lock);
     if (ended)
