@@ -7023,6 +7023,16 @@ journal_add_webhook(struct buf *b, const struct webhook_config *w, size_t count)
     journal_end_line(b, begin);
 }
 
+/* Which of JOURNAL_WORDS it is, or -1. */
+static int
+journal_find_word(struct slice word)
+{
+    for (size_t i = 0; i < JOURNAL_WORDS_COUNT; i++)
+        if (slice_is(word, JOURNAL_WORDS[i].name))
+            return (int)i;
+    return -1;
+}
+
 /*
  * Reads one line, without its LF. -1: it is damaged, or no record of ours.
  * Pure; out points into line.
@@ -7030,9 +7040,9 @@ journal_add_webhook(struct buf *b, const struct webhook_config *w, size_t count)
 static int
 journal_read_line(struct slice line, struct journal_line *out)
 {
-    struct slice rest, word;
+    struct slice rest;
     uint8_t crc[4];
-    int fields = 0;
+    int fields = 0, word;
 
     if (line.len < 10 || line.data[8] != '\t' || hex_read(line, crc, sizeof crc) != 0)
         return -1;
@@ -7040,16 +7050,12 @@ journal_read_line(struct slice line, struct journal_line *out)
     if (crc_of(rest.data, rest.len) !=
         ((uint32_t)crc[0] << 24 | (uint32_t)crc[1] << 16 | (uint32_t)crc[2] << 8 | crc[3]))
         return -1;
-    word = slice_take(&rest, '\t');
-    *out = (struct journal_line){0};
+    if ((word = journal_find_word(slice_take(&rest, '\t'))) < 0)
+        return -1;
+    *out = (struct journal_line){.word = (enum journal_word)word};
     while (fields < JOURNAL_FIELDS && rest.len > 0)
         out->field[fields++] = slice_take(&rest, '\t');
-    for (size_t i = 0; i < JOURNAL_WORDS_COUNT; i++)
-        if (slice_is(word, JOURNAL_WORDS[i].name)) {
-            out->word = (enum journal_word)i;
-            return fields == JOURNAL_WORDS[i].fields && rest.len == 0 ? 0 : -1;
-        }
-    return -1;
+    return fields == JOURNAL_WORDS[word].fields && rest.len == 0 ? 0 : -1;
 }
 
 /* Whether a record may begin there: eight hex digits, a TAB, one of the words, a TAB. */
@@ -7057,16 +7063,11 @@ static bool
 journal_may_begin(struct slice s)
 {
     uint8_t crc[4];
-    struct slice word;
 
     if (s.len < 10 || s.data[8] != '\t' || hex_read(s, crc, sizeof crc) != 0)
         return false;
     s.data += 9, s.len -= 9;
-    word = slice_take(&s, '\t');
-    for (size_t i = 0; i < JOURNAL_WORDS_COUNT; i++)
-        if (slice_is(word, JOURNAL_WORDS[i].name))
-            return true;
-    return false;
+    return journal_find_word(slice_take(&s, '\t')) >= 0;
 }
 
 /* Finds where records may begin at or behind from; gives how many, at most SALVAGE_MAX. */
@@ -7190,6 +7191,17 @@ journal_remove_file(const struct journal *j, const char *name)
     free(path);
 }
 
+/* Whether a name in the state directory still means an open file of ours. */
+static bool
+journal_is_there(const struct journal *j, int file, const char *name)
+{
+    char *path = journal_path(j, name);
+    bool there = plat_file_is_at(file, path);
+
+    free(path);
+    return there;
+}
+
 /* Puts one file of the state directory in the place of another. -1 with errno set. */
 static int
 journal_replace_file(const struct journal *j, const char *from, const char *to)
@@ -7259,19 +7271,19 @@ journal_open(struct journal *j, const struct config *c, bool read_only, struct e
     if (!c->state_directory)
         return 0;
     j->folder = x_strdup(c->state_directory);
-    if (!read_only && plat_make_folder(j->folder, true) != 0) {
-        err_set(e, "cannot make the folder %s: %s", j->folder, plat_error());
-        return -1;
+    if (!read_only) {
+        if (plat_make_folder(j->folder, true) != 0) {
+            err_set(e, "cannot make the folder %s: %s", j->folder, plat_error());
+            return -1;
+        }
+        if (journal_take_lock(j, e) != 0)
+            return -1;
+        journal_remove_file(j, "journal.new"); /* what a rewriting that was killed has left ... */
+        journal_remove_file(j, "dead-letters.new"); /* ... and a replay */
+        if (plat_folder_is_open(j->folder))
+            log_line(LOG_WARN, "state directory %s: other users of this machine can look into it",
+                j->folder);
     }
-    if (!read_only && journal_take_lock(j, e) != 0)
-        return -1;
-    if (!read_only) { /* what a rewriting or a replay that was killed has left */
-        journal_remove_file(j, "journal.new");
-        journal_remove_file(j, "dead-letters.new");
-    }
-    if (!read_only && plat_folder_is_open(j->folder))
-        log_line(LOG_WARN, "state directory %s: other users of this machine can look into it",
-            j->folder);
     j->file[0] = journal_open_file(j, "journal", read_only, false);
     if (j->file[0] >= 0 && (j->end = plat_file_len(j->file[0])) >= 0 &&
         (read_only || plat_folder_sync(j->folder) == 0))
@@ -10676,28 +10688,26 @@ keep_load_record(struct keep_load *l, const struct journal_line *line, int64_t a
     }
 }
 
-/* Removes a file of damaged lines from the state directory of the journal arg. */
-static void
-keep_remove_damaged(const char *name, void *arg)
-{
-    if (strncmp(name, "journal.damaged-", 16) == 0)
-        journal_remove_file(arg, name);
-}
-
-/* Adds up the bytes of damaged lines in the state directory. */
-struct keep_sum {
+/* What keep_see_damaged does with the files of damaged lines. */
+struct keep_aside {
     const struct journal *journal;
-    int64_t bytes;
+    int64_t bytes; /* in them */
+    bool remove;   /* they are removed */
 };
 
+/* Looks at one file of the state directory. */
 static void
-keep_sum_damaged(const char *name, void *arg)
+keep_see_damaged(const char *name, void *arg)
 {
-    struct keep_sum *sum = arg;
-    char *path = journal_path(sum->journal, name);
+    struct keep_aside *aside = arg;
+    char *path;
 
-    if (strncmp(name, "journal.damaged-", 16) == 0)
-        sum->bytes += plat_path_len(path);
+    if (strncmp(name, "journal.damaged-", 16) != 0)
+        return;
+    path = journal_path(aside->journal, name);
+    aside->bytes += plat_path_len(path);
+    if (aside->remove)
+        plat_remove(path);
     free(path);
 }
 
@@ -10706,14 +10716,15 @@ static void
 keep_open_damaged(struct keep_load *l)
 {
     struct journal *j = l->k->journal;
-    struct keep_sum sum = {j, 0};
+    struct keep_aside aside = {.journal = j};
     char when[32];
 
-    plat_folder_each(j->folder, keep_sum_damaged, &sum);
-    if (sum.bytes > j->letters_max) {
+    plat_folder_each(j->folder, keep_see_damaged, &aside);
+    if (aside.bytes > j->letters_max) {
         log_line(LOG_WARN, "journal: the damaged lines set aside before are removed (%lld bytes)",
-            (long long)sum.bytes);
-        plat_folder_each(j->folder, keep_remove_damaged, j);
+            (long long)aside.bytes);
+        aside.remove = true;
+        plat_folder_each(j->folder, keep_see_damaged, &aside);
     }
     log_time(l->wall_ms, when);
     snprintf(l->name, sizeof l->name, "journal.damaged-%.4s%.2s%.2sT%.2s%.2s%.2sZ", when, when + 5,
@@ -11304,20 +11315,21 @@ keep_save_locked(struct keeper *k, struct webhook *w)
 
     plat_lock(&w->lock);
     w->copying = w->unsaved;
-    while (more > 0 && !failed) {
+    while (more > 0) {
         struct send_copy c = {&lines, j->now, j->end, 0, true, 0, 0};
-        more = send_copy_locked(w, &c);
-        failed = more < 0 ||
-            journal_write_locked(j, (struct slice){lines.data, lines.len}, false) < 0;
+        more = send_copy_locked(w, &c); /* reads nothing, so it cannot fail */
+        failed = journal_write_locked(j, (struct slice){lines.data, lines.len}, false) < 0;
+        lines.len = 0;
         for (struct delivery *d = w->unsaved; d && failed; d = d->newer)
             if (d->at[j->now] >= j->end)
                 d->at[j->now] = -1;
+        if (failed)
+            break;
         plat_lock(&j->lock);
-        j->live_bytes += failed ? 0 : c.bytes;
-        j->unsaved -= failed ? 0 : c.count;
-        j->unsynced = j->unsynced || !failed;
+        j->live_bytes += c.bytes;
+        j->unsaved -= c.count;
+        j->unsynced = true;
         plat_unlock(&j->lock);
-        lines.len = 0;
     }
     while (w->unsaved && send_is_saved(w, w->unsaved))
         w->unsaved = w->unsaved->newer;
@@ -11343,33 +11355,41 @@ keep_probe_locked(struct journal *j)
     return journal_cut_locked(j) == 0 && works;
 }
 
+/*
+ * Sees that the state directory is there and still ours: somebody may have
+ * removed it, and another process may have taken it since.
+ */
+static bool
+keep_has_folder(struct keeper *k)
+{
+    struct journal *j = k->journal;
+    struct err e;
+
+    if (journal_is_there(j, j->lock_file, "lock"))
+        return true;
+    plat_file_close(j->lock_file);
+    j->lock_file = -1;
+    if (plat_make_folder(j->folder, true) != 0)
+        return false;
+    if (journal_take_lock(j, &e) == 0) {
+        k->lock_told = false;
+        return true;
+    }
+    if (!k->lock_told)
+        log_line(LOG_ERROR, "state directory: %s", e.text);
+    k->lock_told = true;
+    return false;
+}
+
 /* Tries a disk that has failed once more: whether it works. */
 static bool
 keep_try_disk(struct keeper *k)
 {
     struct journal *j = k->journal;
-    struct err e;
     bool works;
 
-    if (j->unsafe) {
-        char *lock = journal_path(j, "lock");
-        bool locked = plat_file_is_at(j->lock_file, lock);
-        free(lock);
-        if (!locked) {
-            plat_file_close(j->lock_file);
-            j->lock_file = -1;
-            if (plat_make_folder(j->folder, true) != 0)
-                return false;
-            if (journal_take_lock(j, &e) != 0) {
-                if (!k->lock_told)
-                    log_line(LOG_ERROR, "state directory: %s", e.text);
-                k->lock_told = true;
-                return false;
-            }
-            k->lock_told = false;
-        }
-        return keep_rewrite(k) == 0 && !j->unsafe;
-    }
+    if (j->unsafe)
+        return keep_has_folder(k) && keep_rewrite(k) == 0 && !j->unsafe;
     plat_lock(&j->file_lock);
     works = keep_probe_locked(j);
     plat_unlock(&j->file_lock);
@@ -11526,23 +11546,6 @@ keep_replay_letter(struct keeper *k, struct keep_replay *rp, const struct letter
     return at >= 0 ? 0 : -1;
 }
 
-/* Sends one line of dead letters again. False: it stays. */
-static bool
-keep_replay_line(struct keeper *k, struct keep_replay *rp, struct slice line)
-{
-    struct letter letter;
-    bool sent = false;
-
-    if (rp->failed)
-        return false;
-    if (keep_read_letter(k, line, &letter) == 0 && letter.webhook) {
-        sent = keep_replay_letter(k, rp, &letter) == 0;
-        rp->failed = !sent;
-    }
-    buf_free(&letter.json);
-    return sent;
-}
-
 /* Replays one file of dead letters; those that stay go to rp->stay. */
 static void
 keep_replay_file(struct keeper *k, struct keep_replay *rp, const char *name)
@@ -11553,14 +11556,20 @@ keep_replay_file(struct keeper *k, struct keep_replay *rp, const char *name)
 
     rp->unread = rp->unread || (r.file < 0 && errno != ENOENT);
     while (r.file >= 0 && (got = line_read(&r, &line)) > 0) {
+        struct letter letter = {0};
+        bool sent = false;
         if (line.len == 0)
             continue;
         keep_sync(k); /* new alerts do not wait for the last letter */
-        if (keep_replay_line(k, rp, line)) {
-            rp->again++;
-            continue;
+        if (!rp->failed && keep_read_letter(k, line, &letter) == 0 && letter.webhook) {
+            sent = keep_replay_letter(k, rp, &letter) == 0;
+            rp->failed = !sent;
         }
-        rp->stayed++;
+        buf_free(&letter.json);
+        rp->again += sent;
+        rp->stayed += !sent;
+        if (sent)
+            continue;
         rp->unread = rp->unread || plat_write(rp->stay, line.data, line.len) != 0 ||
             plat_write(rp->stay, "\n", 1) != 0;
     }
@@ -11607,24 +11616,14 @@ keep_replay(struct keeper *k, struct keep_replay *rp)
     rp->waiting = NULL;
 }
 
-/* Whether a name in the state directory still means an open file of ours. */
-static bool
-keep_is_there(const struct journal *j, int file, const char *name)
-{
-    char *path = journal_path(j, name);
-    bool there = plat_file_is_at(file, path);
-
-    free(path);
-    return there;
-}
-
 /* Notices when somebody has removed the directory or what stands in it. */
 static void
 keep_look(struct keeper *k)
 {
     struct journal *j = k->journal;
 
-    if (keep_is_there(j, j->file[j->now], "journal") && keep_is_there(j, j->lock_file, "lock"))
+    if (journal_is_there(j, j->file[j->now], "journal") &&
+        journal_is_there(j, j->lock_file, "lock"))
         return;
     plat_lock(&j->file_lock);
     errno = ENOENT;
