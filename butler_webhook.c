@@ -11510,7 +11510,10 @@ keep_list_waiting(struct keeper *k, struct keep_replay *rp)
         qsort(rp->waiting, rp->count, sizeof *rp->waiting, keep_compare_ids);
 }
 
-/* Journals a letter's alert anew and queues it. -1: it cannot be journaled. */
+/*
+ * Journals a letter's alert anew and queues it. -1: it cannot be journaled; nor
+ * may it take the room of alerts that wait, as the oldest would be dropped for it.
+ */
 static int
 keep_replay_letter(struct keeper *k, struct keep_replay *rp, const struct letter *letter)
 {
@@ -11519,7 +11522,8 @@ keep_replay_letter(struct keeper *k, struct keep_replay *rp, const struct letter
     struct buf target = {0}, line = {0};
     struct payload *payload = NULL;
     struct delivery *d;
-    int64_t at;
+    bool room;
+    int64_t at = -1;
 
     if (rp->count > 0 &&
         bsearch(letter->id, rp->waiting, rp->count, sizeof *rp->waiting, keep_compare_ids)) {
@@ -11530,8 +11534,10 @@ keep_replay_letter(struct keeper *k, struct keep_replay *rp, const struct letter
     journal_add_alert(&line, JOURNAL_WAITING, plat_wall_ms(), &target, json);
     d = send_new(atomic_fetch_add(&k->counters->numbers, 1) + 1, plat_now_ms());
     memcpy(d->id, letter->id, sizeof d->id);
+    room = journal_over(j, (int64_t)line.len) <= 0;
     plat_lock(&j->file_lock);
-    at = j->failed ? -1 : journal_write_locked(j, (struct slice){line.data, line.len}, true);
+    if (room && !j->failed)
+        at = journal_write_locked(j, (struct slice){line.data, line.len}, true);
     if (at >= 0) {
         log_line(LOG_INFO, "alert %llu again from the dead letters, for %s",
             (unsigned long long)d->number, letter->webhook->name);

@@ -6252,6 +6252,18 @@ test_keep_replay(void)
     check(rp.again == 0 && rp.stayed == 0, "no letters");
     keep_replay(&t.k, &rp);
     check(rp.again == 0 && rp.stayed == 0 && !rp.unread, "no file of letters");
+
+    log_forget(); /* alerts that wait are not dropped for dead letters */
+    buf_format(&letters, "{\"webhookId\":\"" MSG("f") "\",\"place\":1,\"count\":2,%s}\n", json);
+    write_state("dead-letters.ndjson", (struct slice){letters.data, letters.len});
+    buf_free(&letters);
+    t.journal.live_max = t.journal.live_bytes + 100;
+    keep_replay(&t.k, &rp);
+    check(rp.again == 0 && rp.stayed == 1, "there is no room for it");
+    check_number(log_count("error: dead letters: not all could be sent again"), 1, "is told");
+    t.journal.live_max += 1000;
+    keep_replay(&t.k, &rp);
+    check(rp.again == 1 && rp.stayed == 0, "now there is");
     keep_end(&t);
     keep_clear();
 }
