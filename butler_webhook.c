@@ -7124,36 +7124,30 @@ static int
 line_read(struct line_reader *r, struct slice *line)
 {
     for (;;) {
-        char *begin, *end;
         size_t have = r->in.len - r->used;
-        int64_t n;
+        char *begin, *end;
         buf_reserve(&r->in, JOURNAL_READ);
         begin = r->in.data + r->used;
         end = memchr(begin, '\n', have);
-        if (end || have > JOURNAL_LINE_MAX) {
-            *line = (struct slice){begin, end ? (size_t)(end - begin) : have};
-            r->cut = !end;
-            r->line_at = r->at + (int64_t)r->used;
-            r->used += line->len + (end ? 1 : 0);
-            return 1;
-        }
-        if (r->used > 0) {
-            memmove(r->in.data, begin, have);
+        if (!end && have <= JOURNAL_LINE_MAX) {
+            int64_t n;
+            begin = memmove(r->in.data, begin, have);
             r->at += (int64_t)r->used;
             r->in.len = have;
             r->used = 0;
-        }
-        n = plat_read_at(r->file, r->in.data + r->in.len, JOURNAL_READ, r->at + (int64_t)r->in.len);
-        if (n > 0) {
+            n = plat_read_at(r->file, begin + have, JOURNAL_READ, r->at + (int64_t)have);
+            if (n < 0)
+                return -1;
             r->in.len += (size_t)n;
-            continue;
+            if (n > 0)
+                continue;
+            if (have == 0)
+                return 0;
         }
-        if (n < 0 || have == 0)
-            return n < 0 ? -1 : 0;
-        *line = (struct slice){r->in.data, have};
-        r->cut = true;
-        r->line_at = r->at;
-        r->used = have;
+        *line = (struct slice){begin, end ? (size_t)(end - begin) : have};
+        r->cut = !end;
+        r->line_at = r->at + (int64_t)r->used;
+        r->used += line->len + (end ? 1 : 0);
         return 1;
     }
 }
