@@ -6910,18 +6910,18 @@ struct journal {
     bool unsafe;       /* what was written may not be on the disk: it must be rewritten */
     struct buf merged; /* what is being written */
     struct plat_mutex lock;
-    struct plat_cond work;      /* for the journal thread; or it has done what others wait for */
-    struct plat_cond hurry;     /* alerts wait for a sync, or it must stop */
-    struct buf outcomes;        /* guarded by lock, as all below: lines to be written */
-    struct buf letters, buried; /* dead letters, and the lines that say so */
-    int64_t live_bytes;         /* of lines whose alerts wait */
-    int64_t kept_bytes;         /* of lines in it that rewriting keeps besides */
-    size_t live, unsaved;       /* deliveries that wait; those that are not in the journal */
-    bool unsynced;              /* alerts were written since the last sync */
-    bool crowded;               /* told: most of its room is used */
-    bool letters_failed;        /* told */
-    bool rewrite_failed;        /* told; rewriting is tried again later */
-    bool rewrite;               /* wanted at once */
+    struct plat_cond work;  /* for the journal thread; or it has done what others wait for */
+    struct plat_cond hurry; /* alerts wait for a sync, or it must stop */
+    struct buf outcomes;    /* guarded by lock, as all below: lines to be written */
+    struct buf letters;     /* dead letters, lines of JSON that begin with the webhook-id */
+    int64_t live_bytes;     /* of lines whose alerts wait */
+    int64_t kept_bytes;     /* of lines in it that rewriting keeps besides */
+    size_t live, unsaved;   /* deliveries that wait; those that are not in the journal */
+    bool unsynced;          /* alerts were written since the last sync */
+    bool crowded;           /* told: most of its room is used */
+    bool letters_failed;    /* told */
+    bool rewrite_failed;    /* told; rewriting is tried again later */
+    bool rewrite;           /* wanted at once */
     bool no_room; /* told, until it is rewritten: alerts that find no room stay in memory */
     bool stopping, ended;
 };
@@ -7300,7 +7300,6 @@ journal_done(struct journal *j)
     buf_free(&j->merged);
     buf_free(&j->outcomes);
     buf_free(&j->letters);
-    buf_free(&j->buried);
     plat_cond_done(&j->work);
     plat_cond_done(&j->hurry);
     plat_mutex_done(&j->lock);
@@ -7535,10 +7534,8 @@ journal_note_letter(struct journal *j, const struct buf *letter, const struct jo
     plat_lock(&j->lock);
     room = j->letters.len < LETTERS_WAIT_MAX;
     journal_count_locked(j, -1, end->len);
-    if (room) {
+    if (room)
         buf_add(&j->letters, letter->data, letter->len);
-        journal_add_outcome(&j->buried, JOURNAL_DEAD, end->id);
-    }
     plat_unlock(&j->lock);
     plat_cond_wake(&j->work);
     return room;
@@ -10911,9 +10908,10 @@ keep_write(struct keeper *k)
 static int
 keep_append_letters(const struct journal *j, struct slice letters)
 {
-    int file = journal_open_file(j, "dead-letters.ndjson", false, false), failed = -1, why;
+    int file = journal_open_file(j, "dead-letters.ndjson", false, false), why;
     int64_t len = file < 0 ? -1 : plat_file_len(file);
     char last = '\n';
+    bool done;
 
     if (len > 0 && len + (int64_t)letters.len > j->letters_max) {
         plat_file_close(file);
@@ -10927,35 +10925,45 @@ keep_append_letters(const struct journal *j, struct slice letters)
     }
     if (len > 0 && plat_read_at(file, &last, 1, len - 1) != 1)
         len = -1;
-    if (len >= 0) { /* a line that was torn before must not swallow the next */
-        failed = last == '\n' ? 0 : plat_write(file, "\n", 1);
-        failed = failed ? failed : plat_write(file, letters.data, letters.len);
-        failed = failed ? failed : plat_file_sync(file);
-        failed = failed || len > 0 ? failed : plat_folder_sync(j->folder);
-    }
+    /* A line that was torn before must not swallow the next. */
+    done = len >= 0 && (last == '\n' || plat_write(file, "\n", 1) == 0) &&
+        plat_write(file, letters.data, letters.len) == 0 && plat_file_sync(file) == 0 &&
+        (len > 0 || plat_folder_sync(j->folder) == 0);
     why = errno;
-    if (failed && len >= 0)
+    if (!done && len >= 0)
         plat_file_cut(file, len);
     plat_file_close(file);
     errno = why;
-    return failed;
+    return done ? 0 : -1;
 }
 
-/* Length of the first lines of s: *count of them, or as many as have max bytes, at least one. */
-static size_t
-keep_lines_len(struct slice s, size_t max, size_t *count)
+/* The text of a member of a letter, "" if it has none; longer than size is none. */
+static const char *
+keep_letter_text(struct slice line, const char *key, char *out, size_t size)
 {
-    size_t len = 0, lines = 0;
+    struct buf text = {0};
 
-    while (len < s.len && lines < *count) {
-        const char *end = memchr(s.data + len, '\n', s.len - len);
-        size_t line = end ? (size_t)(end - s.data) + 1 - len : s.len - len;
-        if (lines > 0 && len + line > max)
+    out[0] = '\0';
+    if (json_read_string(json_get(line, key), &text) == 0 && text.data && text.len < size &&
+        strlen(text.data) == text.len)
+        memcpy(out, text.data, text.len + 1);
+    buf_free(&text);
+    return out;
+}
+
+/* Length of the first lines of s, as many as have max bytes, but at least one. */
+static size_t
+keep_lines_len(struct slice s, size_t max)
+{
+    size_t len = 0;
+
+    while (len < s.len) {
+        const char *lf = memchr(s.data + len, '\n', s.len - len);
+        size_t end = lf ? (size_t)(lf - s.data) + 1 : s.len;
+        if (len > 0 && end > max)
             break;
-        len += line;
-        lines++;
+        len = end;
     }
-    *count = lines;
     return len;
 }
 
@@ -10970,7 +10978,8 @@ keep_letters(struct keeper *k)
 {
     struct journal *j = k->journal;
     struct buf part = {0};
-    size_t left, count, ended;
+    struct slice rest;
+    size_t left;
     bool failed = false;
 
     plat_lock(&j->lock);
@@ -10980,20 +10989,21 @@ keep_letters(struct keeper *k)
         return 0;
     for (; left > 0; left -= part.len) {
         part.len = 0;
-        count = SIZE_MAX;
         plat_lock(&j->lock);
-        buf_add(&part, j->letters.data,
-            keep_lines_len(
-                (struct slice){j->letters.data, left}, (size_t)j->letters_max / 2, &count));
+        rest = (struct slice){j->letters.data, left};
+        buf_add(&part, rest.data, keep_lines_len(rest, (size_t)j->letters_max / 2));
         plat_unlock(&j->lock);
-        failed = keep_append_letters(j, (struct slice){part.data, part.len}) != 0;
+        rest = (struct slice){part.data, part.len};
+        failed = keep_append_letters(j, rest) != 0;
         if (failed)
             break;
         plat_lock(&j->lock);
-        ended = keep_lines_len((struct slice){j->buried.data, j->buried.len}, SIZE_MAX, &count);
-        buf_add(&j->outcomes, j->buried.data, ended);
         journal_cut_front(&j->letters, part.len);
-        journal_cut_front(&j->buried, ended);
+        while (rest.len > 0) {
+            char id[40];
+            keep_letter_text(slice_take(&rest, '\n'), "webhookId", id, sizeof id);
+            journal_add_outcome(&j->outcomes, JOURNAL_DEAD, id);
+        }
         plat_unlock(&j->lock);
     }
     if (failed && !j->letters_failed)
@@ -11427,20 +11437,6 @@ struct letter {
     struct webhook *webhook; /* NULL: it is in the configuration no more */
     struct buf json;         /* the alert's */
 };
-
-/* The text of a member of a letter, "" if it has none; longer than size is none. */
-static const char *
-keep_letter_text(struct slice line, const char *key, char *out, size_t size)
-{
-    struct buf text = {0};
-
-    out[0] = '\0';
-    if (json_read_string(json_get(line, key), &text) == 0 && text.data && text.len < size &&
-        strlen(text.data) == text.len)
-        memcpy(out, text.data, text.len + 1);
-    buf_free(&text);
-    return out;
-}
 
 /* Reads a letter. -1: it is damaged. The caller frees letter->json. */
 static int
