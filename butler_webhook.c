@@ -7352,8 +7352,9 @@ journal_cut_front(struct buf *b, size_t len)
 /*
  * Writes lines, with_outcomes those that wait before them, all or nothing. Gives
  * the offset of lines, or -1: nothing was added, and journal_fail_locked was
- * told. The file lock is held, so that nobody else takes outcomes away; more may
- * come behind them meanwhile.
+ * told. Outcomes must stand before lines: a dead letter that is sent again has the
+ * id of an alert whose end may be among them. The file lock is held, so that nobody
+ * else takes outcomes away; more may come behind them meanwhile.
  */
 static int64_t
 journal_write_locked(struct journal *j, struct slice lines, bool with_outcomes)
@@ -10309,7 +10310,11 @@ send_done(struct webhook *w)
  *
  * A rewritten journal holds one line for each delivery that waits, and the
  * windows of time that are open. It is copied while the old one goes on, then
- * what came since is added, and the new file takes the place of the old one.
+ * what came since (the tail) is added, and the new file takes the place of the
+ * old one. None gets lost on the way: what was there at the begin is copied, or
+ * was over before its turn came; what was accepted since stands in the tail, and
+ * so do the ends of what was copied. What became a dead letter before its turn
+ * stands in neither, so letters are on the disk before the files change places.
  *
  * Threads: main loads, before there are others; from then on the journal thread.
  */
@@ -10367,7 +10372,10 @@ struct keep_index {
     size_t cap, used; /* cap is a power of two */
 };
 
-/* The place of an id, or the free one where it would stand. */
+/*
+ * The place of an id, or the free one where it would stand. A place that was used
+ * once does not end the search: what was added when it was taken stands behind it.
+ */
 static struct keep_slot *
 keep_find(const struct keep_index *index, const char *id)
 {
@@ -11117,7 +11125,10 @@ keep_is_stopping(struct keeper *k)
     return stopping;
 }
 
-/* Writes every delivery to the new file. -1 with errno. */
+/*
+ * Writes every delivery to the new file, a piece at a time, so that senders wait
+ * for none of it. -1 with errno, or the program is about to end.
+ */
 static int
 keep_copy_waiting(struct keeper *k, struct keep_rewrite *rw)
 {
@@ -11216,7 +11227,10 @@ keep_abandon(struct keeper *k, int which)
     errno = why;
 }
 
-/* Copies all but what comes at the end under the lock, and syncs it. -1 with errno. */
+/*
+ * Copies all but what comes at the end under the lock, and syncs it, so that
+ * little is left to be synced after the change. -1 with errno.
+ */
 static int
 keep_copy(struct keeper *k, struct keep_rewrite *rw)
 {
@@ -11308,6 +11322,8 @@ keep_rewrite_if_due(struct keeper *k)
 /*
  * Writes down the alerts of one webhook that are in memory only. -1: the disk
  * fails. The file lock is held; the webhook waits, as this is rare and short.
+ * Outcomes are left where they are: each delivery is told its place before the
+ * lines are written, and they would move them.
  */
 static int
 keep_save_locked(struct keeper *k, struct webhook *w)
@@ -11688,7 +11704,12 @@ keep_wait(struct keeper *k)
     return !stopping;
 }
 
-/* Does what the journal needs until keep_stop, then once more. */
+/*
+ * Does what the journal needs until keep_stop, then once more. Letters go before
+ * outcomes, some of which they become; a disk that failed is tried before the
+ * journal is rewritten on it. The last time that is done only if what was written
+ * may not be on the disk.
+ */
 static void
 keep_thread(void *arg)
 {
