@@ -5203,37 +5203,31 @@ url_read_host(struct url *u, struct slice s, struct err *e)
 static int
 url_read_authority(struct url *u, struct slice s, struct err *e)
 {
-    struct slice host = s, port = {0};
-    const char *end = s.data + s.len;
+    struct slice host, port = {0};
+    size_t at = s.len, colon;
 
-    for (size_t i = s.len; i-- > 0;)
-        if (s.data[i] == '@') {
-            struct slice user = {s.data, i}, password = {0};
-            const char *colon = memchr(user.data, ':', user.len);
-            struct buf plain = {0}, coded = {0};
-            if (colon) {
-                password = (struct slice){colon + 1, (size_t)(user.data + i - colon - 1)};
-                user.len = (size_t)(colon - user.data);
-            }
-            percent_decode(&plain, user);
-            buf_add_char(&plain, ':');
-            percent_decode(&plain, password);
+    while (at > 0 && s.data[at - 1] != '@')
+        at--;
+    if (at > 0) {
+        struct slice password = {s.data, at - 1}, user = slice_take(&password, ':');
+        struct buf plain = {0}, coded = {0};
+        percent_decode(&plain, user);
+        buf_add_char(&plain, ':');
+        percent_decode(&plain, password);
+        if (plain.len > 1) {
             base64_add(&coded, plain.data, plain.len);
-            if (plain.len > 1)
-                u->auth = x_strdup(coded.data);
-            mbedtls_platform_zeroize(plain.data, plain.len);
-            mbedtls_platform_zeroize(coded.data, coded.len);
-            buf_free(&plain);
-            buf_free(&coded);
-            host = (struct slice){s.data + i + 1, s.len - i - 1};
-            break;
+            u->auth = coded.data;
         }
-    for (size_t i = host.len; i-- > 0 && host.data[i] != ']';)
-        if (host.data[i] == ':') {
-            port = (struct slice){host.data + i + 1, (size_t)(end - host.data) - i - 1};
-            host.len = i;
-            break;
-        }
+        mbedtls_platform_zeroize(plain.data, plain.len);
+        buf_free(&plain);
+    }
+    host = (struct slice){s.data + at, s.len - at};
+    for (colon = host.len; colon > 0 && !strchr("]:", host.data[colon - 1]);)
+        colon--;
+    if (colon > 0 && host.data[colon - 1] == ':') {
+        port = (struct slice){host.data + colon, host.len - colon};
+        host.len = colon - 1;
+    }
     u->port = u->tls ? 443 : 80;
     if (port.len > 0) {
         u->port = (int)slice_number(port, 65535);
@@ -5292,15 +5286,12 @@ static void
 url_read_target(struct url *u, struct slice s, const struct url *base)
 {
     struct buf out = {0};
-    const char *hash = memchr(s.data, '#', s.len), *mark;
+    struct slice whole = slice_take(&s, '#'), query = whole, path = slice_take(&query, '?');
+    bool has_query = path.len < whole.len;
     size_t base_path = base ? strcspn(base->target, "?") : 0;
 
-    if (hash)
-        s.len = (size_t)(hash - s.data);
-    mark = memchr(s.data, '?', s.len);
-    struct slice path = {s.data, mark ? (size_t)(mark - s.data) : s.len};
     if (base && path.len == 0)
-        buf_add(&out, base->target, mark ? base_path : strlen(base->target));
+        buf_add(&out, base->target, has_query ? base_path : strlen(base->target));
     else {
         if (path.len > 0 && (path.data[0] == '/' || path.data[0] == '\\'))
             path.data++, path.len--;
@@ -5311,11 +5302,9 @@ url_read_target(struct url *u, struct slice s, const struct url *base)
         }
         url_add_path(&out, path);
     }
-    if (mark) {
+    if (has_query) {
         buf_add_char(&out, '?');
-        url_add_encoded(&out,
-            (struct slice){mark + 1, s.len - path.len - 1 - (size_t)(path.data - s.data)},
-            url_query_keeps);
+        url_add_encoded(&out, query, url_query_keeps);
     }
     u->target = out.data;
 }
@@ -5451,34 +5440,25 @@ url_is_excepted(const struct url *u, const char *no_proxy)
     size_t host_len = strlen(u->host);
 
     for (const char *p = no_proxy; *p;) {
-        struct slice item = {p, strcspn(p, ", \t")};
-        const char *close = item.len && item.data[0] == '[' ? memchr(item.data, ']', item.len)
-                                                            : NULL;
-        const char *colon = !item.len ? NULL
-            : close                   ? close + 1 < item.data + item.len ? close + 1 : NULL
-                                      : memchr(item.data, ':', item.len);
-        bool ending = false, matches;
+        bool brackets = *p == '[', ending;
+        struct slice item = {p, strcspn(p, ", \t")}, port = item, name;
+        int64_t number;
         p += item.len + strspn(p + item.len, ", \t");
-        if (colon && ascii_is_digit(colon[1])) {
-            struct slice port = {colon + 1, (size_t)(item.data + item.len - colon - 1)};
-            if (slice_number(port, 65535) >= 0) {
-                if (slice_number(port, 65535) != u->port)
-                    continue;
-                item.len = (size_t)(colon - item.data);
-            }
-        }
-        if (close)
-            item = (struct slice){item.data + 1, (size_t)(close - item.data) - 1};
-        if (item.len > 0 && (item.data[0] == '*' || item.data[0] == '.')) {
-            ending = true;
-            if (item.data[0] == '*')
-                item.data++, item.len--;
-            else if (item.len == 1)
-                continue;
-        } else if (item.len == 0)
-            continue;
-        matches = ending ? host_len >= item.len : host_len == item.len;
-        if (matches && strncasecmp(u->host + host_len - item.len, item.data, item.len) == 0)
+        if (brackets) {
+            slice_take(&port, '[');
+            name = slice_take(&port, ']');
+            slice_take(&port, ':');
+        } else
+            name = slice_take(&port, ':');
+        number = slice_number(port, 65535);
+        if (number < 0 && !brackets)
+            name = item; /* no port, and maybe an IPv6 address */
+        ending = name.len > 0 && strchr("*.", name.data[0]);
+        if (ending && name.data[0] == '*')
+            name.data++, name.len--;
+        if ((number < 0 || number == u->port) &&
+            (ending ? host_len >= name.len : host_len == name.len) &&
+            strncasecmp(u->host + host_len - name.len, name.data, name.len) == 0)
             return true;
     }
     return false;
