@@ -7699,20 +7699,15 @@ http_time_left(const struct http_client *c)
 static bool
 http_is_local(const struct plat_addr *addr)
 {
+    static const uint8_t mapped[12] = {[10] = 0xff, 0xff}, zeros[15];
     uint8_t a[16];
-    bool v4 = true;
 
     plat_addr_bytes(addr, a);
-    for (int i = 0; i < 12; i++)
-        v4 = v4 && a[i] == (i >= 10 ? 0xff : 0);
-    if (v4)
+    if (memcmp(a, mapped, sizeof mapped) == 0) /* IPv4 */
         return a[12] == 127 || a[12] == 0 || (a[12] == 169 && a[13] == 254);
-    if (a[0] == 0xfe && (a[1] & 0xc0) == 0x80)
-        return true;
-    for (int i = 0; i < 15; i++)
-        if (a[i])
-            return false;
-    return a[15] <= 1;
+    if (memcmp(a, zeros, sizeof zeros) == 0)
+        return a[15] <= 1;
+    return a[0] == 0xfe && (a[1] & 0xc0) == 0x80;
 }
 
 /* ---- TLS ---- */
@@ -8607,8 +8602,6 @@ http_drain(struct http_client *c, struct err *e)
         err_set(e, "its body is longer than %d bytes", DRAIN_MAX);
     else if (step == BODY_MORE && came == 0 && c->head.body.kind != BODY_TO_CLOSE)
         err_set(e, "its body ended early");
-    else if (step == BODY_DONE || came == 0)
-        e->text[0] = '\0';
     if (step != BODY_DONE || !c->head.keep || e->text[0] || conn->in_at < conn->in.len)
         conn_close(conn);
     conn->used = conn->sock >= 0;
@@ -8875,22 +8868,15 @@ static const struct {
     {504, "look at the log of the webhook's server and of the proxy before it"},
 };
 
-/* Whether a status says that the same request should go to another URL. */
+/*
+ * Whether a status says that the same request should go to another URL. To a
+ * POST 301 and 302 do not: a client that follows would make an empty GET of it.
+ */
 static bool
 http_is_redirect(int status, enum http_method method)
 {
-    switch (status) {
-    case 307:
-    case 308:
-        return true;
-    case 301:
-    case 302:
-        return method != METHOD_POST; /* a client that follows would make an empty GET of it */
-    case 303:
-        return method == METHOD_GET;
-    default:
-        return false;
-    }
+    return status == 307 || status == 308 || (status == 303 && method == METHOD_GET) ||
+        ((status == 301 || status == 302) && method != METHOD_POST);
 }
 
 /*
