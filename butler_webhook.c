@@ -7604,7 +7604,6 @@ struct conn {
     struct buf out; /* written and not yet sent, from out_at on */
     size_t out_at;
 
-    char address[64]; /* of the other end */
     struct tls_fault fault;
     struct http_client *client;
 };
@@ -8096,61 +8095,66 @@ conn_is_fresh(struct conn *conn)
         conn->read(conn, &byte, 1) == PLAT_AGAIN;
 }
 
+/* Says which address cannot be reached and why. */
+static void
+conn_blame(const struct plat_addr *addr, const char *why, struct err *e)
+{
+    char text[64];
+
+    plat_addr_text(addr, true, text);
+    err_set(e, "cannot connect to %s: %s", text, why);
+}
+
 /*
  * Connects to the first of n addresses that accepts; each gets a head start of
  * CONNECT_STAGGER_MS before the next is tried beside it (RFC 8305). Sets
- * conn->sock and conn->address; gives the address's place, or -1 with e.
+ * conn->sock and gives the address's place, or -1 with e.
  */
 static int
 conn_dial(struct conn *conn, const struct plat_addr *addr, int n, struct err *e)
 {
     intptr_t sock[ADDRESSES_MAX];
-    int next = 0, open = 0, won = -1, left;
+    int tried = 0, open = 0, won = -1, left;
     int64_t next_ms = 0;
-    char text[64] = "";
 
-    for (int i = 0; i < ADDRESSES_MAX; i++)
-        sock[i] = -1;
     err_set(e, "no connection in time");
-    while (won < 0 && (left = http_time_left(conn->client)) > 0 && (next < n || open > 0)) {
+    while (won < 0 && (left = http_time_left(conn->client)) > 0 && (tried < n || open > 0)) {
         int64_t now = plat_now_ms();
-        if (next < n && (now >= next_ms || open == 0)) {
+        if (tried < n && (now >= next_ms || open == 0)) {
             next_ms = now + CONNECT_STAGGER_MS;
-            sock[next] = plat_tcp_connect(&addr[next]);
-            plat_addr_text(&addr[next], true, text);
-            if (sock[next] >= 0)
+            sock[tried] = plat_tcp_connect(&addr[tried]);
+            if (sock[tried] >= 0)
                 open++;
             else
-                err_set(e, "cannot connect to %s: %s", text, plat_error());
-            next++;
+                conn_blame(&addr[tried], plat_error(), e);
+            tried++;
             continue;
         }
-        if (next < n && next_ms - now < left)
+        if (tried < n && next_ms - now < left)
             left = (int)(next_ms - now);
-        unsigned ready = plat_wait(sock, n, PLAT_WRITE, left < SLICE_MS ? left : SLICE_MS);
-        for (int i = 0; i < n && won < 0; i++) {
-            if (!(ready & 1u << i) || sock[i] < 0)
+        unsigned ready = plat_wait(sock, tried, PLAT_WRITE, left < SLICE_MS ? left : SLICE_MS);
+        for (int i = 0; i < tried && won < 0; i++) {
+            if (!(ready & 1u << i))
                 continue;
-            plat_addr_text(&addr[i], true, text);
-            if (plat_tcp_connected(sock[i]) == 0) {
+            if (plat_tcp_connected(sock[i]) == 0)
                 won = i;
-                break;
+            else {
+                conn_blame(&addr[i], plat_error(), e);
+                plat_close(sock[i]);
+                sock[i] = -1;
+                open--;
             }
-            err_set(e, "cannot connect to %s: %s", text, plat_error());
-            plat_close(sock[i]);
-            sock[i] = -1;
-            open--;
         }
     }
-    if (won < 0 && open > 0)
-        err_set(e, "cannot connect to %s: no answer in time", text);
-    for (int i = 0; i < n; i++)
-        if (i != won)
-            plat_close(sock[i]);
-    if (won >= 0) {
-        conn->sock = sock[won];
-        snprintf(conn->address, sizeof conn->address, "%s", text);
+    for (int i = 0; i < tried; i++) {
+        if (i == won || sock[i] < 0)
+            continue;
+        if (won < 0)
+            conn_blame(&addr[i], "no answer in time", e);
+        plat_close(sock[i]);
     }
+    if (won >= 0)
+        conn->sock = sock[won];
     return won;
 }
 
