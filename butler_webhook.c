@@ -8690,29 +8690,6 @@ http_open_tunnel(
 }
 
 /*
- * Looks up whom to connect to. The deadline moves by the time that the system's
- * resolver took. Gives the number of addresses, or -1 with res.
- */
-static int
-http_look_up(
-    struct http_client *c, const struct url *dial, struct plat_addr *addr, struct http_result *res)
-{
-    int64_t began_ms = plat_now_ms();
-    const char *why = "";
-    int n;
-
-    atomic_store(&c->resolving, true);
-    n = plat_resolve(dial->host, dial->port, false, addr, ADDRESSES_MAX, &why);
-    atomic_store(&c->resolving, false);
-    c->deadline_ms += plat_now_ms() - began_ms;
-    if (n > 0)
-        return n;
-    err_set(&res->reason, "host name %s not found: %s", dial->host, why);
-    err_set(&res->hint, "check the host name in webhookURL and this machine's DNS");
-    return -1;
-}
-
-/*
  * Keeps a redirect from leading to this machine, unless the webhook is on it
  * anyway. Gives how many of n addresses are left, 0 with res.
  */
@@ -8731,19 +8708,36 @@ http_drop_local(const struct http_client *c, struct plat_addr *addr, int n, stru
     return kept;
 }
 
-/* Finds the addresses to connect to for u; how many, 0: res says why none may be used. */
+/*
+ * Finds the addresses to connect to for u, those of the proxy if it has one.
+ * The deadline moves by the time that the system's resolver took. Gives how
+ * many, 0: res says why none may be used.
+ */
 static int
 http_find_addresses(struct http_client *c, const struct url *u, const struct url *proxy, bool home,
     struct plat_addr *addr, struct http_result *res)
 {
+    const struct url *dial = proxy ? proxy : u;
+    int64_t began_ms = plat_now_ms();
     struct plat_addr named;
-    const char *why;
-    int n = http_look_up(c, proxy ? proxy : u, addr, res);
+    const char *why = "";
+    int n;
 
-    if (n <= 0 || home)
-        return n < 0 ? 0 : n;
+    atomic_store(&c->resolving, true);
+    n = plat_resolve(dial->host, dial->port, false, addr, ADDRESSES_MAX, &why);
+    atomic_store(&c->resolving, false);
+    c->deadline_ms += plat_now_ms() - began_ms;
+    if (n <= 0) {
+        err_set(&res->reason, "host name %s not found: %s", dial->host, why);
+        err_set(&res->hint, "check the host name in %s and this machine's DNS",
+            proxy ? "the proxy's setting" : "webhookURL");
+        return 0;
+    }
+    if (home)
+        return n;
     if (!proxy)
         return http_drop_local(c, addr, n, res);
+    /* The proxy looks the name up; what it means can be told without that, or not at all. */
     if (plat_resolve(u->host, 0, strcasecmp(u->host, "localhost") != 0, &named, 1, &why) == 1 &&
         !http_drop_local(c, &named, 1, res))
         return 0;
