@@ -4519,6 +4519,67 @@ test_http_local(void)
         url_done(&u);
         url_done(&proxy);
     }
+    for (int proxied = 0; proxied < 2; proxied++) {
+        struct http_client c;
+        struct http_result res = {0};
+        struct plat_addr addr[ADDRESSES_MAX];
+        struct url u;
+        struct err e;
+        http_client_init(&c, NULL);
+        check(url_parse(SLICE("http://no..name/"), NULL, &u, &e) == 0, "a name that nobody has");
+        check_number(
+            http_find_addresses(&c, &u, proxied ? &u : NULL, true, addr, &res), 0, "no address");
+        check(strncmp(res.reason.text, "host name no..name not found: ", 30) == 0 && !res.refused,
+            "why: %s", res.reason.text);
+        check((strstr(res.hint.text, "webhookURL") == NULL) == (proxied == 1), "hint: %s",
+            res.hint.text);
+        http_client_done(&c);
+        url_done(&u);
+    }
+}
+
+/* Of two addresses one refuses and one never answers: that one is named. */
+static void
+test_http_dial(void)
+{
+    struct http_client c = {.deadline_ms = plat_now_ms() + 10000};
+    struct plat_addr addr[2] = {address("127.0.0.1", 0), address("127.0.0.1", 0)};
+    intptr_t filler[4];
+    int server[2];
+    char text[64];
+    struct buf want = {0};
+    struct err e;
+
+    http_client_init(&c, NULL);
+    for (int i = 0; i < 2; i++) {
+        server[i] = socket(AF_INET, SOCK_STREAM, 0);
+        check(bind(server[i], (const void *)&addr[i].ss, addr[i].len) == 0 &&
+                getsockname(server[i], (void *)&addr[i].ss, &addr[i].len) == 0,
+            "a port");
+    }
+    check(listen(server[0], 0) == 0, "listens");
+    check_number(conn_dial(&c.conn, addr, 2, &e), 0, "the first one answers");
+    check_number(plat_tcp_connected(c.conn.sock), 0, "connected");
+    conn_close(&c.conn);
+    for (size_t i = 0; i < COUNT(filler); i++) /* then it is too busy to answer any more */
+        filler[i] = plat_tcp_connect(&addr[0]);
+    c.deadline_ms = plat_now_ms() + 2 * CONNECT_STAGGER_MS;
+    check_number(conn_dial(&c.conn, addr, 2, &e), -1, "nobody answers");
+    plat_addr_text(&addr[0], true, text);
+    buf_format(&want, "cannot connect to %s: no answer in time", text);
+    check_text(e.text, want.data, "who did not answer");
+    check_number(conn_dial(&c.conn, addr + 1, 1, &e), -1, "no time left");
+    check_text(e.text, "no connection in time", "no time left");
+    c.deadline_ms = plat_now_ms() + 10000;
+    check_number(conn_dial(&c.conn, addr + 1, 1, &e), -1, "refused");
+    plat_addr_text(&addr[1], true, text);
+    check(strstr(e.text, text) && !strstr(e.text, "no answer"), "who refused: %s", e.text);
+    for (size_t i = 0; i < COUNT(filler); i++)
+        plat_close(filler[i]);
+    plat_close(server[0]);
+    plat_close(server[1]);
+    buf_free(&want);
+    http_client_done(&c);
 }
 
 static void
@@ -4570,6 +4631,7 @@ test_http(void)
     test_http_too_long();
     test_http_tunnel();
     test_http_local();
+    test_http_dial();
     test_http_timeouts();
 }
 
