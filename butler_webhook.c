@@ -8615,8 +8615,11 @@ http_drain(struct http_client *c, struct err *e)
 
 /* ---- Request ---- */
 
-/* Adds the request of one alert to out. redirected: fields that the new query has are left out. */
-static void
+/*
+ * Adds the request of one alert to out. redirected: fields that the new query
+ * has are left out. Gives the length of the target, as the webhook sees it.
+ */
+static size_t
 http_add_request(const struct http_client *c, const struct http_request *q, const struct url *u,
     bool redirected, size_t target_max, struct buf *out)
 {
@@ -8625,6 +8628,7 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
     char target_room[1024];
     struct buf target = buf_in(target_room, sizeof target_room);
     struct alert *alert = w->method == METHOD_GET ? alert_read_json(q->json) : NULL;
+    size_t target_len;
 
     buf_add_text(&target, u->target);
     if (alert)
@@ -8649,7 +8653,9 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
         (long long)(plat_wall_ms() / 1000), q->is_test ? "webhook-test: true\r\n" : "");
     if (w->method != METHOD_GET)
         buf_add(out, q->json.data, q->json.len);
+    target_len = target.len;
     buf_free(&target);
+    return target_len;
 }
 
 /* Asks a proxy for a tunnel to u. -1: res says why not. */
@@ -8919,15 +8925,11 @@ http_explain_status(const struct http_client *c, const struct url *u, struct htt
     url_done(&to);
 }
 
-/* Whether a long GET may have been refused for its length alone. */
+/* Whether a status may be what a server says to a target that is too long for it. */
 static bool
-http_is_too_long(const struct http_client *c, const struct buf *request, int status)
+http_is_too_long(int status)
 {
-    const char *end = memchr(request->data, '\r', request->len);
-
-    return c->peer->webhook->method == METHOD_GET &&
-        end - request->data > GET_TARGET_MAX + (int)sizeof "GET  HTTP/1.1" - 1 &&
-        (status == 400 || status == 404 || status == 414 || status == 431);
+    return status == 400 || status == 404 || status == 414 || status == 431;
 }
 
 /*
@@ -8977,16 +8979,16 @@ http_call(struct http_client *c, const struct http_request *q, struct http_resul
     for (int hops = 0;;) {
         char room[4096];
         struct buf request = buf_in(room, sizeof room);
-        bool too_long;
-        http_add_request(c, q, at, hops > 0, cut ? GET_TARGET_MAX : 0, &request);
+        size_t target_len = http_add_request(
+            c, q, at, hops > 0, cut ? GET_TARGET_MAX : 0, &request);
         http_exchange(c, at, &request, res);
-        too_long = res->end == HTTP_ANSWERED && !cut && http_is_too_long(c, &request, res->status);
         mbedtls_platform_zeroize(request.data, request.len);
         mbedtls_platform_zeroize(room, sizeof room);
         buf_free(&request);
         if (res->end != HTTP_ANSWERED)
             break;
-        if (too_long) {
+        if (w->method == METHOD_GET && target_len > GET_TARGET_MAX && !cut &&
+            http_is_too_long(res->status)) {
             log_line(LOG_WARN,
                 "alert %llu to %s: status %d to a long GET; once more with "
                 "logMessage cut",

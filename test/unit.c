@@ -4216,7 +4216,9 @@ test_http_requests(void)
         peer_begin(&t, rows[i].method, rows[i].url);
         unsetenv("http_proxy");
         http_client_init(&c, &t.peer);
-        http_add_request(&c, &q, &t.peer.webhook->url, false, 0, &out);
+        size_t len = http_add_request(&c, &q, &t.peer.webhook->url, false, 0, &out);
+        const char *target = strchr(strchr(out.data, ' ') + (rows[i].proxy ? 9 : 0), '/');
+        check_number((long long)len, (long long)strcspn(target, " "), "length of the target");
         hide_timestamps(&out);
         check_buf(&out, slice_of(rows[i].request), rows[i].url);
         http_client_done(&c);
