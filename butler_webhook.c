@@ -8826,6 +8826,7 @@ http_exchange(
             conn_close(conn);
         if (conn->sock < 0 && http_connect(c, u, res) != 0)
             break;
+        res->hint.text[0] = '\0'; /* of a first handshake that failed */
         again = conn->used;
         whole = conn_write_all(conn, request, &wrote) == 0;
         if (!whole && !wrote)
@@ -8837,7 +8838,6 @@ http_exchange(
             if (http_read_head(conn, &c->head, &began, &res->reason) == 0) {
                 res->end = HTTP_ANSWERED;
                 res->status = c->head.status;
-                res->hint.text[0] = '\0';
                 c->head.keep = c->head.keep && whole;
                 return;
             }
