@@ -7875,6 +7875,7 @@ static const mbedtls_ssl_config *
 tls_public(struct tls_store *s)
 {
     const unsigned char *der = roots_der;
+    bool loaded;
 
     plat_lock(&s->lock);
     if (!s->loaded) {
@@ -7883,8 +7884,9 @@ tls_public(struct tls_store *s)
         plat_add_system_roots(&s->roots);
         s->loaded = tls_config_init(&s->public_tls, &s->roots) == 0;
     }
+    loaded = s->loaded;
     plat_unlock(&s->lock);
-    return s->loaded ? &s->public_tls : NULL;
+    return loaded ? &s->public_tls : NULL;
 }
 
 /* Keeps the connection's session, so that the next handshake is a short one. */
