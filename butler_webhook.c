@@ -4923,7 +4923,7 @@ struct url {
     char *host;   /* lower case; IPv6 without brackets */
     char *target; /* path and query, percent-encoded, as it stands in a request */
     char *auth;   /* base64 of user:password, or NULL */
-    char *origin; /* scheme://host:port, for comparison */
+    char *origin; /* scheme://host:port, for comparison; behind "//" it is what Host holds */
     char *shown;  /* for people: without userinfo, query values and fragment */
 };
 
@@ -5419,13 +5419,6 @@ url_parse(struct slice text, const struct url *base, struct url *u, struct err *
     mbedtls_platform_zeroize(clean.data, clean.len);
     buf_free(&clean);
     return result;
-}
-
-/* Adds a Host header's value: brackets around IPv6, no default port. */
-static void
-url_add_host(const struct url *u, struct buf *b)
-{
-    buf_add_text(b, strstr(u->origin, "//") + 2);
 }
 
 /*
@@ -8642,7 +8635,7 @@ http_add_request(const struct http_client *c, const struct http_request *q, cons
         buf_add_text(out, u->origin);
     buf_add(out, target.data, target.len);
     buf_add_text(out, " HTTP/1.1\r\nHost: ");
-    url_add_host(u, out);
+    buf_add_text(out, strstr(u->origin, "//") + 2);
     buf_add_text(
         out, "\r\nUser-Agent: " USER_AGENT "\r\nAccept: application/json, text/plain, */*\r\n");
     if (u->auth)

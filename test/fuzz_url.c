@@ -27,7 +27,7 @@ check_url(const struct url *u)
         "auth", u->auth);
     require(strncmp(u->shown, u->origin, strlen(u->origin)) == 0, "shown", u->shown);
     require(!strchr(u->origin, '@'), "a user is shown", u->shown);
-    url_add_host(u, &host);
+    buf_add_text(&host, strstr(u->origin, "//") + 2);
     require(strlen(host.data) == host.len && host.len > 0, "Host", u->origin);
 
     buf_format(&full, "%s%s", u->origin, u->target);

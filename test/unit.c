@@ -2093,7 +2093,7 @@ test_url_excepted(void)
     }
     for (size_t i = 0; i < COUNT(hosts); i++) {
         check_number(url_parse(slice_of(hosts[i].url), NULL, &u, &e), 0, hosts[i].url);
-        url_add_host(&u, &b);
+        buf_add_text(&b, strstr(u.origin, "//") + 2);
         check_buf(&b, slice_of(hosts[i].host), "Host");
         url_done(&u);
     }
