@@ -8064,6 +8064,11 @@ conn_fill(struct conn *conn, struct err *e)
             continue;
         if (n == PLAT_AGAIN)
             err_set(e, "no answer in time");
+        else if (conn->tls_failed == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE)
+            /* In TLS 1.3 the server misses it only when our handshake is over. */
+            err_set(e,
+                "the server ended the TLS connection with an alert; "
+                "it may ask for a client certificate");
         else if (conn->tls_failed)
             err_set(e, "the TLS connection broke: error -0x%04x", (unsigned)-conn->tls_failed);
         else
