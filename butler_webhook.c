@@ -8164,12 +8164,15 @@ conn_start_tls(struct conn *conn, const struct url *u, const mbedtls_ssl_config 
     struct http_result *res)
 {
     struct http_client *c = conn->client;
-    int n;
+    char name[256];
+    int n = (int)strlen(u->host);
 
+    /* SNI and certificates hold names without the dot that may end a full one (RFC 6066, 3). */
+    snprintf(name, sizeof name, "%.*s", u->host[n - 1] == '.' ? n - 1 : n, u->host);
     conn->ssl = x_calloc(1, sizeof *conn->ssl);
     mbedtls_ssl_init(conn->ssl);
     if (!tls || mbedtls_ssl_setup(conn->ssl, tls) != 0 ||
-        mbedtls_ssl_set_hostname(conn->ssl, u->host) != 0) {
+        mbedtls_ssl_set_hostname(conn->ssl, name) != 0) {
         err_set(&res->reason, "TLS could not be set up");
         return -1;
     }

@@ -564,7 +564,7 @@ def tunnel(first=b'HTTP/1.1 200 Connection established\r\n\r\n'):
         host, _, port = request.target.rpartition(':')
 
         def play(sock):
-            near = '127.0.0.1' if host == 'localhost' else host.strip('[]')
+            near = '127.0.0.1' if host.rstrip('.') == 'localhost' else host.strip('[]')
             with socket.create_connection((near, int(port)), 10) as far:
                 far.settimeout(None)
                 sock.sendall(first)
@@ -3118,13 +3118,14 @@ def test_proxy_connect_names(t):
     four = tls_receiver(t)
     six = tls_receiver(t, host='::1')
     path, _ = t.config([{'url': four.url('/a', host='localhost'), 'cert': trusting()},
-                        {'url': six.url('/b'), 'cert': trusting()}])
+                        {'url': six.url('/b'), 'cert': trusting()},
+                        {'url': four.url('/c', host='localhost.'), 'cert': trusting()}])
     program = t.start(path, env=proxy_environment(proxy, 'https_proxy'))
     program.send(datagram())
-    wait_delivered(t, program, 1, 'failure 1')
-    wait_delivered(t, program, 1, 'failure 2')
-    t.equal('targets', sorted(r.target for r in proxy.wait(2)),
-            sorted(['localhost:%d' % four.port, '[::1]:%d' % six.port]))
+    for i in (1, 2, 3):
+        wait_delivered(t, program, 1, 'failure %d' % i)
+    t.equal('targets', sorted(r.target for r in proxy.wait(3)),
+            sorted(['localhost:%d' % four.port, '[::1]:%d' % six.port, 'localhost.:%d' % four.port]))
 
 
 CONNECT_OPEN = {
