@@ -8095,12 +8095,17 @@ conn_is_fresh(struct conn *conn)
         conn->read(conn, &byte, 1) == PLAT_AGAIN;
 }
 
-/* Says which address cannot be reached and why. */
+/*
+ * Says why the i-th address cannot be reached. Only the first one counts, which
+ * the system holds to be the best: IPv6 that is not there explains nothing.
+ */
 static void
-conn_blame(const struct plat_addr *addr, const char *why, struct err *e)
+conn_blame(const struct plat_addr *addr, int i, const char *why, struct err *e)
 {
     char text[64];
 
+    if (i > 0)
+        return;
     plat_addr_text(addr, true, text);
     err_set(e, "cannot connect to %s: %s", text, why);
 }
@@ -8126,7 +8131,7 @@ conn_dial(struct conn *conn, const struct plat_addr *addr, int n, struct err *e)
             if (sock[tried] >= 0)
                 open++;
             else
-                conn_blame(&addr[tried], plat_error(), e);
+                conn_blame(addr, tried, plat_error(), e);
             tried++;
             continue;
         }
@@ -8139,7 +8144,7 @@ conn_dial(struct conn *conn, const struct plat_addr *addr, int n, struct err *e)
             if (plat_tcp_connected(sock[i]) == 0)
                 won = i;
             else {
-                conn_blame(&addr[i], plat_error(), e);
+                conn_blame(addr, i, plat_error(), e);
                 plat_close(sock[i]);
                 sock[i] = -1;
                 open--;
@@ -8150,7 +8155,7 @@ conn_dial(struct conn *conn, const struct plat_addr *addr, int n, struct err *e)
         if (i == won || sock[i] < 0)
             continue;
         if (won < 0)
-            conn_blame(&addr[i], "no answer in time", e);
+            conn_blame(addr, i, "no answer in time", e);
         plat_close(sock[i]);
     }
     if (won >= 0)

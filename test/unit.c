@@ -4576,6 +4576,9 @@ test_http_dial(void)
     check_number(conn_dial(&c.conn, addr + 1, 1, &e), -1, "refused");
     plat_addr_text(&addr[1], true, text);
     check(strstr(e.text, text) && !strstr(e.text, "no answer"), "who refused: %s", e.text);
+    addr[0] = address("::1", 0);
+    check_number(conn_dial(&c.conn, (struct plat_addr[2]){addr[1], addr[0]}, 2, &e), -1, "no IPv6");
+    check(strstr(e.text, text) != NULL, "the first address is named: %s", e.text);
     for (size_t i = 0; i < COUNT(filler); i++)
         plat_close(filler[i]);
     plat_close(server[0]);
