@@ -5170,7 +5170,7 @@ url_read_host(struct url *u, struct slice s, struct err *e)
             host.len = 0;
             url_add_ipv6(&host, bytes);
         }
-    } else {
+    } else { /* decoded first: what may not stand in a name could hide behind a % */
         buf_add(&plain, "", 0);
         percent_decode(&plain, s);
         for (size_t i = 0, from = 0; i <= plain.len; i++)
@@ -5350,7 +5350,7 @@ static int
 url_parse_clean(struct slice s, const struct url *base, struct url *u, struct err *e)
 {
     size_t scheme = url_scheme_len(s), slashes = 0, end;
-    bool relative = base && scheme == 0;
+    bool relative = base && scheme == 0; /* scheme and, without "//", host are those of base */
 
     u->tls = base && base->tls;
     if (scheme > 0) {
@@ -7583,13 +7583,17 @@ struct tls_fault {
     char subject[200], issuer[200], from[16], until[16];
 };
 
+/*
+ * A connection and all that waits in it. It is reused only for its origin: a
+ * tunnel leads nowhere else, and a proxy for http is cheap to connect to again.
+ */
 struct conn {
     intptr_t sock;                                     /* -1: not connected */
     int (*read)(struct conn *, void *, size_t);        /* as plat_recv */
     int (*write)(struct conn *, const void *, size_t); /* how many were taken, or -1 */
     mbedtls_ssl_context *ssl;                          /* NULL: plain */
     int tls_failed;                                    /* last error of the TLS library, 0: none */
-    char *origin;                                      /* whom it is connected to */
+    char *origin;                                      /* whom it leads to, behind a proxy, too */
     bool used;                                         /* has brought an answer before */
     bool deaf;     /* TLS: the other end takes no more; it may have answered */
     struct buf in; /* read and not yet used, from in_at on */
@@ -7603,13 +7607,14 @@ struct conn {
 
 enum http_body_kind { BODY_NONE, BODY_LENGTH, BODY_CHUNKED, BODY_TO_CLOSE };
 
+/* What comes next in a chunked body (RFC 9112, 7.1). */
 enum chunk_state {
-    CHUNK_SIZE,
-    CHUNK_EXTENSION,
-    CHUNK_DATA,
-    CHUNK_DATA_END,
-    CHUNK_TRAILER,
-    CHUNK_TRAILER_LINE
+    CHUNK_SIZE,        /* another digit, or what ends them */
+    CHUNK_EXTENSION,   /* the rest of that line, which nobody reads */
+    CHUNK_DATA,        /* bytes of the chunk */
+    CHUNK_DATA_END,    /* the line end behind them */
+    CHUNK_TRAILER,     /* a trailer, or the empty line that ends the body */
+    CHUNK_TRAILER_LINE /* the rest of a trailer, which nobody reads */
 };
 
 struct http_body {
@@ -7619,7 +7624,7 @@ struct http_body {
     unsigned digits; /* of the chunk's size so far */
 };
 
-/* A response head; slices point into what was parsed. */
+/* A response head; slices point into what was parsed, and are good until more is read. */
 struct http_head {
     int status;
     bool keep;           /* the connection may be used again */
@@ -7643,7 +7648,7 @@ enum http_end {
 struct http_result {
     enum http_end end;
     int status;
-    bool refused;          /* status is one that may be followed, but this one not */
+    bool refused;          /* a redirect that must not be followed: final */
     int64_t retry_after_s; /* -1: not asked for */
     struct err reason;     /* what happened */
     struct err hint;       /* what a person can change; empty: nothing */
@@ -7654,12 +7659,12 @@ struct http_result {
 struct http_client {
     struct http_peer *peer;
     struct conn conn;
-    struct http_head head; /* of the last answer, for http_drain */
-    mbedtls_ssl_session session;
-    bool has_session;
-    int64_t deadline_ms;   /* of the call, or of draining its answer */
-    bool home_is_local;    /* webhookURL's own host is loopback or link-local */
-    atomic_bool resolving; /* inside the system's resolver: not to be joined */
+    struct http_head head;       /* of the last answer, for http_drain */
+    mbedtls_ssl_session session; /* of webhookURL's own origin, for the next handshake ... */
+    bool has_session;            /* ... if there is one */
+    int64_t deadline_ms;         /* of the call, or of draining its answer */
+    bool home_is_local;          /* webhookURL's own host is loopback or link-local */
+    atomic_bool resolving;       /* inside the system's resolver: not to be joined */
 };
 
 /* One alert to be sent; borrowed for the call. */
@@ -8221,6 +8226,7 @@ conn_write_all(struct conn *conn, const struct buf *out, bool *wrote)
         at += n > 0 ? (size_t)n : 0;
         *wrote = at > 0;
     }
+    /* An answer before the end is one that expects no more: a server may close after it. */
     while (conn->out.len > 0 && !failed) {
         bool late = http_time_left(conn->client) == 0;
         if (!late && plat_wait(&conn->sock, 1, PLAT_WRITE, SLICE_MS))
@@ -9001,7 +9007,7 @@ http_call(struct http_client *c, const struct http_request *q, struct http_resul
                 "alert %llu to %s: status %d to a long GET; once more with "
                 "logMessage cut",
                 (unsigned long long)q->number, w->name, res->status);
-            cut = true;
+            cut = true; /* the answer to that is final */
         } else if (!http_is_redirect(res->status, w->method)) {
             http_explain_status(c, at, res);
             break;
