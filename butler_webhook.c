@@ -8710,28 +8710,10 @@ http_open_tunnel(
 }
 
 /*
- * Keeps a redirect from leading to this machine, unless the webhook is on it
- * anyway. Gives how many of n addresses are left, 0 with res.
- */
-static int
-http_drop_local(const struct http_client *c, struct plat_addr *addr, int n, struct http_result *res)
-{
-    int kept = 0;
-
-    for (int i = 0; i < n; i++)
-        if (c->home_is_local || !http_is_local(&addr[i]))
-            addr[kept++] = addr[i];
-    if (kept == 0) {
-        err_set(&res->reason, "redirected to this machine's own address, refused");
-        res->refused = true;
-    }
-    return kept;
-}
-
-/*
  * Finds the addresses to connect to for u, those of the proxy if it has one.
- * The deadline moves by the time that the system's resolver took. Gives how
- * many, 0: res says why none may be used.
+ * The deadline moves by the time that the system's resolver took. A redirect
+ * may not lead to this machine, unless the webhook is on it anyway. Gives how
+ * many there are, 0: res says why none may be used.
  */
 static int
 http_find_addresses(struct http_client *c, const struct url *u, const struct url *proxy, bool home,
@@ -8739,9 +8721,10 @@ http_find_addresses(struct http_client *c, const struct url *u, const struct url
 {
     const struct url *dial = proxy ? proxy : u;
     int64_t began_ms = plat_now_ms();
+    bool anywhere = home || c->home_is_local;
     struct plat_addr named;
     const char *why = "";
-    int n;
+    int n, kept = 0;
 
     atomic_store(&c->resolving, true);
     n = plat_resolve(dial->host, dial->port, false, addr, ADDRESSES_MAX, &why);
@@ -8753,15 +8736,23 @@ http_find_addresses(struct http_client *c, const struct url *u, const struct url
             proxy ? "the proxy's setting" : "webhookURL");
         return 0;
     }
-    if (home)
-        return n;
-    if (!proxy)
-        return http_drop_local(c, addr, n, res);
-    /* The proxy looks the name up; what it means can be told without that, or not at all. */
-    if (plat_resolve(u->host, 0, strcasecmp(u->host, "localhost") != 0, &named, 1, &why) == 1 &&
-        !http_drop_local(c, &named, 1, res))
-        return 0;
-    return n;
+    if (proxy) {
+        /* It looks the name up; what that means can be told without asking, or not at all. */
+        bool numeric = strcasecmp(u->host, "localhost") != 0;
+        bool local = plat_resolve(u->host, 0, numeric, &named, 1, &why) == 1 &&
+            http_is_local(&named);
+        if (home)
+            c->home_is_local = local;
+        kept = local && !anywhere ? 0 : n;
+    } else
+        for (int i = 0; i < n; i++)
+            if (anywhere || !http_is_local(&addr[i]))
+                addr[kept++] = addr[i];
+    if (kept == 0) {
+        err_set(&res->reason, "redirected to this machine's own address, refused");
+        res->refused = true;
+    }
+    return kept;
 }
 
 /* Connects to u, through the proxy if it has one, and starts TLS. -1: res says why. */
@@ -8794,8 +8785,8 @@ http_connect(struct http_client *c, const struct url *u, struct http_result *res
         c->conn.origin = x_strdup(u->origin);
         c->conn.read = conn_plain_read;
         c->conn.write = conn_send;
-        if (home)
-            c->home_is_local = !proxy && http_is_local(&addr[won]);
+        if (home && !proxy)
+            c->home_is_local = http_is_local(&addr[won]);
         if (!u->tls)
             return 0;
         if (proxy && http_open_tunnel(c, proxy, u, res) != 0)

@@ -4498,6 +4498,8 @@ test_http_local(void)
         {"http://10.0.0.1/", "http://127.0.0.1:3128", false, false, 1}, /* a proxy may be local */
         {"http://h.example/", "http://127.0.0.1:3128", false, false, 1},
         {"http://127.0.0.1/", "http://10.0.0.9", false, true, 1},
+        {"http://localhost/", "http://10.0.0.9", true, false, 1},
+        {"http://10.0.0.1/", "http://127.0.0.1:3128", true, true, 1},
     };
 
     for (size_t i = 0; i < COUNT(rows); i++) {
@@ -4517,6 +4519,8 @@ test_http_local(void)
         check(n == rows[i].addresses && res.refused == (n == 0), "%s through %s: %d addresses",
             rows[i].url, rows[i].proxy ? rows[i].proxy : "no proxy", n);
         check(n > 0 || strstr(res.reason.text, "refused"), "why: %s", res.reason.text);
+        if (rows[i].home && rows[i].proxy)
+            check(c.home_is_local == (strcmp(u.host, "localhost") == 0), "where the webhook is");
         http_client_done(&c);
         url_done(&u);
         url_done(&proxy);
