@@ -434,6 +434,9 @@ _Noreturn static void plat_exit_now(int code);
 /* Text of the last failed system call. */
 static const char *plat_error(void);
 
+/* Whether standard output cannot be written because its reader has gone, as head does. */
+static bool plat_reader_has_gone(void);
+
 /*
  * Binds a UDP socket to addr. Its receive buffer gets as large as the system
  * allows, *buffer_len says how large. Gives the socket, or -1 with errno set.
@@ -839,6 +842,12 @@ static const char *
 plat_error(void)
 {
     return strerror(errno);
+}
+
+static bool
+plat_reader_has_gone(void)
+{
+    return errno == EPIPE;
 }
 
 static intptr_t
@@ -1974,6 +1983,14 @@ plat_error(void)
     plat_unlock(&plat_windows.message_lock);
     errno = number;
     return m ? m->text : "out of memory";
+}
+
+/* The C library knows errno for some of these codes only, and for a moment. */
+static bool
+plat_reader_has_gone(void)
+{
+    return _doserrno == ERROR_BROKEN_PIPE || _doserrno == ERROR_NO_DATA ||
+        _doserrno == ERROR_PIPE_NOT_CONNECTED;
 }
 
 /* A word for a failed look-up. */
@@ -13484,7 +13501,7 @@ cli_help(const char *file)
 static int
 cli_end(int result)
 {
-    if ((fflush(stdout) == 0 && !ferror(stdout)) || errno == EPIPE)
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || plat_reader_has_gone())
         return result;
     fputs("butler_webhook: the output cannot be written\n", stderr);
     return result ? result : 1;
