@@ -234,10 +234,10 @@
 #define WAIT_MAX_MS 30000         /* after sleep or hibernation the clocks are looked at by then */
 #define SLICE_MS 100              /* longest wait that does not look at the stop flag */
 #define STOP_CALLS_MS 4000        /* given to calls in flight when stopping */
-#define STOP_RECEIVE_MS 200       /* given to reading the socket empty, in a flood, too */
-#define STOP_SORT_MS 2000         /* given to sorting what is in the inbox */
-#define STOP_SYNC_MS 300          /* given to the journal's last sync */
-#define STOP_LOG_MS 400           /* given to a console that may not be read */
+#define STOP_RECEIVE_MS 1000 /* given to reading the socket empty: not without end in a flood */
+#define STOP_SORT_MS 2000    /* given to sorting what is in the inbox */
+#define STOP_SYNC_MS 300     /* given to the journal's last sync */
+#define STOP_LOG_MS 400      /* given to a console that may not be read */
 
 /* ==== 2. Platform ===========================================================
  *
