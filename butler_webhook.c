@@ -437,6 +437,9 @@ static const char *plat_error(void);
 /* Whether standard output cannot be written because its reader has gone, as head does. */
 static bool plat_reader_has_gone(void);
 
+/* The value of an environment variable, NULL: it is not set. Main. */
+static const char *plat_environment(const char *name);
+
 /*
  * Binds a UDP socket to addr. Its receive buffer gets as large as the system
  * allows, *buffer_len says how large. Gives the socket, or -1 with errno set.
@@ -848,6 +851,12 @@ static bool
 plat_reader_has_gone(void)
 {
     return errno == EPIPE;
+}
+
+static const char *
+plat_environment(const char *name)
+{
+    return getenv(name);
 }
 
 static intptr_t
@@ -1991,6 +2000,17 @@ plat_reader_has_gone(void)
 {
     return _doserrno == ERROR_BROKEN_PIPE || _doserrno == ERROR_NO_DATA ||
         _doserrno == ERROR_PIPE_NOT_CONNECTED;
+}
+
+/* The C library's own getenv gives the ANSI code page. Each value is kept until the end. */
+static const char *
+plat_environment(const char *name)
+{
+    wchar_t *wide = plat_wide(name, 0), value[32768]; /* no variable is longer */
+    DWORD n = wide ? GetEnvironmentVariableW(wide, value, 32768) : 0;
+
+    free(wide);
+    return n > 0 ? plat_narrow_copy(value) : NULL;
 }
 
 /* A word for a failed look-up. */
@@ -6447,7 +6467,7 @@ static const char *
 cfg_environment(const char *const *names, const char **name)
 {
     for (; *names; names++) {
-        const char *value = getenv(*names);
+        const char *value = plat_environment(*names);
         *name = *names;
         if (value && *value)
             return value;
@@ -6541,7 +6561,7 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
             c->udp_host);
     c->log_directory = cfg_path(r, cfg_get(butler, "logDirectory"), c->log_directory);
     if (!c->state_directory) /* systemd names the one that it has made for the service */
-        c->state_directory = getenv("STATE_DIRECTORY");
+        c->state_directory = plat_environment("STATE_DIRECTORY");
     if (!c->state_directory)
         c->state_directory = "butler_webhook.state";
     c->state_directory = *c->state_directory

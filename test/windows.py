@@ -222,6 +222,8 @@ def test_files_output(t):
                          env=t.environment(), timeout=30 * harness.SLOW).stdout
     t.check('--check writes UTF-8', name.encode() in raw, repr(raw[-300:]))
     t.check('--check ends lines with CR LF', raw.endswith(b'\r\n') and raw.count(b'\n') == raw.count(b'\r\n'), repr(raw[-300:]))
+    done = t.run('--check', path, env={'STATE_DIRECTORY': 'Z:' + t.tmp + '/' + name})
+    t.check('the environment is Unicode', re.search('keeps alerts in .*' + name, done.stdout), done.stdout)
     program = t.start(path)
     alert_arrives(t, 'an alert arrives', receiver, port, name)
     t.equal('exit code', program.stop(), 0)
