@@ -13338,8 +13338,7 @@ cli_replay_here(struct app *app, struct err *e)
 
     for (size_t i = 0; i < app->webhooks; i++) {
         struct webhook *w = &app->webhook[i];
-        w->most = w->limit = 1;
-        w->sender[0].state = SENDER_RUNNING; /* it is this thread: none is started */
+        w->most = w->limit = w->running = 1; /* this thread: no other is started */
         first[i] = w->next_order;
     }
     keep_replay(&app->keeper, &rp);
