@@ -213,7 +213,10 @@ class Scene:
         return executions
 
     def finish(self, timeout):
-        """All has arrived at both; the healthy webhook was never held up."""
+        """
+        All has arrived at both; the healthy webhook was never held up. A backoff that has begun goes on when all is well
+        again: after 20 s it has more than 120 s left in one of 1,700 cases, after 60 s in one of 30.
+        """
         t = self.t
         missing = self.here.wait(self.sent, 5)
         t.check('the healthy webhook gets all', not missing, base.some(missing))
@@ -240,7 +243,7 @@ def test_network_cable_out(t):
     base.arrive(t, 'at first all is well', scene.there, first)
     scene.wire.cut = True
     begin = time.monotonic()
-    while time.monotonic() - begin < base.pick(4, 60):
+    while time.monotonic() - begin < base.pick(4, 20):
         scene.send(2, every=0.1)
     t.check('the webhook is down', scene.process.wait_log(r'webhook failure 1 is down', 10), base.tail(scene.process))
     arrived = len(scene.there.taken)
@@ -257,7 +260,7 @@ def test_network_link_down(t):
     base.arrive(t, 'at first all is well', scene.there, scene.send(5))
     scene.near.ip('link', 'set', 'wire', 'down')
     begin = time.monotonic()
-    while time.monotonic() - begin < base.pick(3, 60):
+    while time.monotonic() - begin < base.pick(3, 20):
         scene.send(2, every=0.1)
     scene.near.ip('link', 'set', 'wire', 'up')
     scene.finish(base.pick(30, 120))
@@ -373,7 +376,7 @@ def test_network_names(t):
         time.sleep(base.pick(1, 10))
         t.equal('%s: nothing arrives' % mode, len(scene.there.missing(executions)), 4)
         names.mode = 'good'
-        base.arrive(t, '%s: once it is found they arrive' % mode, scene.there, executions, 30)
+        base.arrive(t, '%s: once it is found they arrive' % mode, scene.there, executions, base.pick(30, 70))
     scene.finish(30)
 
 
