@@ -446,8 +446,8 @@ def accepted(process):
 def send(process, count, window=150, told=None, timeout=60, sink=None, **given):
     """
     Sends count alerts, never more than window ahead of what the log shows as accepted, so that nothing is dropped on the
-    way; with a sink never more than window ahead of its calls, either. Gives their executionIds; those that were not
-    accepted in time are missing.
+    way; with a sink never more than window ahead of its calls, either, and it ends when all have been called. Gives their
+    executionIds; those that were not accepted in time are missing.
     """
     told = told or Told(process)
     before = len(told.update().accepted)
@@ -464,7 +464,8 @@ def send(process, count, window=150, told=None, timeout=60, sink=None, **given):
         for _ in range(min(room, 32, count - len(executions))):
             executions.append(harness.guid())
             process.send(alert(executions[-1], **given))
-    until(lambda: len(told.update().accepted) - before >= len(executions), max(1, deadline - time.monotonic()), 0.002)
+    until(lambda: len(told.update().accepted) - before >= len(executions) and
+          (not sink or len(sink.seen) - called >= len(executions)), max(1, deadline - time.monotonic()), 0.002)
     return [execution for execution in executions if execution in told.accepted]
 
 
