@@ -6559,7 +6559,6 @@ cfg_settle(struct cfg_reader *r, const struct node *butler)
             "listening on %s, beyond this machine, without a check of "
             "the senders: set udpServerConfig.enableSourceValidation and allowedSources",
             c->udp_host);
-    c->log_directory = cfg_path(r, cfg_get(butler, "logDirectory"), c->log_directory);
     if (!c->state_directory) /* systemd names the one that it has made for the service */
         c->state_directory = plat_environment("STATE_DIRECTORY");
     if (!c->state_directory)
@@ -6614,15 +6613,16 @@ cfg_done(struct config *c)
 /*
  * Reads a configuration file into r->config, which the caller ends with
  * cfg_done. All problems are in r->problems; with errors the rest of the
- * result is not to be used. Unless strict, a webhook with a mistake is only a
- * warning while webhooks are off; it then has no URL.
+ * result is not to be used, but for log_directory: where a service may write
+ * them, NULL if there is no such file. Unless strict, a webhook with a mistake
+ * is only a warning while webhooks are off; it then has no URL.
  */
 static void
 cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *config)
 {
     char *text;
     size_t len;
-    const struct node *root;
+    const struct node *root = NULL;
 
     *r = (struct cfg_reader){.file = file, .strict = strict, .config = config};
     *config = (struct config){0};
@@ -6631,6 +6631,7 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
     if (plat_read_file(file, CONFIG_MAX, &text, &len) != 0) {
         cfg_problem(r, true, 1, 1, "cannot read the configuration: %s",
             errno == EFBIG ? "it is over 1 MiB, which no Butler configuration is" : plat_error());
+        config->log_directory = NULL;
         return;
     }
     if (len >= 2 &&
@@ -6639,6 +6640,8 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
         cfg_problem(r, true, 1, 1, "the file is UTF-16: save it as UTF-8");
     else if ((root = cfg_read_document(r, text, len)) != NULL)
         cfg_read_root(r, root);
+    config->log_directory = cfg_path(
+        r, cfg_get(cfg_get(root, "Butler"), "logDirectory"), config->log_directory);
     free(text);
 }
 
@@ -12799,6 +12802,27 @@ app_load_state(struct app *app, struct err *e)
     return 0;
 }
 
+/* Logs what is wrong with the configuration. */
+static void
+app_log_problems(const struct app *app)
+{
+    for (const struct problem *p = app->reader.problems; p; p = p->next)
+        log_line(p->is_error ? LOG_ERROR : LOG_WARN, "%s:%d:%d: %s", app->reader.file, p->line,
+            p->column, p->text);
+}
+
+/* Writes to the log file why there is no service, for who looks there. Nothing else was started. */
+static void
+app_log_refusal(const struct app *app)
+{
+    struct err ignored; /* the event log has the problems, too */
+
+    log_init(LOG_WARN);
+    if (app->config.log_directory && log_start(app->config.log_directory, &ignored) == 0)
+        app_log_problems(app);
+    log_stop(plat_now_ms() + STOP_LOG_MS);
+}
+
 /*
  * Brings everything up; -1 with e. Lock and port come first: a second process
  * must change nothing. The socket is read while the journal is loaded, but the
@@ -12816,8 +12840,7 @@ app_start(struct app *app, struct err *e)
         return -1;
     }
     log_line(LOG_INFO, "butler_webhook " VERSION " starting with %s", app->reader.file);
-    for (const struct problem *p = app->reader.problems; p; p = p->next)
-        log_line(LOG_WARN, "%s:%d:%d: %s", app->reader.file, p->line, p->column, p->text);
+    app_log_problems(app);
     app_init(app);
     if (app_open_state(app, false, e) != 0 || listen_open(&app->listener, c, e) != 0)
         return -1;
@@ -12906,6 +12929,8 @@ app_run(const char *file)
         printf("butler_webhook: %s\n", e.text);
         plat_report(PLAT_STOPPED, e.text);
     }
+    if (result != 0 && !plat_has_console())
+        app_log_refusal(app);
     if (result != 0 || !app->config.enabled) {
         app_free(app);
         return result;

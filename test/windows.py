@@ -579,6 +579,9 @@ def test_service_that_cannot_start(t):
         t.check('%s: stopped, with exit code %d' % (name, code), until(lambda: service.state() == (1, 1066, code)), service.state())
         t.check('%s: an error event says why' % name, [e for e in events(name) if tag in e[1] and words in e[1] and e[0] == 'err'],
                 events(name))
+        log = log_file(os.path.join(t.tmp, 'log'))
+        t.check('%s: so does the log' % name, name == 'missing.yaml' or (log and re.search(
+            r' error: .*%s:\d+:\d+: .*%s' % (name, words), t.read(log))), log and t.read(log))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(('127.0.0.1', port))
         service = Service(t, good)
