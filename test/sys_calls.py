@@ -2389,14 +2389,14 @@ def test_timeout_seconds(t):
             return wait
 
         receiver = t.receiver(answer)
-        path, _ = t.config([{'url': receiver.url()}], butlerWebhook={'timeoutSeconds': seconds})
+        path, _ = t.config([{'url': receiver.url()}], butlerWebhook={'timeoutSeconds': seconds, 'maxAgeHours': 720})
         program = t.start(path, binary=t.binary_test)
         begin = time.monotonic()
         program.send(harness.datagram())
         runs.append((seconds, begin, ended, receiver, program))
     for seconds, begin, ended, receiver, program in runs:
         what = 'timeoutSeconds %d: ' % seconds
-        t.check(what + 'another attempt is delivered', program.wait_log(r'alert 1 delivered to failure 1: 200 in .*attempt [2-9]'),
+        t.check(what + 'another attempt is delivered', program.wait_log(r'alert 1 delivered to failure 1: 200 in .*attempt [2-9]', 30),
                 shorten(program.log[-2:]))
         took = [at - begin for at in ended]
         t.check(what + 'the first call was ended after its time',

@@ -2586,8 +2586,11 @@ def independence_test(make):
     return test
 
 
-def fifty_alerts(t, program, good, **fields):
-    """Sends fifty alerts in a second; none may come late to the good receivers. The names of the alerts."""
+def fifty_alerts(t, program, good, late_s=8, **fields):
+    """
+    Sends fifty alerts in a second; none may come late to the good receivers: behind one call that hangs it would come after
+    ten seconds. The names of the alerts.
+    """
     sent = {}
     before = len(good[0].requests)
     for i in range(50):
@@ -2596,9 +2599,9 @@ def fifty_alerts(t, program, good, **fields):
         program.send(datagram(task=name, **fields))
         time.sleep(0.02)
     for receiver in good:
-        requests = receiver.wait(before + 50, timeout=10)
+        requests = receiver.wait(before + 50, timeout=late_s + 4)
         late = [request.time - sent.get(name, 0) for request, name in zip(requests, names(requests)) if name in sent]
-        t.check('none is late', late and max(late) < 6 * harness.SLOW, '%.1f s' % max(late or [0]))
+        t.check('none is late', late and max(late) < late_s * harness.SLOW, '%.1f s' % max(late or [0]))
     return list(sent)
 
 
@@ -2658,7 +2661,8 @@ def independent_of_all_at_once(t, scheme):
         behave.clear()
         with at_work:
             send_many(program, 6, 'turn %d' % turn)
-            everything += fifty_alerts(t, program, [good], id='/scheduler-task-aborted/')
+            # Those behind hostile ones would come after minutes, and hundreds of calls at once keep a machine busy.
+            everything += fifty_alerts(t, program, [good], late_s=25, id='/scheduler-task-aborted/')
         once_each(t, 'all arrive at the good one', good.requests, everything)
         behave.set()
         for receiver in bad:
@@ -3403,20 +3407,20 @@ test_stop_sighup = harness.unix('SIGHUP')(signal_test(signal.SIGHUP))
 def moment_test(make, number=signal.SIGTERM, message='Max retries reached'):
     """
     make(t) gives the webhooks, and maybe wrap and env of the start, and ready, which waits for the moment. Without a
-    journal every alert must be logged as lost, whole, and the program be gone in time.
+    journal every alert must be logged as lost, whole, and the program be gone in time; so there are few large ones.
     """
     def test(t):
         made = make(t)
         path, _ = t.config(made['webhooks'], butlerWebhook=MEMORY)
         program = t.start(path, wrap=made.get('wrap', ()), env=made.get('env'))
-        sent = send_many(program, 6, message=message)
-        wait_accepted(t, program, 6)
+        sent = send_many(program, 6 if len(message) < 1000 else 2, message=message)
+        wait_accepted(t, program, len(sent))
         made.get('ready', lambda: time.sleep(1))()
         time.sleep(0.5)
         stop(t, program, number)
         for i in range(len(made['webhooks'])):
             lost_alerts(t, program, sent, 'failure %d' % (i + 1))
-        totals(t, program, delivered=0, given_up=0, lost=6 * len(made['webhooks']))
+        totals(t, program, delivered=0, given_up=0, lost=len(sent) * len(made['webhooks']))
     return test
 
 
