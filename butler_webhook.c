@@ -103,14 +103,10 @@
  * in #ifndef are the ones that tests compile smaller.
  */
 
-#ifdef _WIN32
-#define WIN32_LEAN_AND_MEAN
+/* Each means something on one system only. */
+#define _GNU_SOURCE              /* recvmmsg, getrandom, CLOCK_BOOTTIME */
+#define WIN32_LEAN_AND_MEAN      /* windows.h without the older sockets */
 #define __USE_MINGW_ANSI_STDIO 1 /* printf as C11 has it */
-#define PRINTF gnu_printf
-#else
-#define _GNU_SOURCE /* recvmmsg, getrandom, CLOCK_BOOTTIME */
-#define PRINTF printf
-#endif
 
 #include <ctype.h>
 #include <errno.h>
@@ -269,6 +265,7 @@
 #include <mbedtls/threading.h>
 
 #define PLAT_EOL "\r\n" /* Notepad of Windows Server 2012 R2 knows no other end of a line */
+#define PRINTF gnu_printf
 
 struct plat_mutex {
     SRWLOCK m;
@@ -302,6 +299,7 @@ struct plat_thread {
 #include <unistd.h>
 
 #define PLAT_EOL "\n"
+#define PRINTF printf
 #define SK_MEMINFO_DROPS 8 /* as in the kernel's linux/sock_diag.h, which musl does not have */
 #define SK_MEMINFO_VARS 9
 
@@ -522,6 +520,9 @@ static void plat_file_close(int handle);
 
 /* Whether others than the owner may look into a folder. */
 static bool plat_folder_is_open(const char *path);
+
+/* What a service may do about an error (errno) with its folders, to be said behind plat_error; or "". */
+static const char *plat_advice(void);
 
 /*
  * Opens a file of the state directory for reading and, unless read_only, for
@@ -1104,6 +1105,12 @@ plat_folder_is_open(const char *path)
     return stat(path, &st) == 0 && (st.st_mode & 077) != 0;
 }
 
+static const char *
+plat_advice(void)
+{
+    return ""; /* the system's service manager makes them */
+}
+
 /* Makes an open file the property of whom its folder belongs to; -1 with errno set. */
 static int
 plat_give_to_owner(int handle, const char *path)
@@ -1314,6 +1321,11 @@ plat_resolver_error(int failed)
 #define PLAT_ERRNO 0x100000 /* errno is this plus the system's code where C has no number for it */
 #define PLAT_SERVICE L"ButlerWebhook"
 #define PLAT_CONSOLE_ROOM 16384 /* bytes that wait for the console beside the log's queue */
+#define PLAT_ACCOUNT_MAX 600    /* bytes of DOMAIN\name */
+/* Rights with which somebody can put something else in the place of a file, or into a folder. */
+#define PLAT_CHANGE                                                                                \
+    (FILE_WRITE_DATA | FILE_APPEND_DATA | WRITE_DAC | WRITE_OWNER | DELETE | FILE_DELETE_CHILD |   \
+        GENERIC_WRITE | GENERIC_ALL)
 #define PLAT_EVENT_KEY L"SYSTEM\\CurrentControlSet\\Services\\EventLog\\Application\\" PLAT_SERVICE
 
 /* What the system's own threads (service control, Ctrl-C) and ours share. */
@@ -1359,7 +1371,6 @@ static const struct {
     {ERROR_FILE_NOT_FOUND, ENOENT, "No such file or directory"},
     {ERROR_PATH_NOT_FOUND, ENOENT, "No such file or directory"},
     {ERROR_INVALID_NAME, ENOENT, "No such file or directory"},
-    {ERROR_BAD_NETPATH, ENOENT, "No such file or directory"},
     {ERROR_FILE_EXISTS, EEXIST, "File exists"},
     {ERROR_ALREADY_EXISTS, EEXIST, "File exists"},
     {ERROR_DIRECTORY, ENOTDIR, "Not a directory"},
@@ -1370,7 +1381,7 @@ static const struct {
     {ERROR_DISK_FULL, ENOSPC, "No space left on device"},
     {ERROR_HANDLE_DISK_FULL, ENOSPC, "No space left on device"},
     {ERROR_WRITE_PROTECT, EROFS, "Read-only file system"},
-    {WSAEADDRINUSE, EADDRINUSE, "Address in use"},
+    {WSAEADDRINUSE, EADDRINUSE, "Address in use, or reserved by the system"},
     {WSAEADDRNOTAVAIL, EADDRNOTAVAIL, "Address not available"},
     {WSAEACCES, EPERM, "Not permitted, perhaps by a firewall"},
     {WSAECONNREFUSED, ECONNREFUSED, "Connection refused"},
@@ -1460,7 +1471,8 @@ plat_wide_path(const char *path)
     if (_wcsnicmp(begin, unc, 8) == 0) {
         begin += 6; /* \\server, its first backslash in the place of the C */
         begin[0] = L'\\';
-    } else if (wcsncmp(begin, verbatim, 4) == 0 && begin[4] && begin[5] == L':')
+    } else if (wcsncmp(begin, verbatim, 4) == 0 && begin[4] && begin[5] == L':' &&
+        begin[6] == L'\\')
         begin += 4;
     else if (wcsncmp(begin, verbatim, 4) == 0 || wcsncmp(begin, L"\\\\.\\", 4) == 0)
         return wide; /* a volume or device: as it is */
@@ -1493,7 +1505,14 @@ plat_plain_path(wchar_t *full)
         full[6] = L'\\';
         return full + 6;
     }
-    return wcsncmp(full, L"\\\\?\\", 4) == 0 ? full + 4 : full;
+    return wcsncmp(full, L"\\\\?\\", 4) == 0 && full[5] == L':' ? full + 4 : full;
+}
+
+/* Whether a path made by plat_wide_path lies on another machine, where a service's account has no name of its own. */
+static bool
+plat_is_remote(const wchar_t *full)
+{
+    return _wcsnicmp(full, L"\\\\?\\UNC\\", 8) == 0;
 }
 
 /*
@@ -1798,8 +1817,11 @@ plat_report(enum plat_state state, const char *text)
 static BOOL WINAPI
 plat_console_control(DWORD event)
 {
-    if (event == CTRL_LOGOFF_EVENT && plat_windows.is_service)
-        return TRUE; /* some user has left, the service stays */
+    DWORD session = 1;
+
+    if (event == CTRL_LOGOFF_EVENT && ProcessIdToSessionId(GetCurrentProcessId(), &session) &&
+        session == 0)
+        return TRUE; /* some user has left, not the one of this service or scheduled task */
     plat_ask_stop(event == CTRL_C_EVENT  ? "Ctrl-C"
             : event == CTRL_BREAK_EVENT  ? "Ctrl-Break"
             : event == CTRL_CLOSE_EVENT  ? "closing of the console"
@@ -2045,7 +2067,7 @@ plat_udp_open(const struct plat_addr *addr, int *buffer_len)
     if (ioctlsocket(s, (long)FIONBIO, &nonblocking) == 0 &&
         bind(s, (const void *)&addr->ss, addr->len) == 0)
         return (intptr_t)s;
-    /* WSAEACCES: in use by a program that shares it as little as we do */
+    /* WSAEACCES: in use by a program that shares it as little as we do, or of a reserved range */
     plat_fail(WSAGetLastError() == WSAEACCES ? WSAEADDRINUSE : (DWORD)WSAGetLastError());
     closesocket(s);
     return -1;
@@ -2199,7 +2221,7 @@ plat_read(int handle, void *data, size_t len)
     DWORD n;
 
     if (!ReadFile(plat_handle(handle), data, (DWORD)len, &n, NULL))
-        return plat_fail_last();
+        return GetLastError() == ERROR_BROKEN_PIPE ? 0 : plat_fail_last();
     return n;
 }
 
@@ -2236,6 +2258,9 @@ plat_path_is_absolute(const char *path)
 static const char *
 plat_path_problem(const char *path)
 {
+    if (plat_is_slash(path[0]) && plat_is_slash(path[1]) && path[2] == '?' &&
+        plat_is_slash(path[3]) && plat_has_drive(path + 4) && !plat_is_slash(path[6]))
+        path += 4;
     if (plat_path_is_absolute(path))
         return NULL;
     if (plat_has_drive(path))
@@ -2307,6 +2332,19 @@ plat_make_one_folder(const wchar_t *path, const wchar_t *sid)
     return made;
 }
 
+/* The length of what nobody makes of a path from plat_wide_path: \\?\C:\ or \\?\UNC\server\share. */
+static size_t
+plat_root_len(const wchar_t *full)
+{
+    const wchar_t *share = full + 8;
+
+    if (!plat_is_remote(full))
+        return 7;
+    share += wcscspn(share, L"\\");
+    share += *share != L'\0';
+    return (size_t)(share - full) + wcscspn(share, L"\\");
+}
+
 /*
  * Makes a folder and those above it; sid as above, for the last one. 0, 1: it
  * was there, -1 with errno.
@@ -2323,7 +2361,7 @@ plat_make_folders(wchar_t *path, const wchar_t *sid)
     failed = plat_make_one_folder(path, sid);
     if (failed && errno == ENOENT) { /* first those above */
         slash = wcsrchr(path, L'\\');
-        if (slash && slash > path + 6) {
+        if (slash && slash > path + plat_root_len(path)) {
             *slash = L'\0';
             failed = plat_make_folders(path, NULL) < 0;
             *slash = L'\\';
@@ -2344,7 +2382,8 @@ plat_make_folders(wchar_t *path, const wchar_t *sid)
 static int
 plat_make_folder(const char *path, bool is_private)
 {
-    wchar_t *wide = plat_wide_path(path), *sid = is_private ? plat_own_sid() : NULL;
+    wchar_t *wide = plat_wide_path(path);
+    wchar_t *sid = is_private && wide && !plat_is_remote(wide) ? plat_own_sid() : NULL;
     int made = wide ? plat_make_folders(wide, sid) : -1, failed = errno;
 
     LocalFree(sid);
@@ -2381,42 +2420,93 @@ plat_file_close(int handle)
 }
 
 /*
- * Whether a rule of the file gives one of the rights to those who are no
- * administrators: all, logged-on, local or guest users.
+ * Whether an account (a SID as text) may do everything anyway, or is none of a
+ * person: the system, administrators, owners, services, whoever runs this (own).
  */
 static bool
-plat_others_may(const char *path, DWORD rights)
+plat_is_trusted(const wchar_t *sid, const wchar_t *own)
 {
-    static const WELL_KNOWN_SID_TYPE others[] = {WinWorldSid, WinAuthenticatedUserSid,
-        WinBuiltinUsersSid, WinInteractiveSid, WinBuiltinGuestsSid, WinAnonymousSid};
+    static const wchar_t *const known[] = {L"S-1-5-18", L"S-1-5-32-544", L"S-1-3-0", L"S-1-3-4"};
+    const wchar_t *last = wcsrchr(sid, L'-');
+
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (wcscmp(sid, known[i]) == 0)
+            return true;
+    if (wcsncmp(sid, L"S-1-5-80-", 9) == 0 || (own && wcscmp(sid, own) == 0))
+        return true;
+    /* Of a domain or this machine: its Administrator, Domain and Enterprise Admins. */
+    return wcsncmp(sid, L"S-1-5-21-", 9) == 0 &&
+        (wcscmp(last, L"-500") == 0 || wcscmp(last, L"-512") == 0 || wcscmp(last, L"-519") == 0);
+}
+
+/* Writes DOMAIN\name of an account, or its SID if it has no name. */
+static void
+plat_account_name(PSID account, const wchar_t *sid, char *out, size_t size)
+{
+    wchar_t name[256], domain[256], full[520];
+    DWORD name_len = 256, domain_len = 256;
+    SID_NAME_USE use;
+
+    if (!LookupAccountSidW(NULL, account, name, &name_len, domain, &domain_len, &use))
+        plat_narrow(sid, out, size);
+    else {
+        swprintf(full, 520, L"%ls%ls%ls", domain, *domain ? L"\\" : L"", name);
+        plat_narrow(full, out, size);
+    }
+}
+
+/*
+ * Whether a rule of a file or folder gives one of the rights to somebody who is
+ * no administrator; who is written for a message. Rules that deny are not looked
+ * at, so it can be more than is true.
+ */
+static bool
+plat_others_may(const char *path, DWORD rights, char *who, size_t size)
+{
     HANDLE h = plat_open(path, READ_CONTROL, OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS);
     PSECURITY_DESCRIPTOR sd = NULL;
     ACL *acl = NULL;
+    wchar_t *own = plat_own_sid(), *sid;
     bool may = false;
 
-    if (h == INVALID_HANDLE_VALUE)
-        return false;
-    if (GetSecurityInfo(
+    if (h != INVALID_HANDLE_VALUE &&
+        GetSecurityInfo(
             h, SE_FILE_OBJECT, DACL_SECURITY_INFORMATION, NULL, NULL, &acl, NULL, &sd) == 0) {
-        may = !acl; /* no list of rules: everybody may do everything */
-        for (DWORD i = 0; acl && i < acl->AceCount; i++) {
+        may = !acl; /* no list of rules */
+        snprintf(who, size, "everybody");
+        for (DWORD i = 0; acl && !may && i < acl->AceCount; i++) {
             ACCESS_ALLOWED_ACE *ace;
             if (!GetAce(acl, i, (void **)&ace) || ace->Header.AceType != ACCESS_ALLOWED_ACE_TYPE ||
-                (ace->Header.AceFlags & INHERIT_ONLY_ACE) || !(ace->Mask & rights))
+                (ace->Header.AceFlags & INHERIT_ONLY_ACE) || !(ace->Mask & rights) ||
+                !ConvertSidToStringSidW(&ace->SidStart, &sid))
                 continue;
-            for (size_t k = 0; k < sizeof others / sizeof *others; k++)
-                may = may || IsWellKnownSid(&ace->SidStart, others[k]);
+            may = !plat_is_trusted(sid, own);
+            if (may)
+                plat_account_name(&ace->SidStart, sid, who, size);
+            LocalFree(sid);
         }
         LocalFree(sd);
     }
-    CloseHandle(h);
+    if (h != INVALID_HANDLE_VALUE)
+        CloseHandle(h);
+    LocalFree(own);
     return may;
 }
 
 static bool
 plat_folder_is_open(const char *path)
 {
-    return plat_others_may(path, FILE_LIST_DIRECTORY | GENERIC_READ | GENERIC_ALL);
+    char who[PLAT_ACCOUNT_MAX];
+
+    return plat_others_may(path, FILE_LIST_DIRECTORY | GENERIC_READ | GENERIC_ALL, who, sizeof who);
+}
+
+static const char *
+plat_advice(void)
+{
+    return plat_windows.is_service && errno == EACCES
+        ? "; as administrator, butler_webhook --install makes its folders and lets it write there"
+        : "";
 }
 
 /* The name under which plat_file_replace puts a file away for a moment; malloc, NULL with errno. */
@@ -2564,10 +2654,19 @@ plat_file_cut(int handle, int64_t len)
         : plat_fail_last();
 }
 
+/* Through a handle of its own: the system lets others on the same one wait for the disk, too. */
 static int
 plat_file_sync(int handle)
 {
-    return FlushFileBuffers(plat_handle(handle)) ? 0 : plat_fail_last();
+    HANDLE own = ReOpenFile(plat_handle(handle), GENERIC_WRITE,
+        FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, 0);
+    int failed = FlushFileBuffers(own == INVALID_HANDLE_VALUE ? plat_handle(handle) : own)
+        ? 0
+        : plat_fail_last();
+
+    if (own != INVALID_HANDLE_VALUE)
+        CloseHandle(own);
+    return failed;
 }
 
 static int
@@ -2949,15 +3048,10 @@ plat_add_event_source(void)
     return failed ? plat_fail((DWORD)failed) : 0;
 }
 
-/*
- * Creates the service, or brings one that is there up to date: own process,
- * automatic start, its own account, description, started again after a failure.
- * *existed says which. 0, or -1 with errno.
- */
-static int
-plat_register(SC_HANDLE manager, const wchar_t *command, bool *existed, void (*say)(const char *))
+/* Gives the service its description, and has it started again after a failure; says how that went. */
+static void
+plat_configure(SC_HANDLE s, void (*say)(const char *))
 {
-    static const wchar_t account[] = L"NT SERVICE\\" PLAT_SERVICE, shown[] = L"butler_webhook";
     wchar_t about[] = L"Calls webhooks when Qlik Sense reload tasks fail or are aborted.";
     /* The network may come up late; the last one is repeated. */
     SC_ACTION again[] = {
@@ -2966,6 +3060,29 @@ plat_register(SC_HANDLE manager, const wchar_t *command, bool *existed, void (*s
     SERVICE_FAILURE_ACTIONSW failure = {
         .dwResetPeriod = 86400, .cActions = 3, .lpsaActions = again};
     SERVICE_FAILURE_ACTIONS_FLAG also_when_it_ends = {TRUE};
+
+    if (!ChangeServiceConfig2W(s, SERVICE_CONFIG_DESCRIPTION, &description)) {
+        plat_fail_last();
+        plat_say(say, "warning: the service has no description: %s", plat_error());
+    }
+    if (ChangeServiceConfig2W(s, SERVICE_CONFIG_FAILURE_ACTIONS, &failure) &&
+        ChangeServiceConfig2W(s, SERVICE_CONFIG_FAILURE_ACTIONS_FLAG, &also_when_it_ends))
+        say("service ButlerWebhook: is started again after a failure");
+    else {
+        plat_fail_last();
+        plat_say(
+            say, "warning: the service is not started again after each failure: %s", plat_error());
+    }
+}
+
+/*
+ * Creates the service, or brings one that is there up to date: own process,
+ * automatic start, its own account. *existed says which. 0, or -1 with errno.
+ */
+static int
+plat_register(SC_HANDLE manager, const wchar_t *command, bool *existed, void (*say)(const char *))
+{
+    static const wchar_t account[] = L"NT SERVICE\\" PLAT_SERVICE, shown[] = L"butler_webhook";
     SC_HANDLE s = CreateServiceW(manager, PLAT_SERVICE, shown, SERVICE_ALL_ACCESS,
         SERVICE_WIN32_OWN_PROCESS, SERVICE_AUTO_START, SERVICE_ERROR_NORMAL, command, NULL, NULL,
         NULL, account, NULL);
@@ -2980,12 +3097,11 @@ plat_register(SC_HANDLE manager, const wchar_t *command, bool *existed, void (*s
     }
     if (!done)
         plat_fail_last();
-    else if (!ChangeServiceConfig2W(s, SERVICE_CONFIG_DESCRIPTION, &description) ||
-        !ChangeServiceConfig2W(s, SERVICE_CONFIG_FAILURE_ACTIONS, &failure) ||
-        !ChangeServiceConfig2W(s, SERVICE_CONFIG_FAILURE_ACTIONS_FLAG, &also_when_it_ends)) {
-        plat_fail_last();
-        plat_say(
-            say, "warning: the system does not take all settings of the service: %s", plat_error());
+    else {
+        plat_say(say,
+            "service ButlerWebhook: %s, starts with the machine as NT SERVICE\\ButlerWebhook",
+            *existed ? "brought up to date" : "registered");
+        plat_configure(s, say);
     }
     if (s)
         CloseServiceHandle(s);
@@ -3009,25 +3125,56 @@ plat_register_exe(SC_HANDLE manager, const wchar_t *exe, const wchar_t *config, 
     return failed;
 }
 
-/* Makes one folder of the service's; -1: it cannot, and this was said. */
+/*
+ * Lets the service use a folder that is there (what: write in it) or a file (read
+ * it), and says so. On another machine it is somebody else. -1, and this was said.
+ */
+static int
+plat_install_right(
+    const char *path, const wchar_t *sid, DWORD rights, const char *what, void (*say)(const char *))
+{
+    wchar_t *wide = plat_wide_path(path);
+    bool remote = wide && plat_is_remote(wide);
+    int failed = wide ? (remote ? 0 : plat_grant(path, sid, rights)) : -1;
+
+    if (failed)
+        plat_say(say, "%s: cannot let the service %s: %s", path, what, plat_error());
+    else if (remote)
+        plat_say(say,
+            "warning: %s lies on another machine, where the service is this computer's account "
+            "(DOMAIN\\COMPUTER$): let it %s there",
+            path, what);
+    else
+        plat_say(say, "%s: the service may %s", path, what);
+    free(wide);
+    return failed;
+}
+
+/* Makes one folder of the service's, or lets it use one that is there; -1: this was said. */
 static int
 plat_install_folder(const char *path, const wchar_t *sid, void (*say)(const char *))
 {
     wchar_t *wide = plat_wide_path(path);
-    int made = wide ? plat_make_folders(wide, sid) : -1;
+    bool remote = wide && plat_is_remote(wide);
+    int made = wide ? plat_make_folders(wide, remote ? NULL : sid) : -1;
+    char who[PLAT_ACCOUNT_MAX];
 
     free(wide);
-    if (made == 0)
-        plat_say(say, "folder %s: made, for SYSTEM, Administrators and the service only", path);
-    else if (made > 0 &&
-        plat_grant(path, sid, FILE_GENERIC_READ | FILE_GENERIC_WRITE | DELETE) == 0)
-        plat_say(say, "folder %s: was there; the service may write in it, its other rights stay%s",
-            path,
-            plat_folder_is_open(path) ? ". Other users of this machine can look into it" : "");
-    else {
-        plat_say(say, "folder %s: cannot be made ready: %s", path, plat_error());
+    if (made < 0) {
+        plat_say(say, "folder %s: cannot be made: %s", path, plat_error());
         return -1;
     }
+    if (made == 0 && !remote) {
+        plat_say(say, "%s: made, for SYSTEM, Administrators and the service only", path);
+        return 0;
+    }
+    if (plat_install_right(
+            path, sid, FILE_GENERIC_READ | FILE_GENERIC_WRITE | DELETE, "write in it", say) != 0)
+        return -1;
+    if (!remote && plat_others_may(path, PLAT_CHANGE, who, sizeof who))
+        plat_say(say, "warning: %s was there, and %s may change what lies in it", path, who);
+    else if (!remote && plat_folder_is_open(path))
+        plat_say(say, "warning: %s was there, and other users may look into it", path);
     return 0;
 }
 
@@ -3035,17 +3182,18 @@ plat_install_folder(const char *path, const wchar_t *sid, void (*say)(const char
 static void
 plat_warn_writable(const wchar_t *path, const char *what, void (*say)(const char *))
 {
-    DWORD write = FILE_WRITE_DATA | FILE_APPEND_DATA | WRITE_DAC | WRITE_OWNER | DELETE |
-        FILE_DELETE_CHILD | GENERIC_WRITE | GENERIC_ALL;
+    char who[PLAT_ACCOUNT_MAX];
     char *text = plat_narrow_copy(path);
     size_t len = text ? plat_path_folder_len(text) : 0;
 
-    if (text && plat_others_may(text, write))
-        plat_say(say, "warning: ordinary users of this machine may change %s %s", what, text);
+    if (text && plat_others_may(text, PLAT_CHANGE, who, sizeof who))
+        plat_say(
+            say, "warning: not only administrators, also %s may change %s %s", who, what, text);
     if (text)
         text[len] = '\0';
-    if (len > 0 && plat_others_may(text, write))
-        plat_say(say, "warning: ordinary users of this machine may change what lies in %s", text);
+    if (len > 0 && plat_others_may(text, PLAT_CHANGE, who, sizeof who))
+        plat_say(
+            say, "warning: not only administrators, also %s may change what lies in %s", who, text);
     free(text);
 }
 
@@ -3054,22 +3202,25 @@ plat_warn_writable(const wchar_t *path, const char *what, void (*say)(const char
  * subst): a service has none of them.
  */
 static void
-plat_warn_drive(const wchar_t *path, const char *what, void (*say)(const char *))
+plat_warn_drive(const char *path, void (*say)(const char *))
 {
-    wchar_t drive[] = L"X:\\", target[512] = L"";
+    wchar_t *full = path ? plat_wide_path(path) : NULL, target[512] = L"";
+    wchar_t drive[] = L"X:\\";
+    const wchar_t *plain = full ? plat_plain_path(full) : L"";
     bool own;
 
-    if (!path[0] || path[1] != L':')
-        return;
-    drive[0] = path[0];
-    own = GetDriveTypeW(drive) == DRIVE_REMOTE;
-    drive[2] = L'\0';
-    own = own || (QueryDosDeviceW(drive, target, 512) && wcsncmp(target, L"\\??\\", 4) == 0);
-    if (own)
-        plat_say(say,
-            "warning: %s lies on drive %c:, which the service does not have: use a path on a drive "
-            "of this machine",
-            what, (char)path[0]);
+    if (plain[0] && plain[1] == L':') {
+        drive[0] = plain[0];
+        own = GetDriveTypeW(drive) == DRIVE_REMOTE;
+        drive[2] = L'\0';
+        own = own || (QueryDosDeviceW(drive, target, 512) && wcsncmp(target, L"\\??\\", 4) == 0);
+        if (own)
+            plat_say(say,
+                "warning: %s lies on a drive that the service does not have: use a path on a drive "
+                "of this machine",
+                path);
+    }
+    free(full);
 }
 
 static int
@@ -3089,11 +3240,7 @@ plat_service_install(const struct plat_service *service, void (*say)(const char 
     for (size_t i = 0; !failed && i < service->folders; i++)
         failed = plat_install_folder(service->folder[i], sid, say);
     for (size_t i = 0; !failed && i < service->files; i++)
-        if (plat_grant(service->file[i], sid, FILE_GENERIC_READ) == 0)
-            plat_say(say, "file %s: the service may read it", service->file[i]);
-        else
-            plat_say(say, "warning: file %s: cannot let the service read it: %s", service->file[i],
-                plat_error());
+        plat_install_right(service->file[i], sid, FILE_GENERIC_READ, "read it", say);
     if (!failed) {
         failed = config ? plat_own_path(exe, 2048) : -1;
         failed = failed ? failed : plat_register_exe(manager, exe, config, &existed, say);
@@ -3104,22 +3251,23 @@ plat_service_install(const struct plat_service *service, void (*say)(const char 
                     : "");
     }
     if (!failed) {
-        plat_say(say,
-            "service ButlerWebhook: %s, starts with the machine as NT SERVICE\\ButlerWebhook, and "
-            "again after a failure",
-            existed ? "brought up to date" : "registered");
-        if (plat_add_event_source() != 0)
+        if (plat_add_event_source() == 0)
+            say("event log, Application: source ButlerWebhook registered");
+        else
             plat_say(say, "warning: the event log's source cannot be registered: %s", plat_error());
         own = plat_narrow_copy(exe);
-        if (own && plat_grant(own, sid, FILE_GENERIC_READ | FILE_GENERIC_EXECUTE) != 0)
-            plat_say(say, "warning: file %s: cannot let the service run it: %s", own, plat_error());
-        plat_warn_drive(exe, "the program", say);
-        plat_warn_drive(config, "the configuration", say);
+        if (own)
+            plat_install_right(own, sid, FILE_GENERIC_READ | FILE_GENERIC_EXECUTE, "run it", say);
+        plat_warn_drive(own, say);
+        for (size_t i = 0; i < service->folders + service->files; i++)
+            plat_warn_drive(
+                i < service->folders ? service->folder[i] : service->file[i - service->folders],
+                say);
         plat_warn_writable(exe, "the program", say);
         plat_warn_writable(config, "the configuration", say);
         plat_say(say, "%s",
-            existed ? "restart it: sc stop ButlerWebhook, sc start ButlerWebhook"
-                    : "start it: sc start ButlerWebhook");
+            existed ? "restart it: net stop ButlerWebhook, net start ButlerWebhook"
+                    : "start it: net start ButlerWebhook");
     }
     free(own);
     free(full);
@@ -4076,7 +4224,7 @@ log_open_file(int64_t wall_ms, struct err *e)
     buf_format(&path, "%s/butler_webhook.%.10s.log", the_log.folder, today);
     the_log.file = plat_append_open(path.data);
     if (the_log.file < 0)
-        err_set(e, "cannot write the log file %s: %s", path.data, plat_error());
+        err_set(e, "cannot write the log file %s: %s%s", path.data, plat_error(), plat_advice());
     buf_free(&path);
     if (the_log.file < 0)
         return -1;
@@ -4225,7 +4373,7 @@ log_start(const char *folder, struct err *e)
     if (folder) {
         the_log.folder = x_strdup(folder);
         if (plat_make_folder(folder, false) != 0) {
-            err_set(e, "cannot make the folder %s: %s", folder, plat_error());
+            err_set(e, "cannot make the folder %s: %s%s", folder, plat_error(), plat_advice());
             return -1;
         }
         if (log_open_file(plat_wall_ms(), e) != 0)
@@ -7230,7 +7378,7 @@ journal_take_lock(struct journal *j, struct err *e)
 
     j->lock_file = journal_open_file(j, "lock", false, false);
     if (j->lock_file < 0) {
-        err_set(e, "cannot write in %s: %s", j->folder, plat_error());
+        err_set(e, "cannot write in %s: %s%s", j->folder, plat_error(), plat_advice());
         return -1;
     }
     if (plat_file_lock(j->lock_file) == 0) {
@@ -7280,7 +7428,7 @@ journal_open(struct journal *j, const struct config *c, bool read_only, struct e
     j->folder = x_strdup(c->state_directory);
     if (!read_only) {
         if (plat_make_folder(j->folder, true) != 0) {
-            err_set(e, "cannot make the folder %s: %s", j->folder, plat_error());
+            err_set(e, "cannot make the folder %s: %s%s", j->folder, plat_error(), plat_advice());
             return -1;
         }
         if (journal_take_lock(j, e) != 0)

@@ -23,6 +23,11 @@ tidy="$tidy,-bugprone-easily-swappable-parameters,-bugprone-implicit-widening-of
 tidy="$tidy,-bugprone-reserved-identifier,-bugprone-sizeof-expression"
 tidy="$tidy,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling,-clang-analyzer-optin.performance.Padding"
 
+# Only the section that hides the system may ask which one it is.
+asks=$(awk '/^\/\* ==== / { platform = $4 == "Platform" } /_WIN32([^A-Za-z_]|$)/ && !platform { print FILENAME ":" FNR ": " $0 }' \
+    butler_webhook.c)
+check "_WIN32 in the platform section only${asks:+: $asks}" [ -z "$asks" ]
+
 mkdir -p build
 check clang-tidy clang-tidy --quiet --warnings-as-errors='*' --checks="$tidy" butler_webhook.c -- "$@"
 

@@ -164,7 +164,8 @@ def test_paths_refused(t):
     """Paths that count from the current folder or drive of whoever starts the program."""
     path, port = t.config([{'url': 'http://127.0.0.1:1/'}])
     tail = path[1:].replace('/', '\\')
-    for given, word in (('Z:' + tail, 'colon'), ('C:butler.yaml', 'colon'), ('\\' + tail, 'drive'), ('/' + tail, 'drive')):
+    for given, word in (('Z:' + tail, 'colon'), ('C:butler.yaml', 'colon'), ('\\\\?\\C:butler.yaml', 'colon'), ('\\' + tail, 'drive'),
+                        ('/' + tail, 'drive')):
         for command in ([], ['--check'], ['--test'], ['--pending'], ['--replay'], ['--install']):
             done = t.run(*command, Raw(given), cwd='/')
             t.check('%s %s is refused' % (' '.join(command), given[:14]), done.returncode == 2 and word in done.stderr,
@@ -582,6 +583,21 @@ def test_service_that_cannot_start(t):
         log = log_file(os.path.join(t.tmp, 'log'))
         t.check('%s: so does the log' % name, name == 'missing.yaml' or (log and re.search(
             r' error: .*%s:\d+:\d+: .*%s' % (name, words), t.read(log))), log and t.read(log))
+    for what, settings, words in (
+            ('nostate', {'butlerWebhook': {'stateDirectory': 'Z:/proc/1/state'}}, 'butlerWebhook.stateDirectory: '),
+            ('nolog', {'logDirectory': 'Z:/proc/1/log'}, 'Butler.logDirectory: ')):
+        path, _ = t.config([{'url': 'http://127.0.0.1:1/'}], name='%s %s.yaml' % (what, tag), **settings)
+        service = Service(t, path)
+        service.sc('start')
+        t.check('%s: stopped, with exit code 1' % what, until(lambda: service.state() == (1, 1066, 1)), service.state())
+        t.check('%s: an error event says why' % what, [e for e in events(words) if '/proc/1/' in e[1] and e[0] == 'err'],
+                events(words))
+    program = t.start(good)
+    service = Service(t, good)
+    service.sc('start')
+    t.check('state directory in use: stopped, with exit code 1', until(lambda: service.state() == (1, 1066, 1)), service.state())
+    t.check('state directory in use: an error event says so', [e for e in events(tag) if 'is used by another' in e[1]], events(tag))
+    t.equal('the other one goes on, exit code', program.stop(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(('127.0.0.1', port))
         service = Service(t, good)
@@ -593,6 +609,24 @@ def test_service_that_cannot_start(t):
         t.check('port in use: so does the log', log and re.search(r' error: .*127\.0\.0\.1:%d.*in use' % port, t.read(log)))
     service.start()
     service.stop()
+
+
+def value(t, key, name):
+    """A value of the registry as reg prints it, None if there is none."""
+    found = re.search(r'%s +REG_\w+ +(.*)' % re.escape(name), wine(t, 'reg', 'query', key, '/v', name)[1])
+    return found and found[1].strip()
+
+
+def check_registered(t, turn, path):
+    """What the system knows of the service that --install has registered."""
+    key = 'HKLM\\SYSTEM\\CurrentControlSet\\Services\\'
+    for name, wanted in (('Start', '0x2'), ('Type', '0x10'), ('ObjectName', r'NT SERVICE\ButlerWebhook'),
+                         ('ImagePath', '"%s" "%s"' % (windows_path(t.binary), windows_path(path))),
+                         ('Description', 'Calls webhooks when Qlik Sense reload tasks fail or are aborted.')):
+        got = value(t, key + 'ButlerWebhook', name) or 'none'
+        t.equal('%s: %s' % (turn, name), re.sub('[^ -~]+', '?', got), re.sub('[^ -~]+', '?', wanted))   # reg says ? to others
+    key += 'EventLog\\Application\\ButlerWebhook'
+    t.equal('%s: source of events' % turn, value(t, key, 'EventMessageFile'), r'%SystemRoot%\System32\EventCreate.exe')
 
 
 @harness.limit(180)
@@ -608,9 +642,18 @@ def test_service_installed(t):
     for turn, word in (('first', 'registered'), ('again', 'brought up to date')):
         done = t.run('--install', path)
         t.check('%s: --install' % turn, done.returncode == 0 and word in done.stdout, [done.returncode, done.stdout, done.stderr])
-        t.check('%s: it starts with the machine' % turn, 'AUTO' in service.sc('qc')[1] or 'starts with the machine' in done.stdout)
-    t.check('the folders are there', os.path.isdir(folder + '/butler_webhook.state') and os.path.isdir(folder + '/log'),
-            os.listdir(folder))
+        t.check('%s: it says what the account may do' % turn, 'butler.yaml: the service may read it' in done.stdout and
+                '.exe: the service may run it' in done.stdout, done.stdout)
+        t.check('%s: nobody else may change the configuration' % turn, not re.search(
+            'warning: not only administrators.* (the configuration|what lies in).*Dienst', done.stdout), done.stdout)
+        check_registered(t, turn, path)
+        for name in ('butler_webhook.state', 'log') if turn == 'first' else ():
+            t.equal('folder %s is there, for no others' % name, oct(os.stat(os.path.join(folder, name)).st_mode & 0o7007), '0o0')
+        os.chmod(path, 0o666)
+        done = t.run('--install', path)
+        t.check('%s: a configuration that others may change' % turn, done.returncode == 0 and re.search(
+            r'warning: not only administrators, also \S.* may change the configuration .*butler\.yaml', done.stdout), done.stdout)
+        os.chmod(path, 0o600)
     service.start()
     alert_arrives(t, 'an alert arrives', receiver, port)
     t.check('the log is there', until(lambda: log_file(folder + '/log')), os.listdir(folder))
