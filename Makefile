@@ -146,7 +146,7 @@ build/$1/butler_webhook.o: butler_webhook.c $($1_GEN) vendor/mbedtls_config.h ve
 	$$(Q)$$($1_CC) $$($1_FLAGS) $$(OWN_FLAGS) $$(CPPFLAGS) $$(CFLAGS) $$($1_SIZE) -c $$< -o $$@
 $($1_FILE): build/$1/butler_webhook.o $(LIBS:%=build/$1/%) $($1_MORE)
 	@echo "$$@"
-	$$(Q)$$($1_CC) $$($1_FLAGS) $$(CFLAGS) $$($1_LINK) $$(LDFLAGS) $$^ $$($1_LIBS) -o $$@
+	$$(Q)$$($1_CC) $$($1_FLAGS) $$(CFLAGS) $$($1_LINK),-Map=build/$1/map $$(LDFLAGS) $$^ $$($1_LIBS) -o $$@
 	@! $$($1_WANTS) || { echo "$$@ needs more than its system"; exit 1; }
 endef
 $(foreach p,linux arm64 windows,$(eval $(call PLATFORM,$p)))
@@ -239,8 +239,9 @@ bench: all install-bench
 	@test/bench/run.sh
 
 # The archives hold the same bytes wherever they are made: their files have the date of the last commit; without git, this one.
-SOURCE_DATE_EPOCH ?= $(or $(shell [ ! -e .git ] || git -c safe.directory='$(CURDIR)' log -1 --format=%ct),1767225600)
+SOURCE_DATE_EPOCH ?= $(if $(wildcard .git),$(shell git -c safe.directory='$(CURDIR)' log -1 --format=%ct),1767225600)
 archives: $(foreach p,$(PLATFORMS),$($p_FILE)) | install-archives
+	@[ -n '$(SOURCE_DATE_EPOCH)' ] || { echo 'git does not tell the date of the last commit: set SOURCE_DATE_EPOCH'; exit 1; }
 	$(Q)VERSION=$(VERSION) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) vendor/dist.sh \
 		'$(sort $(foreach l,$(LIBS),$(firstword $(subst /, ,$l))))' $(foreach p,$(PLATFORMS),$($p_NAME) $($p_FILE) '$($p_CC)')
 dist: archives | install-dist

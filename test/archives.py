@@ -85,12 +85,12 @@ def read_zip(name, path):
 def check_files(name, files, top):
     """The names and the contents of the files in an archive."""
     windows = name.startswith('windows')
-    samples = [f for f in os.listdir(os.path.join(ROOT, 'samples')) if not (windows and f.endswith('.service'))]
+    samples = ['LocalLogConfig.xml', 'full.yaml', 'minimal.yaml'] + ([] if windows else ['butler_webhook.service'])
     expected = ['LICENSE', 'NOTICES.txt', 'README.md', 'butler_webhook.exe' if windows else 'butler_webhook', 'sbom.cdx.json']
     equal(f'{name}: the files in {top}', sorted(files), sorted(f'{top}/{f}' for f in expected + ['samples/' + s for s in samples]))
     for path, content in files.items():
         inner = path.partition('/')[2]
-        if inner in ('LICENSE', 'README.md') or inner.startswith('samples/') and os.path.isfile(os.path.join(ROOT, inner)):
+        if inner in ('LICENSE', 'README.md') or inner.startswith('samples/') :
             end = b'\r\n' if windows else b'\n'
             equal(f'{name}: {inner} is ours, with the right line ends', hashlib.sha256(content).hexdigest(),
                   hashlib.sha256(read(os.path.join(ROOT, inner)).replace(b'\n', end)).hexdigest())
@@ -169,6 +169,13 @@ def check_sbom(name, raw, version, lock):
     return sbom, needs
 
 
+def linked_files(name):
+    """The names of the files from beyond the build folder of which the linker says that something is in the binary."""
+    folder = os.path.join(ROOT, 'build', {'linux-x64': 'linux', 'linux-arm64': 'arm64', 'windows-x64': 'windows'}[name])
+    found = re.findall(r'^(?:LOAD )?(/.*?\.(?:o$|a(?=\()))', read(os.path.join(folder, 'map')).decode(), re.M)
+    return {os.path.basename(path) for path in found if not path.startswith(os.path.join(ROOT, 'build'))}
+
+
 def main():
     folder, version, names = sys.argv[1], sys.argv[2], sys.argv[3:]
     lock = read_lock()
@@ -181,12 +188,15 @@ def main():
         archives.append(archive)
         path = os.path.join(folder, archive)
         files = (read_zip if windows else read_tar)(name, path)
-        check_files(name, files, top)
+        inner = 'butler_webhook' if windows else top
+        check_files(name, files, inner)
         if windows:
-            check_exe(name, files[f'{top}/butler_webhook.exe'], version)
-        sbom, needs = check_sbom(f'{name}: SBOM', files[f'{top}/sbom.cdx.json'], version, lock)
+            check_exe(name, files[f'{inner}/butler_webhook.exe'], version)
+        sbom, needs = check_sbom(f'{name}: SBOM', files[f'{inner}/sbom.cdx.json'], version, lock)
         parts = [c['bom-ref'] for c in sbom['components']]
         equal(f'{name}: SBOM: the parts', {c['name'] for c in sbom['components']}, LINKED_BY[name.partition('-')[0]])
+        equal(f'{name}: SBOM: the files of the compiler that were linked in',
+              {f['name'] for c in sbom['components'] for f in c.get('components', [])}, linked_files(name))
         equal(f'{name}: SBOM: butler_webhook depends on all', sorted(needs['pkg:generic/butler_webhook@' + version]), sorted(parts))
         inside[archive] = sorted(parts)
     sbom, needs = check_sbom('release: SBOM', read(os.path.join(folder, top + '.cdx.json')), version, lock)

@@ -55,23 +55,30 @@ for name in $names; do
     case $name in
     windows-*)
         check "$name: unpacks" unzip -q "build/dist/$top-$name.zip" -d "$tmp/$name"
-        check_pe "$name" "$tmp/$name/$top/butler_webhook.exe"
+        objects=build/windows
+        check_pe "$name" "$tmp/$name/butler_webhook/butler_webhook.exe"
         ;;
     linux-x64)
         check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
+        objects=build/linux
         check_elf "$name" "$tmp/$name/$top/butler_webhook" X86-64 0x1000 "$max_bytes"
         ;;
     linux-arm64)
         check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
+        objects=build/arm64
         check_elf "$name" "$tmp/$name/$top/butler_webhook" AArch64 0x10000 "$max_bytes"
         ;;
     esac
+    for object in butler_webhook mbedtls/library/ssl_tls libyaml/src/scanner; do
+        check "$name: $object has a stack protector" grep -q __stack_chk_fail "$objects/$object.o"
+    done
 done
 
 # Another folder and all that, without a download.
 copy=$tmp/another_folder_with_a_longer_path/butler
 mkdir -p "$copy/test" "$copy/vendor"
 cp -r Makefile LICENSE README.md butler_webhook.c samples "$copy/"
+chmod g+s "$copy" # as on a folder that a team shares
 cp test/install.sh "$copy/test/"
 cp vendor/* "$copy/vendor/" 2>/dev/null
 copy_vendor "$tmp/vendor"
@@ -85,6 +92,7 @@ else
     skip "the same bytes for another user" "only root can become another user; this one builds again"
 fi
 language=$(locale -a | grep -vE '^(C|POSIX)' | tail -n 1)
+[ -n "$language" ] || skip "the same bytes in another language" "the machine has none"
 again=$(umask 077 && unset HOME && VENDOR_DIR="$tmp/vendor" TZ=Asia/Kathmandu LC_ALL=${language:-C.UTF-8} \
     "${user[@]}" make -C "$copy" -j"$(nproc)" archives 2>&1)
 code=$?

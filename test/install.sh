@@ -16,12 +16,15 @@ test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-
 bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
 arm64) words="$build $arm64" ;;
 windows) words="$build $windows" ;;
-archives) words="$build $arm64 $windows python3:python3 zip:zip" ;;
+archives) words="$build $arm64 $windows git:git python3:python3 zip:zip" ;;
 wine) words='wine:wine wine64' ;;
 emulator) words="qemu-user-static:qemu-aarch64-static" ;;
 dist) words="python3:python3 openssl:openssl unzip:unzip qemu-user-static:qemu-aarch64-static wine:wine wine64" ;;
 *) echo "usage: test/install.sh build|demo|test|bench|arm64|windows|archives|wine|emulator|dist" >&2 && exit 2 ;;
 esac
+
+exec 9<"$0" # make -j may want several groups at once: one after the other
+flock 9
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=

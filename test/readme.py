@@ -10,7 +10,7 @@ say what is done with it:
     ```sh background         is started, must listen, and goes on until the next one
     ```sh receiver           is started later, when the block of json received has come: must print the same body
     ```sh syntax             is checked for its syntax only (what needs root, a network, or runs this script itself);
-                             the make targets in it must exist
+                             the make targets in it must exist. With `unpack`, test/unpacked.sh runs it beside the archives
     ```text output           what the command before printed (milliseconds and dates may differ)
     ```json received         the body that the receiver got from the command before
     ```text get              the request line that the same alert makes by GET
@@ -300,7 +300,7 @@ def check_links(t, text):
 
 # ---- The commands for Windows ----------------------------------------------------------------------------------------
 
-WINDOWS_COMMANDS = {'butler_webhook.exe', 'certutil', 'copy', 'icacls', 'mkdir', 'netsh', 'notepad', 'reg', 'sc'}
+WINDOWS_COMMANDS = {'butler_webhook.exe', 'certutil', 'copy', 'icacls', 'mkdir', 'net', 'netsh', 'notepad', 'reg', 'sc'}
 
 
 def check_bat(t, block, options):
@@ -349,11 +349,11 @@ class Server:
             elif line.startswith('mkdir '):
                 shutil.rmtree(os.path.join(self.folder, line.split()[1]), ignore_errors=True)
                 self.type(line)
-            else:
+            elif not line.startswith('sc failureflag '):     # wine's sc has no such verb
                 output = self.type(line)
-                if line.startswith('sc stop'):
+                if line.startswith('net stop'):             # wine's does not wait
                     self.t.check('%s: it stops' % block.name, self.state('STOPPED'), self.log())
-                elif line.startswith('sc start'):
+                elif line.startswith(('sc start', 'net start')):
                     self.serves(block)
                 elif ' --test ' in line:
                     self.calls += 1

@@ -38,7 +38,7 @@ for archive in "$repo/build/dist/$top"-*.tar.gz "$repo/build/dist/$top"-*.zip; d
     *.zip) try "unpack $name" unzip -q "$archive" -d "$tmp/$name" ;;
     *) try "unpack $name" tar -xzf "$archive" -C "$tmp/$name" ;;
     esac
-    cd "$tmp/$name/$top" || exit 1
+    cd "$tmp/$name/$top" 2>/dev/null || cd "$tmp/$name/butler_webhook" || exit 1
     run=$tmp/$name/run
     case $name in
     linux-x64) printf '#!/bin/sh\nexec "%s" "$@"\n' "$PWD/butler_webhook" >"$run" ;;
@@ -57,5 +57,11 @@ for archive in "$repo/build/dist/$top"-*.tar.gz "$repo/build/dist/$top"-*.zip; d
     [ $failed != $before ] || echo "$name: unpacked, and it runs"
     cd "$repo" || exit 1
 done
+# The commands of README.md for Linux, where somebody has downloaded to.
+mkdir "$tmp/downloads"
+cp build/dist/SHA256SUMS "build/dist/$top-linux-x64.tar.gz" "$tmp/downloads/"
+sed -n '/^```sh syntax unpack$/,/^```$/{/^```/!p}' README.md >"$tmp/unpack.sh"
+try "README's commands unpack the archive" test -s "$tmp/unpack.sh"
+try "README's commands unpack the archive" env -C "$tmp/downloads" bash -e "$tmp/unpack.sh"
 [ $found -gt 0 ] || { echo "no archive in build/dist" && exit 1; }
 [ $failed = 0 ]

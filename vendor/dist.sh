@@ -25,10 +25,15 @@ while [ $# -gt 0 ]; do
     file=$2
     compiler=$3
     shift 3
-    folder=$tmp/$name/$top
+    # Unpacked into C:\Program Files, the one for Windows makes the folder that stays there from version to version.
+    case $name in
+    windows-*) inside=butler_webhook ;;
+    *) inside=$top ;;
+    esac
+    folder=$tmp/$name/$inside
     mkdir -p "$folder/samples"
     cp LICENSE README.md "$folder/"
-    cp samples/* "$folder/samples/"
+    (cd samples && cp LocalLogConfig.xml butler_webhook.service full.yaml minimal.yaml "$folder/samples/")
     # shellcheck disable=SC2086
     python3 vendor/sbom.py platform "$name" "$compiler" $libraries >"$tmp/$name.cdx.json"
     cp "$tmp/$name.cdx.json" "$folder/sbom.cdx.json"
@@ -45,15 +50,15 @@ while [ $# -gt 0 ]; do
         vendor/notices.sh build/src linux text >"$folder/NOTICES.txt"
         ;;
     esac
-    chmod -R u=rwX,go=rX "$folder"
+    chmod -R a-s,u=rwX,go=rX "$folder"
     find "$folder" -type f ! -name 'butler_webhook*' -exec chmod 644 {} +
     chmod 755 "$folder"/butler_webhook*
     find "$tmp/$name" -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
     case $name in
-    windows-*) (cd "$tmp/$name" && find "$top" -type f | sort | zip -q -9 -X -@ "$dist/$top-$name.zip") ;;
+    windows-*) (cd "$tmp/$name" && find "$inside" -type f | sort | zip -q -9 -X -@ "$dist/$top-$name.zip") ;;
     *)
         tar -C "$tmp/$name" --sort=name --format=ustar --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
-            -cf - "$top" | gzip -n -9 >"$dist/$top-$name.tar.gz"
+            -cf - "$inside" | gzip -n -9 >"$dist/$top-$name.tar.gz"
         ;;
     esac
     printf '%s\n' "$name" >>"$tmp/names"

@@ -27,9 +27,11 @@ MAIN = 'pkg:generic/butler_webhook@' + VERSION
 # Name, licences and home of what is no file of vendor/lock, but comes with the compiler, and the files of it that are linked in.
 GPL = [{'expression': 'GPL-3.0-or-later WITH GCC-exception-3.1'}]
 ZPL = [{'license': {'id': 'ZPL-2.1'}}, {'license': {'name': 'Public domain'}}, {'license': {'name': "Lucent's, for gdtoa"}}]
-LIBGCC = ('libgcc', GPL, 'https://gcc.gnu.org/', ['libgcc.a'])
+LIBGCC = ('libgcc', GPL, 'https://gcc.gnu.org/', ['crtbeginS.o', 'crtendS.o', 'libgcc.a'])
+LIBGCC_WINDOWS = ('libgcc', GPL, 'https://gcc.gnu.org/', ['crtbegin.o', 'crtend.o', 'libgcc.a'])
 LIBSSP = ('libssp', GPL, 'https://gcc.gnu.org/', ['libssp.a'])
-MINGW = ('mingw-w64', ZPL, 'https://www.mingw-w64.org/', ['crt2.o', 'libmingw32.a', 'libmingwex.a'])
+MINGW = ('mingw-w64', ZPL, 'https://www.mingw-w64.org/', ['crt2.o', 'libadvapi32.a', 'libkernel32.a', 'libmingw32.a',
+                                                                 'libmingwex.a', 'libmsvcrt.a', 'libws2_32.a'])
 
 # What vendor/lock does not say of its files.
 HOMES = {
@@ -137,10 +139,10 @@ def platform(name, compiler, libraries):
     components = [locked(library, lock) for library in libraries] + [locked('ca-certificates', lock)]
     if name.startswith('windows'):
         mingw = says_version(compiler, '#include <_mingw.h>\n__MINGW64_VERSION_STR\n')
-        components += [compiled(MINGW, mingw, compiler, name), compiled(LIBSSP, gcc, compiler, name)]
+        components += [compiled(MINGW, mingw, compiler, name), compiled(LIBSSP, gcc, compiler, name),
+                       compiled(LIBGCC_WINDOWS, gcc, compiler, name)]
     else:
-        components += [locked('musl', lock), locked('musl-patches', lock)]
-    components.append(compiled(LIBGCC, gcc, compiler, name))
+        components += [locked('musl', lock), locked('musl-patches', lock), compiled(LIBGCC, gcc, compiler, name)]
     main = {
         'type': 'application',
         'bom-ref': MAIN,
