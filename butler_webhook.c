@@ -1505,7 +1505,7 @@ plat_plain_path(wchar_t *full)
         full[6] = L'\\';
         return full + 6;
     }
-    return wcsncmp(full, L"\\\\?\\", 4) == 0 && full[5] == L':' ? full + 4 : full;
+    return wcsncmp(full, L"\\\\?\\", 4) == 0 && full[4] && full[5] == L':' ? full + 4 : full;
 }
 
 /* Whether a path made by plat_wide_path lies on another machine, where a service's account has no name of its own. */
@@ -3568,7 +3568,7 @@ buf_reserve(struct buf *b, size_t more)
 {
     size_t cap = b->cap ? b->cap : 64;
 
-    if (b->len + more + 1 <= b->cap)
+    if (more < b->cap - b->len)
         return;
     while (cap < b->len + more + 1)
         cap *= 2;

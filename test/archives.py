@@ -90,7 +90,7 @@ def check_files(name, files, top):
     equal(f'{name}: the files in {top}', sorted(files), sorted(f'{top}/{f}' for f in expected + ['samples/' + s for s in samples]))
     for path, content in files.items():
         inner = path.partition('/')[2]
-        if inner in ('LICENSE', 'README.md') or inner.startswith('samples/') :
+        if inner in ('LICENSE', 'README.md') or inner.startswith('samples/'):
             end = b'\r\n' if windows else b'\n'
             equal(f'{name}: {inner} is ours, with the right line ends', hashlib.sha256(content).hexdigest(),
                   hashlib.sha256(read(os.path.join(ROOT, inner)).replace(b'\n', end)).hexdigest())
