@@ -716,17 +716,15 @@ def check_hostile(t, what, path, words=(), codes=(2,), memory_mb=150):
         def limit():
             resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     try:
-        done = subprocess.run(harness.SYSTEM.command(t.binary, ['--check', path]), capture_output=True,
-                              timeout=QUICK_S * harness.SLOW, preexec_fn=limit, env=t.environment(), stdin=subprocess.DEVNULL)
+        done = t.run('--check', path, timeout=QUICK_S, preexec_fn=limit)
     except subprocess.TimeoutExpired:
         t.check('%s: is quick' % what, False, 'over %d s' % (QUICK_S * harness.SLOW))
         return
-    stderr = harness.SYSTEM.output(done.stderr).decode('utf-8', 'backslashreplace')
-    t.check('%s: exit code' % what, done.returncode in codes, 'got %d: %s' % (done.returncode, stderr[:500]))
-    found = problems(t, what, stderr, path)
+    t.check('%s: exit code' % what, done.returncode in codes, 'got %d: %s' % (done.returncode, done.stderr[:500]))
+    found = problems(t, what, done.stderr, path)
     if done.returncode == 2:
         t.check('%s: an error' % what, any(problem['severity'] == 'error' for problem in found))
-    expect_words(t, what, stderr, words)
+    expect_words(t, what, done.stderr, words)
 
 
 def test_config_hostile(t):
