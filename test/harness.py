@@ -51,6 +51,7 @@ BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', BINARY[:-4] +
 SLOW = float(os.environ.get('BUTLER_SLOW', '3' if WINDOWS else '1'))
 STOP_S = 7      # the program promises 5 s
 JOBS = 8 if WINDOWS else 20     # most tests mostly wait
+PATIENT = {'timeoutSeconds': round(10 * SLOW)}      # the program's own limit, for dozens of TLS handshakes at once
 
 
 # ---- Results --------------------------------------------------------------------------------------------------------
