@@ -9,8 +9,9 @@
 ## make check-lint, check-unit, check-system, check-asan, check-tsan, check-short, check-fuzz, check-binary, check-readme
 ## make check-windows  the system tests on the exe, in wine, and what only Windows has
 ## make check-arm64  the unit and system tests on the binary for ARM, in an emulator
-## make check-long   the long forms: check-faults (kill -9, broken disks and networks, a soak), a minute for each fuzzer,
-##                   check-dist (the archives, and that another folder and user make the same bytes)
+## make check-long   the long forms: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a soak), a
+##                   minute for each fuzzer, check-windows, check-arm64, check-dist (the archives, and that another folder and
+##                   user make the same bytes)
 ## make asan, tsan, test, fuzz   the variants that the tests use: sanitizers, short limits, fuzzers
 ## make bench        latency, throughput, memory, start
 ## make install, uninstall, clean, distclean   PREFIX (/usr/local) and DESTDIR say where; distclean: the downloads, too
@@ -92,6 +93,7 @@ windows_WANTS = $(windows_TOOL)-objdump -p $@ | grep 'DLL Name:' | grep -viE ' (
 
 ASAN = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -g -O1 -fsanitize=thread
+ANALYZER = -*,clang-analyzer-*,-*.DeprecatedOrUnsafeBufferHandling,-*.performance.Padding
 SHORT = -DTIMEOUT_UNIT_MS=200 -DAGE_UNIT_MS=84 -DQUEUE_MAX_ALERTS=5 -DSENDER_IDLE_MS=1000 -DJOURNAL_REWRITE_MIN=16384 \
 	-DJOURNAL_HEAL_MS=300
 
@@ -188,13 +190,17 @@ $(VARIANTS):
 	$(CLANG_LINK)
 
 # Each check prints what fails and ends with a line `N passed, N failed`; check adds them up.
-check: all install-test
-	-$(MAKE) -k -j$$(nproc) asan tsan test fuzz build/unit
+check: install-test
+	-$(MAKE) -k -j$$(nproc) all asan tsan test fuzz build/unit
 	+@test/run.sh lint unit system asan tsan short fuzz binary readme demo
 check-long: all install-test test fuzz
-	+@FUZZ_SECONDS=60 test/run.sh analyzer faults fuzz windows arm64 dist
+	+@FUZZ_SECONDS=60 test/run.sh analyzer tsan-rest faults fuzz windows arm64 dist
 check-analyzer: install-test $(GEN)
-	@$(CC) $(OWN_FLAGS) -O1 -fanalyzer -c butler_webhook.c -o build/analyzer.o && echo "1 passed, 0 failed"
+	@$(MAKE) --no-print-directory -k -j2 analyzer-gcc analyzer-clang && echo "2 passed, 0 failed"
+analyzer-gcc:
+	@$(CC) $(OWN_FLAGS) -O1 -fanalyzer -c butler_webhook.c -o build/analyzer.o
+analyzer-clang:
+	@clang-tidy --quiet --warnings-as-errors='*' --checks='$(ANALYZER)' butler_webhook.c -- $(OWN_FLAGS)
 check-lint: install-test $(GEN)
 	@test/lint.sh $(OWN_FLAGS)
 check-unit: build/unit
@@ -203,8 +209,13 @@ check-system: all test
 	@python3 test/system.py
 check-asan: asan test
 	@BUTLER_SLOW=2 BUTLER_BINARY=build/asan/butler_webhook python3 test/system.py
-check-tsan: tsan test
-	@BUTLER_SLOW=3 BUTLER_BINARY=build/tsan/butler_webhook BUTLER_BINARY_TEST=build/test-tsan/butler_webhook python3 test/system.py
+check-tsan check-tsan-rest: check-%: tsan test
+	@BUTLER_SLOW=3 BUTLER_BINARY=build/tsan/butler_webhook BUTLER_BINARY_TEST=build/test-tsan/butler_webhook python3 test/system.py \
+		--only '$($*_ONLY)'
+# First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers) in the long form.
+tsan_ALONE = config|datagram_|answers|hostile|trace|proxy|tls|trust
+tsan_ONLY = ^(?!$(tsan_ALONE))
+tsan-rest_ONLY = ^($(tsan_ALONE))
 check-short: all test
 	@python3 test/faults.py
 check-faults: all test
@@ -219,7 +230,7 @@ check-arm64-unit: build/unit-arm64 | install-emulator
 	@qemu-aarch64-static build/unit-arm64
 # Without the tests that limit memory or descriptors, of which the emulator needs more, or that time hundreds of calls at once.
 check-arm64-system: build/arm64/run arm64 test
-	@BUTLER_SLOW=4 BUTLER_BINARY=build/arm64/run python3 test/system.py \
+	@BUTLER_SLOW=4 BUTLER_BINARY=build/arm64/run python3 test/system.py --jobs 8 \
 		--only '^(?!config_(hostile|random)|hostile_memory|independent_of_all_at_once|limits_too_few_descriptors)'
 # The program for Windows, run by wine.
 check-windows: windows build/butler_webhook-test.exe install-test install-wine
@@ -259,8 +270,9 @@ distclean:
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: all arm64 windows archives dist asan tsan test fuzz check check-long check-analyzer check-lint check-unit check-system \
-	check-asan check-tsan check-short check-faults check-fuzz check-binary check-arm64 check-arm64-unit check-arm64-system \
-	check-windows check-windows-system check-windows-only check-windows-faults check-windows-readme check-windows-demo \
-	check-dist check-readme check-demo demo bench install uninstall clean distclean help $(INSTALL)
+.PHONY: all arm64 windows archives dist asan tsan test fuzz check check-long check-analyzer analyzer-gcc analyzer-clang \
+	check-lint check-unit check-system check-asan check-tsan check-tsan-rest check-short check-faults check-fuzz check-binary \
+	check-arm64 check-arm64-unit check-arm64-system check-windows check-windows-system check-windows-only check-windows-faults \
+	check-windows-readme check-windows-demo check-dist check-readme check-demo demo bench install uninstall clean distclean help \
+	$(INSTALL)
 .DELETE_ON_ERROR:

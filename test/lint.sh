@@ -18,10 +18,9 @@ check() {
     fi
 }
 
-tidy='-*,clang-analyzer-*,bugprone-*,performance-*,portability-*,misc-redundant-expression,misc-unused-parameters'
+tidy='-*,bugprone-*,performance-*,portability-*,misc-redundant-expression,misc-unused-parameters'
 tidy="$tidy,-bugprone-easily-swappable-parameters,-bugprone-implicit-widening-of-multiplication-result"
 tidy="$tidy,-bugprone-reserved-identifier,-bugprone-sizeof-expression"
-tidy="$tidy,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling,-clang-analyzer-optin.performance.Padding"
 
 # Only the section that hides the system may ask which one it is.
 asks=$(awk '/^\/\* ==== / { platform = $4 == "Platform" } /_WIN32([^A-Za-z_]|$)/ && !platform { print FILENAME ":" FNR ": " $0 }' \
