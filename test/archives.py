@@ -17,7 +17,7 @@ import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EPOCH = int(os.environ['SOURCE_DATE_EPOCH'])
-LINKED = {'mbedtls', 'libyaml', 'ca-certificates', 'libgcc'}
+LINKED = {'mbedtls', 'libyaml', 'cjson', 'ca-certificates', 'libgcc'}
 LINKED_BY = {'linux': LINKED | {'musl', 'musl-patches'}, 'windows': LINKED | {'mingw-w64', 'libssp'}}
 counts = {True: 0, False: 0}
 
@@ -96,7 +96,7 @@ def check_files(name, files, top):
                   hashlib.sha256(read(os.path.join(ROOT, inner)).replace(b'\n', end)).hexdigest())
     notices = files.get(f'{top}/NOTICES.txt', b'').decode()
     equal(f'{name}: line ends of NOTICES.txt', notices.count('\n'), notices.count('\r\n') if windows else len(notices.splitlines()))
-    for word, wanted in (('The butler_webhook authors', True), ('Mbed TLS', True), ('libyaml', True), ('libgcc', True),
+    for word, wanted in (('The butler_webhook authors', True), ('Mbed TLS', True), ('libyaml', True), ('cJSON', True), ('libgcc', True),
                          ('Mozilla Public License', True), ('musl', not windows), ('mingw-w64', windows),
                          ('Lucent', windows)):
         equal(f'{name}: NOTICES.txt names {word}', word in notices, wanted)

@@ -2,7 +2,8 @@
 """
 Shows the main job of butler_webhook on real datagrams: starts two receivers (http and https), starts the program with
 samples/demo.yaml, sends it what Qlik Sense's scheduler sends, and prints each call that arrives. Ends by itself: with
-exit code 0 if every call that should arrive did and no other, else with 1 and a message.
+exit code 0 if every call that should arrive did and no other, else with 1 and a message. The ports of samples/demo.yaml are
+replaced by free ones, in a copy of the file.
 """
 
 import http.server
@@ -15,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -25,13 +27,11 @@ import harness
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = harness.BINARY
-CONFIG = os.path.join(ROOT, 'samples/demo.yaml')
+SAMPLE = os.path.join(ROOT, 'samples/demo.yaml')
 CERTIFICATES = os.path.join(ROOT, 'build/demo')
 DATAGRAMS = os.path.join(ROOT, 'test/data/datagrams')
 
-UDP_PORT = 19998
-HTTP_PORT = 18080
-HTTPS_PORT = 18443
+SAMPLE_PORTS = {'udp': 19998, 'http': 18080, 'https': 18443}
 WIDTH = 110
 PATIENCE_S = 5 * harness.SLOW       # for what should happen
 SILENCE_S = 0.4     # how long nothing must arrive, after the log has said that nothing will
@@ -91,6 +91,32 @@ def make_certificates():
             '-days', '3650', '-extfile', 'server.ext', '-out', 'server.pem')
 
 
+# ---- The configuration ----------------------------------------------------------------------------------------------
+
+
+class Setup:
+    """A folder with a copy of samples/demo.yaml in which free ports stand; a second demo beside this one has another."""
+
+    def __init__(self):
+        os.makedirs(CERTIFICATES, exist_ok=True)
+        self.folder = tempfile.mkdtemp(prefix='run-', dir=CERTIFICATES)
+        self.config = os.path.join(self.folder, 'demo.yaml')
+        self.ports = {name: harness.free_port() for name in SAMPLE_PORTS}
+        with open(SAMPLE, encoding='utf-8') as file:
+            text = file.read()
+        for name, port in SAMPLE_PORTS.items():
+            if str(port) not in text:
+                raise Failure('samples/demo.yaml does not use port %d' % port)
+            text = re.sub(r'\b%d\b' % port, str(self.ports[name]), text)
+        text = text.replace('../build/demo/', '../')    # where the certificates are, as seen from the copy
+        with open(self.config, 'w', encoding='utf-8') as file:
+            file.write(text)
+
+    def remove(self):
+        """Removes the folder, and the state directory in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 # ---- The receivers --------------------------------------------------------------------------------------------------
 
 
@@ -124,13 +150,13 @@ class Call:
 class Receivers:
     """An http and an https server on 127.0.0.1 that answer 200 to everything and keep what arrived."""
 
-    def __init__(self):
+    def __init__(self, ports):
         self.calls = []
         self.changed = threading.Condition()
-        self.servers = [self._serve(HTTP_PORT, None)]
+        self.servers = [self._serve(ports['http'], None)]
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(os.path.join(CERTIFICATES, 'server.pem'), os.path.join(CERTIFICATES, 'server.key'))
-        self.servers.append(self._serve(HTTPS_PORT, tls))
+        self.servers.append(self._serve(ports['https'], tls))
 
     def _serve(self, port, tls):
         receivers = self
@@ -192,24 +218,16 @@ class Receivers:
 # ---- The program ----------------------------------------------------------------------------------------------------
 
 
-def state_directory():
-    """The folder in which the program keeps alerts for samples/demo.yaml; it is removed, so its name must say what it is."""
-    with open(CONFIG, encoding='utf-8') as file:
-        match = re.search(r'(?m)^ +stateDirectory: (\S+\.state)$', file.read())
-    return os.path.normpath(os.path.join(os.path.dirname(CONFIG), match[1] if match else 'butler_webhook.state'))
-
-
 class Program:
-    """butler_webhook with samples/demo.yaml; keeps the lines of its log."""
+    """butler_webhook with a configuration; keeps the lines of its log."""
 
-    def __init__(self):
-        shutil.rmtree(state_directory(), ignore_errors=True)    # the windows of time of the last demo are open still
+    def __init__(self, config):
         env = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
         self.lines = []
         self.shown = 0
         self.changed = threading.Condition()
         env.update(harness.SYSTEM.environment())
-        self.process = subprocess.Popen(harness.SYSTEM.command(BINARY, [os.path.relpath(CONFIG, ROOT)]), cwd=ROOT, env=env,
+        self.process = subprocess.Popen(harness.SYSTEM.command(BINARY, [os.path.relpath(config, ROOT)]), cwd=ROOT, env=env,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         encoding='utf-8', errors='backslashreplace')
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -272,12 +290,12 @@ def with_ids(datagram, task_id, execution_id):
     return b';'.join(fields)
 
 
-def send(datagram, encoding='utf-8'):
+def send(port, datagram, encoding='utf-8'):
     say('the scheduler sends %d bytes to 127.0.0.1:%d (UDP%s):' %
-        (len(datagram), UDP_PORT, '' if encoding == 'utf-8' else ', code page 1252'))
+        (len(datagram), port, '' if encoding == 'utf-8' else ', code page 1252'))
     say(datagram.decode(encoding), 5)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.sendto(datagram, ('127.0.0.1', UDP_PORT))
+        udp.sendto(datagram, ('127.0.0.1', port))
 
 
 def expect_calls(receivers, routes, event, datagram, encoding='utf-8'):
@@ -307,45 +325,46 @@ def expect_silence(receivers):
     say('the receivers get nothing, as it should be')
 
 
-def play(receivers, program):
+def play(receivers, program, ports):
     """The scenes; returns how many calls arrived."""
-    base = 'http://127.0.0.1:%d' % HTTP_PORT
-    failure_routes = ['POST %s/failed' % base, 'GET %s/pager' % base, 'POST https://localhost:%d/tickets' % HTTPS_PORT]
+    udp = ports['udp']
+    base = 'http://127.0.0.1:%d' % ports['http']
+    failure_routes = ['POST %s/failed' % base, 'GET %s/pager' % base, 'POST https://localhost:%d/tickets' % ports['https']]
 
-    headline('butler_webhook starts with samples/demo.yaml')
-    program.wait_line(r' info: listening on 127\.0\.0\.1:%d ' % UDP_PORT)
+    headline('butler_webhook starts with samples/demo.yaml, in which free ports were put')
+    program.wait_line(r' info: listening on 127\.0\.0\.1:%d ' % udp)
 
     headline('1. A reload task has failed: three webhooks are called, one of them by https with a CA of its own')
     failed = recording('001-a-plain-failed')
-    send(failed)
+    send(udp, failed)
     arrived = expect_calls(receivers, failure_routes, EVENT_FAILED, failed)
     program.wait_line(r' info: alert \d+ delivered ', 3)
 
     headline('2. The same event a second time, as two log appenders send it: a duplicate')
-    send(failed)
+    send(udp, failed)
     program.wait_line(r' duplicate ignored: ')
     expect_silence(receivers)
 
     headline('3. The same task fails again at once: the rate limit (300 s for each task) holds it back')
-    send(with_ids(failed, None, b'0b7f2f0c-9d0e-4f5a-8a53-3c1f7a6e2d11'))
+    send(udp, with_ids(failed, None, b'0b7f2f0c-9d0e-4f5a-8a53-3c1f7a6e2d11'))
     program.wait_line(r' held back by the rate limit: ')
     expect_silence(receivers)
 
     headline('4. Somebody stops a reload task: another kind of event, with its own webhook and its own rate limit')
     aborted = recording('002-a-aborted')
-    send(aborted)
+    send(udp, aborted)
     arrived += expect_calls(receivers, ['PUT %s/aborted' % base], EVENT_ABORTED, aborted)
     program.wait_line(r' info: alert \d+ delivered ')
 
     headline('5. A reload task succeeds: known, but nothing to call anybody for')
-    send(recording('003-a-success'))
+    send(udp, recording('003-a-success'))
     program.wait_line(r' verbose: ignored: ')
     expect_silence(receivers)
 
     headline('6. Another task fails; its server sends Windows-1252 instead of UTF-8. The text arrives as it was meant')
     swedish = with_ids(recording('156-b1-cp1252-swedish'), b'5c9f6a52-7f3a-4a0e-bd0c-3f0f7f0a9b21',
                        b'c2a1d6de-5a6b-4b0e-9b36-8f3a3c6e7d42')
-    send(swedish, 'cp1252')
+    send(udp, swedish, 'cp1252')
     arrived += expect_calls(receivers, failure_routes, EVENT_FAILED, swedish, 'cp1252')
     program.wait_line(r' info: alert \d+ delivered ', 3)
 
@@ -360,15 +379,16 @@ def play(receivers, program):
 
 def main():
     sys.stdout.reconfigure(errors='backslashreplace')
-    receivers = program = None
+    receivers = program = setup = None
     try:
         if not os.access(BINARY, os.X_OK):
             raise Failure('%s is not there: run make' % BINARY)
         harness.SYSTEM.begin()
         make_certificates()
-        receivers = Receivers()
-        program = Program()
-        arrived = play(receivers, program)
+        setup = Setup()
+        receivers = Receivers(setup.ports)
+        program = Program(setup.config)
+        arrived = play(receivers, program, setup.ports)
     except Failure as failure:
         if program is not None and program.process.poll() is not None and program.process.returncode:
             say('\n'.join(program.lines[-20:]))
@@ -377,9 +397,10 @@ def main():
     finally:
         if program is not None:
             program.kill()
-            shutil.rmtree(state_directory(), ignore_errors=True)
         if receivers is not None:
             receivers.stop()
+        if setup is not None:
+            setup.remove()
         harness.SYSTEM.end()
     print('\ndemo passed: %d calls arrived as they should, and no other.' % arrived, flush=True)
     return 0

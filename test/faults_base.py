@@ -5,6 +5,7 @@ documentation describes it (an independent reader and writer), and the faults of
 
 import collections
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -25,6 +26,7 @@ ARRIVE_S = 20       # for alerts to arrive once nothing is wrong any more, their
 
 HOUR_MS = 3600 * 1000
 TEST_HOUR_MS = 84   # what an hour of maxAgeHours is in the test builds
+TEST_MEGABYTE = 65536   # and a megabyte of maxStateMB
 
 
 def pick(short, long):
@@ -129,7 +131,9 @@ class Shim:
     """The faults of test/shim.c. `shim.env` goes to the program; attributes of shim.set are its fields."""
 
     FIELDS = ('write_errno', 'write_room', 'sync_errno', 'sync_delay_ms', 'open_errno', 'rename_errno', 'read_errno',
-              'wall_offset_ms', 'boot_offset_ms', 'socket_errno', 'truncate_errno', 'resolve_fail', 'hits', 'write_delay_ms')
+              'wall_offset_ms', 'boot_offset_ms', 'socket_errno', 'truncate_errno', 'resolve_fail', 'hits', 'write_delay_ms',
+              'letters_errno', 'read_from', 'read_to', 'syncs', 'folder_syncs', 'synced_len', 'renames',
+              'log_delay_ms', 'resolve_delay_ms')
 
     def __init__(self, t, name='shim'):
         if harness.WINDOWS:
@@ -366,13 +370,13 @@ def fickle(random_numbers, good=0.45, error=0.25, hang=0.02, good_from=4):
 
 
 class Load:
-    """Sends alerts at a steady rate, of these kinds in turn, until it is closed. sent: their executionIds."""
+    """Sends alerts to a place at a steady rate, of these kinds in turn, until it is closed. sent: their executionIds."""
 
-    def __init__(self, port, rate, message='Max retries reached', ids=('/scheduler-task-failed/',),
+    def __init__(self, place, rate, message='Max retries reached', ids=('/scheduler-task-failed/',),
                  make_socket=socket.socket):
         self.sent = []
         self._ids = ids
-        self._port = port
+        self._place = place
         self._rate = rate
         self._message = message
         self._stop = threading.Event()
@@ -389,7 +393,7 @@ class Load:
                 self.sent.append(execution)
                 try:
                     self._socket.sendto(alert(execution, message=self._message, id=self._ids[len(self.sent) % len(self._ids)]),
-                                        ('127.0.0.1', self._port))
+                                        ('127.0.0.1', self._place.port))
                 except OSError:
                     pass        # nobody listens at the moment
 
@@ -408,12 +412,12 @@ class Told:
     """What the log of a program says of its alerts; `update` reads on."""
 
     ACCEPTED = re.compile(r'info: alert (\d+) accepted: .*, execution ([0-9a-fA-F-]{36}), for \d+ webhook')
-    WHOLE = re.compile(r'error: alert (\d+) (dropped|lost|given up) for .*?; alert: (\{.*\})$')
+    WHOLE = re.compile(r'error: alert (\d+) (lost|given up) for .*?; alert: (\{.*\})$')
 
     def __init__(self, process):
         self.process = process
         self.accepted = {}      # executionId -> number
-        self.whole = collections.defaultdict(list)      # dropped, lost, given up -> alerts, as dicts
+        self.whole = collections.defaultdict(list)      # lost, given up -> alerts that only the log has, as dicts
         self.delivered = 0
         self._at = 0
 
@@ -478,7 +482,7 @@ def stopped(process):
 
 
 def kill(process):
-    """kill -9; afterwards the log holds all that was written."""
+    """kill -9; afterwards the log holds all that was written, and the port is free."""
     process.kill()
     process.wait()
 
@@ -491,18 +495,26 @@ def stop(t, process, what='exit code of the stop'):
 
 # ---- The journal ----------------------------------------------------------------------------------------------------
 
+NUMBERS = itertools.count(1000000)      # of alerts that tests write themselves: behind all that the program has given
 
-def record(word, *fields):
+
+# A line's fields behind its CRC. number: of the alert, or a webhook's place; count: attempts, 1 for dead, 1 for a window of
+# de-duplication, or how many webhooks are listed. What a word does not need is 0 or "".
+Record = collections.namedtuple('Record', 'word number kind time count keys json')
+
+
+def record(*fields):
     """One line of the journal, with its CRC and its line end."""
-    text = '\t'.join([word] + [str(field) for field in fields]).encode('utf-8', 'surrogateescape')
+    text = '\t'.join(str(field) for field in fields).encode('utf-8', 'surrogateescape')
     return b'%08x\t%s\n' % (zlib.crc32(text), text)
 
 
 def read_line(line):
-    """[word, field, ...] of a line without its LF; None if it is damaged."""
+    """The Record of a line without its LF; None if it is damaged."""
     if len(line) < 10 or line[8:9] != b'\t' or b'%08x' % zlib.crc32(line[9:]) != line[:8]:
         return None
-    return line[9:].decode('utf-8', 'surrogateescape').split('\t')
+    fields = line[9:].decode('utf-8', 'surrogateescape').split('\t')
+    return Record(*fields) if len(fields) == len(Record._fields) else None
 
 
 def read_journal(path):
@@ -511,20 +523,19 @@ def read_journal(path):
 
 
 def waiting(records):
-    """What waits by these records: webhook-id -> (KEY, time of the acceptance, alert)."""
+    """What waits by these records: (number, key) -> alert."""
     found = {}
-    for word, *fields in records:
-        if word in ('accepted', 'waiting'):
-            for pair in fields[1].split(','):
-                key, id = pair.split(':')
-                found.setdefault(id, (key, int(fields[0]), json.loads(fields[2])))
-        elif word in ('delivered', 'dead', 'dropped'):
-            found.pop(fields[0], None)
+    for line in records:
+        if line.word in ('accepted', 'waiting'):
+            for key in line.keys.split(','):
+                found.setdefault((line.number, key), json.loads(line.json))
+        elif line.word == 'end':
+            found.pop((line.number, line.keys), None)
     return found
 
 
 def waiting_executions(records):
-    return {alert['executionId'] for _, _, alert in waiting(records).values()}
+    return {alert['executionId'] for alert in waiting(records).values()}
 
 
 def webhook_key(url, method='POST', kind='failure', n=0):
@@ -532,27 +543,46 @@ def webhook_key(url, method='POST', kind='failure', n=0):
     return hashlib.sha256(('%s\n%s\n%s\n%d' % (kind, method, url, n)).encode()).hexdigest()[:32]
 
 
-def new_id(random_numbers=random):
-    return 'msg_%032x' % random_numbers.getrandbits(128)
+def webhook_id(execution, key, kind='failure'):
+    """The webhook-id of an alert: the same wherever and whenever it is sent."""
+    return 'msg_%s_%s_%s' % (execution.replace('-', '').lower(), kind[0], key[:8])
 
 
-def body(execution, task_id=None, message='Max retries reached'):
+def body(execution, task_id=None, message='Max retries reached', kind='failure'):
     """The JSON of an alert, byte for byte as a POST has it."""
-    return json.dumps({'event': 'Qlik Sense reload failed', 'hostName': 'qliksrv1', 'user': 'LAB\\goran',
-                       'taskName': 'Reload of Sales', 'taskId': task_id or harness.guid(), 'appName': 'Sales',
+    return json.dumps({'event': 'Qlik Sense reload ' + {'failure': 'failed', 'aborted': 'aborted'}[kind],
+                       'hostName': 'qliksrv1', 'user': 'LAB\\goran', 'taskName': 'Reload of Sales',
+                       'taskId': task_id or harness.guid(), 'appName': 'Sales',
                        'appId': 'e7af59a0-c243-480d-9571-08727551a66f', 'logTimeStamp': '2026-11-22 09:30:00,123',
                        'logLevel': 'INFO', 'executionId': execution, 'logMessage': message},
                       ensure_ascii=False, separators=(',', ':'))
 
 
-def accepted_record(key, execution, wall_ms=None, id=None, task_id=None, message='Max retries reached'):
-    """A line that makes an alert wait for one webhook."""
-    return record('accepted', now_ms() if wall_ms is None else wall_ms, '%s:%s' % (key, id or new_id()),
-                  body(execution, task_id, message))
+def webhook_record(key, kind='failure', place=1, listed=1, description=''):
+    """A line that says what is known of a webhook."""
+    return record('webhook', place, kind, 0, listed, key, json.dumps(description, ensure_ascii=False))
+
+
+def accepted_record(key, execution, wall_ms=None, number=None, task_id=None, message='Max retries reached', kind='failure',
+                    word='accepted'):
+    """A line that makes an alert wait for one webhook, or for several (their keys, ',' between)."""
+    return record(word, next(NUMBERS) if number is None else number, kind, now_ms() if wall_ms is None else wall_ms, 0, key,
+                  body(execution, task_id, message, kind))
+
+
+def attempt_record(number, key, attempts, tried_ms, why='status 500'):
+    return record('attempt', number, 'failure', tried_ms, attempts, key, json.dumps(why, ensure_ascii=False))
+
+
+def end_record(number, key, dead=0):
+    return record('end', number, 'failure', 0, dead, key, '""')
 
 
 def now_ms():
     return int(time.time() * 1000)
+
+
+NOTHING = {'waiting': [], 'dead': [], 'handedOver': []}     # what --pending --json gives when all is done
 
 
 class Place:
@@ -583,30 +613,34 @@ class Place:
         write(self.path(), data)
 
     def start(self, **options):
+        # wine's server closes the socket of a killed program a little later, or never.
+        if harness.WINDOWS and not until(lambda: harness.port_is_free(self.port), 3):
+            old, self.port = self.port, harness.free_port()
+            write(self.config, read(self.config).replace(b' %d' % old, b' %d' % self.port))
         return self.t.start(self.config, **options)
 
-    def pending(self, binary=None, what='--pending'):
-        """What --pending --json gives; an empty one if it fails."""
+    def pending(self, binary=None, what='--pending', code=0):
+        """What --pending --json gives; an empty one if it fails. code 1: a file of dead letters cannot be read."""
         result = self.t.run('--pending', '--json', self.config, binary=binary)
         try:
             answer = json.loads(result.stdout)
-            good = result.returncode == 0 and set(answer) == {'waiting', 'dead'}
+            good = result.returncode == code and set(answer) == set(NOTHING)
         except ValueError:
             good = False
         if not good:
             self.t.check('%s --json works' % what, False, 'exit %d, stdout %r, stderr %r' %
                          (result.returncode, result.stdout[-200:], result.stderr[:200]))
-            return {'waiting': [], 'dead': []}
+            return NOTHING
         return answer
 
-    def waiting(self, binary=None):
+    def waiting(self, binary=None, code=0):
         """The executionIds that wait, by --pending."""
-        return [entry['alert']['executionId'] for entry in self.pending(binary)['waiting']]
+        return [entry['alert']['executionId'] for entry in self.pending(binary, code=code)['waiting']]
 
-    def letters(self):
+    def letters(self, names=('dead-letters.1.ndjson', 'dead-letters.ndjson')):
         """The dead letters in the files, the rotated one first; a line that is none is left out."""
         found = []
-        for name in ('dead-letters.1.ndjson', 'dead-letters.ndjson'):
+        for name in names:
             for line in read(self.path(name)).split(b'\n'):
                 try:
                     found.append(json.loads(line))

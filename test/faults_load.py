@@ -2,6 +2,8 @@
 
 import email.utils
 import os
+import re
+import socket
 import threading
 import time
 
@@ -52,8 +54,9 @@ def test_retry_one_a_second(t):
     took = time.monotonic() - begin
     t.check('all arrive', not missing, base.some(missing))
     most = narrow.most_in_a_second()
-    t.check('never more than a few refusals a second', most <= 6, most)
-    t.check('refusals are no more than a few for each second', len(narrow.refused) <= 3 * took + 10, len(narrow.refused))
+    # Behind a probe that was taken come four calls (maxConcurrent), and are refused.
+    t.check('never more than a few refusals a second', most <= 9, most)
+    t.check('refusals are no more than a few for each second', len(narrow.refused) <= 5 * took + 10, len(narrow.refused))
     t.check('it is not much slower than it could be', took < 2.5 * count * harness.SLOW + 5, took)
     t.check('no double', sink.doubles() == 0, sink.doubles())
     base.note(t, '%d alerts in %.1f s, %d refused, at most %d in a second' % (count, took, len(narrow.refused), most))
@@ -72,7 +75,7 @@ def test_retry_one_a_second_after_a_start(t):
     process = place.start()
     base.until(lambda: len(sink.taken) >= 5, 20)
     t.check('alerts arrive', len(sink.taken) >= 5, len(sink.taken))
-    t.check('never more than a few refusals a second', narrow.most_in_a_second() <= 6, narrow.most_in_a_second())
+    t.check('never more than a few refusals a second', narrow.most_in_a_second() <= 9, narrow.most_in_a_second())
     base.stop(t, process)
     base.same(t, 'the rest waits', place.waiting(), sink.missing(executions))
 
@@ -190,6 +193,112 @@ def test_retry_one_probe(t):
     base.stop(t, process)
 
 
+@base.limits(60, 180)
+@base.waits
+def test_retry_behind_a_gateway(t):
+    """
+    Many alerts wait for a webhook behind a gateway that answers 502 while the server itself is away: it is down after three
+    of them, and gets probes only, ever more seldom; when the server is back all arrive, the oldest first.
+    """
+    count = base.pick(10000, 100000)
+    sink = t.add(base.Sink(lambda call: 502))
+    place = base.Place(t, [{'url': sink.url()}])
+    key = base.webhook_key(sink.url())
+    task = harness.guid()
+    executions = ['%08x-0000-4000-8000-000000000000' % i for i in range(count)]
+    place.fill(b''.join(base.accepted_record(key, execution, task_id=task) for execution in executions))
+    process = place.start()
+    t.check('it is down', process.wait_log(r' warn: webhook failure 1 is down: status 502', 30), base.tail(process))
+    before = len(sink.calls)
+    t.check('a few calls were enough to tell', before <= 8, before)
+    time.sleep(base.pick(8, 60))
+    probes = len(sink.calls) - before
+    t.check('then probes only', 0 < probes <= base.pick(16, 24), probes)
+    t.check('each with another alert', all(len(calls) == 1 for calls in sink.seen.values()),
+            max(len(calls) for calls in sink.seen.values()))
+    base.kill(process)
+    t.equal('all of them wait', len(place.waiting()), count)
+    sink.behave = None
+    sink.forget()
+    process = place.start()
+    enough = base.pick(2000, count)
+    t.check('the server is back: they arrive', base.until(lambda: len(sink.taken) >= enough, base.pick(15, 120)), len(sink.taken))
+    with sink._changed:
+        order = [int(call.execution[:8], 16) for call, _ in sink.calls[:1000]]
+    t.check('the oldest first', max(order) < 1000 + 8, max(order))
+    base.kill(process)
+
+
+@base.limits(60, 60)
+@base.waits
+def test_retry_gateway_for_some(t):
+    """502 for an alert now and then is that alert's own trouble: the webhook is not down, all arrive."""
+    sink = t.add(base.Sink(lambda call: 502 if call.number == 1 and len(sink.seen) % 4 == 0 else 200))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook={'maxConcurrent': 1})
+    process = place.start()
+    executions = base.send(process, 40)
+    base.arrive(t, 'all arrive', sink, executions)
+    t.equal('some were tried twice', sum(len(calls) == 2 for calls in sink.seen.values()), 10)
+    t.equal('it was never down', process.lines(' is down'), [])
+    base.stop(t, process)
+
+
+# ---- Floods ---------------------------------------------------------------------------------------------------------
+
+
+@base.limits(60, 60)
+def test_flood_of_what_is_no_alert(t):
+    """
+    50,000 malformed and unknown datagrams of 3 kB at full speed, and 200 alerts among them: these arrive, all of them, and the
+    log is not flooded.
+    """
+    sink = t.add(base.Sink())
+    place = base.Place(t, [{'url': sink.url()}], fileLogging=True, logDirectory='log')
+    process = place.start()
+    executions = [harness.guid() for _ in range(200)]
+    malformed = b'/scheduler-task-failed/;' + b'm' * 3000
+    unknown = base.alert(harness.guid(), id='/scheduler-reload-whatever/', message='u' * 3000)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.connect(('127.0.0.1', place.port))
+        for number in range(50000):
+            udp.send(unknown if number % 2 else malformed)
+            if number % 250 == 0:
+                udp.send(base.alert(executions[number // 250]))
+    base.arrive(t, 'all alerts arrive', sink, executions)
+    process.wait_log(' delivered to ', count=200)
+    base.stop(t, process)
+    others = [line for line in process.log if ' accepted: ' not in line and ' delivered to ' not in line]
+    size = sum(len(line.encode()) + 1 for line in others)
+    t.check('the log is not flooded', size < 20000, '%d bytes, %d lines' % (size, len(others)))
+    t.check('what was not logged is counted', sum(int(count) for count in re.findall(
+        r' warn: (\d+) more in the last minute: (?:malformed|unknown)', '\n'.join(others))) == 50000 - 40, others[-8:])
+    match = re.search(r'no alerts: \d+ ignored, (\d+) malformed, (\d+) unknown, .* (\d+) dropped', '\n'.join(others))
+    t.equal('the counts at the end', match and match.groups(), ('25000', '25000', '0'))
+
+
+@base.limits(60, 60)
+def test_flood_of_duplicates(t):
+    """Thousands of duplicates, alerts that are held back, and datagrams that are too large: counted, not each logged."""
+    sink = t.add(base.Sink())
+    place = base.Place(t, [{'url': sink.url()}], rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10},
+                       udp={'maxMessageSize': 2000})
+    process = place.start()
+    task = harness.guid()
+    first = base.send(process, 1, task_id=task)[0]
+    large = base.alert(harness.guid(), message='z' * 3000)
+    for number in range(3000):
+        process.send(base.alert(first))
+        process.send(base.alert(harness.guid(), task_id=task))
+        process.send(large)
+    last = base.send(process, 1)[0]
+    base.arrive(t, 'other alerts arrive', sink, [first, last])
+    base.stop(t, process)
+    for what in ('duplicate ignored', 'held back by the rate limit', 'larger than maxMessageSize'):
+        t.equal('%s: lines' % what, len([line for line in process.lines(what) if ' more ' not in line]), 20)
+        t.equal('%s: the others are counted' % what, len(process.lines(r': 2980 more in the last minute: .*%s$' % what)), 1)
+    t.equal('calls', len(sink.calls), 2)
+
+
 # ---- Soak -----------------------------------------------------------------------------------------------------------
 
 SOAK = None     # seconds, set by faults.py
@@ -209,7 +318,7 @@ def test_soak(t):
     good = t.add(base.Sink())
     place = base.Place(t, [{'url': bad.url()}, {'url': good.url()}], butlerWebhook={'timeoutSeconds': 2, 'maxAgeHours': 8760})
     process = place.start()
-    load = t.add(base.Load(place.port, 200))
+    load = t.add(base.Load(place, 200))
     begin = time.monotonic()
     rss = []
     fds = []
@@ -239,8 +348,7 @@ def test_soak(t):
     t.check('descriptors do not grow', late_fds <= early_fds + 6, [early_fds, late_fds])
     t.check('the state directory stays small', journal < 16 << 20, journal)
     t.check('nothing waits at the end', base.until(lambda: not place.waiting(), 10), base.some(place.waiting()))
-    t.check('the journal is small at the end', base.until(lambda: base.folder_bytes(place.state) < 5 << 19, 5),
-            base.folder_bytes(place.state))
+    t.check('the journal is small at the end', base.folder_bytes(place.state) < 10 << 20, base.folder_bytes(place.state))
     base.note(t, '%d s, %d alerts, memory %d then %d kB, descriptors %d then %d, journal at most %d kB, doubles %d' %
               (seconds, len(told.accepted), early, late, early_fds, late_fds, journal >> 10, bad.doubles()))
     base.stop(t, process)

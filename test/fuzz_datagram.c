@@ -25,6 +25,7 @@ read_string(const char **p, struct buf *out)
 {
     static const char escapes[] = "\"\\/bfnrt", plain[] = "\"\\/\b\f\n\r\t";
 
+    buf_add(out, "", 0);
     require(*(*p)++ == '"', "a string must start with a quote", "");
     while (**p != '"') {
         unsigned char c = (unsigned char)*(*p)++;
@@ -46,17 +47,12 @@ read_string(const char **p, struct buf *out)
     ++*p;
 }
 
-static bool
-holds(const struct buf *b, struct slice s)
-{
-    return b->len == s.len && (s.len == 0 || memcmp(b->data, s.data, s.len) == 0);
-}
-
 /* The body is an object of the eleven fields, in order. */
 static void
 check_json(const struct alert *alert)
 {
     struct buf json = {0}, text = {0};
+    struct alert back = {0};
     const char *p;
 
     alert_add_json(alert, &json);
@@ -67,13 +63,17 @@ check_json(const struct alert *alert)
         require(*p++ == (i ? ',' : '{'), "no brace or comma", "");
         text.len = 0;
         read_string(&p, &text);
-        require(holds(&text, slice_of(FIELD_NAMES[i])), "a wrong name", "");
+        require(strcmp(text.data, FIELD_NAMES[i]) == 0, "a wrong name", "");
         require(*p++ == ':', "no colon", "");
         text.len = 0;
         read_string(&p, &text);
-        require(holds(&text, alert->field[i]), "a value that is not the field", "");
+        require(strcmp(text.data, alert->field[i]) == 0, "a value that is not the field", "");
     }
     require(strcmp(p, "}") == 0, "no closing brace, or more behind it", "");
+    require(alert_read_json((struct slice){json.data, json.len}, &back) == 0, "not read back", "");
+    for (int i = 0; i < ALERT_FIELDS; i++)
+        require(strcmp(back.field[i], alert->field[i]) == 0, "a field that is not read back", "");
+    alert_done(&back);
     buf_free(&json);
     buf_free(&text);
 }
@@ -86,7 +86,7 @@ check_query(const struct alert *alert, size_t max)
     const char *p;
 
     buf_add_text(&target, "/x?a=b");
-    alert_add_query(alert, &target, false, max);
+    alert_add_query(alert, &target, max);
     buf_add(&target, "", 0); /* ends it where it was cut */
     require(strspn(target.data,
                 "/?&=%+*-._ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789") ==
@@ -103,15 +103,22 @@ check_query(const struct alert *alert, size_t max)
             if (*plus == '+')
                 *plus = ' ';
         text.len = 0;
-        percent_decode(&text, (struct slice){p, len});
-        struct slice want = alert->field[i];
-        if (i == FIELD_MESSAGE && max && text.len < want.len) {
-            require(target.len <= max || text.len == 0, "not cut enough", "");
-            require(target.len + 24 > max || text.len == 0, "cut too much", "");
-            want.len = text.len;
+        buf_add(&text, "", 0);
+        for (size_t k = 0; k < len; k++) {
+            uint8_t c = (uint8_t)p[k];
+            if (c == '%' && hex_read((struct slice){p + k + 1, len - k - 1}, &c, 1) == 0)
+                k += 2;
+            buf_add_char(&text, c);
         }
-        require(holds(&text, want), "a value that is not the field", "");
-        require(utf8_is_valid(text.data ? text.data : "", text.len), "a character is cut", "");
+        size_t want = strlen(alert->field[i]);
+        if (i == FIELD_MESSAGE && max && text.len < want) {
+            require(target.len <= max || text.len == 0, "not cut enough", "");
+            require(target.len + 12 > max || text.len == 0, "cut too much", "");
+            want = text.len;
+        }
+        require(text.len == want && memcmp(text.data, alert->field[i], want) == 0,
+            "a value that is not the field", "");
+        require(utf8_is_valid(text.data, text.len), "a character is cut", "");
         p += len;
     }
     require(*p == '\0', "more behind the last field", "");
@@ -122,29 +129,31 @@ check_query(const struct alert *alert, size_t max)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static struct alert alert; /* one for all, as in the program */
     struct slice datagram = {(const char *)data, size};
-    struct alert *alert = NULL;
-    struct err e = {""};
     struct log_text shown = log_text(datagram);
+    char about[ALERT_ABOUT_LEN];
+    uint8_t app[16];
+    struct err e = {""};
 
+    cJSON_InitHooks(&(cJSON_Hooks){x_malloc, free});
     require(strlen(shown.text) <= LOG_NAME_MAX + 3, "a text for the log is too long", "");
     for (const char *p = shown.text; *p; p++)
         require((unsigned char)*p >= 0x20 && *p != 0x7f,
             "a control character in a text for the log", "");
-    if (alert_parse(datagram, &alert, &e) != ALERT_OURS) {
-        require(!alert, "an alert that is not ours", "");
+    if (alert_parse(datagram, &alert, &e) != LISTEN_ACCEPTED) {
         for (const char *p = e.text; *p; p++)
             require((unsigned char)*p >= 0x20 && *p != 0x7f, "a control character in an error", "");
         return 0;
     }
     for (int i = 0; i < ALERT_FIELDS; i++)
-        require(
-            utf8_is_valid(alert->field[i].data, alert->field[i].len), "a field is not UTF-8", "");
-    require(alert_guid(alert->field[FIELD_APP_ID]).len == 36, "an alert without app", "");
-    require(alert_is_level(alert->field[FIELD_LEVEL]), "an alert without level", "");
-    check_json(alert);
-    check_query(alert, 0);
-    check_query(alert, GET_TARGET_MAX);
-    alert_free(alert);
+        require(utf8_is_valid(alert.field[i], strlen(alert.field[i])), "a field is not UTF-8", "");
+    require(*alert.field[FIELD_APP_ID] && alert_read_id(slice_of(alert.field[FIELD_APP_ID]), app),
+        "an alert without app", "");
+    alert_about(&alert, datagram, about);
+    require(strspn(about, "0123456789abcdef") == 32 && strlen(about) == 34, "about", about);
+    check_json(&alert);
+    check_query(&alert, 0);
+    check_query(&alert, GET_TARGET_MAX);
     return 0;
 }

@@ -6,9 +6,13 @@
 
 #include "fuzz.h"
 
-/* A client whose other end is a list of bytes instead of a socket. */
+/* A call whose other end is a list of bytes instead of a socket. */
 struct player {
-    struct http_client client; /* first, so that conn->client leads here */
+    struct peer peer; /* first, so that conn->peer leads here */
+    struct http http;
+    struct config config;
+    struct webhook_config webhook;
+    struct call call;
     struct slice stream;
     size_t at;
     uint32_t random; /* 0: as much as is asked for */
@@ -17,7 +21,7 @@ struct player {
 static int
 player_read(struct conn *conn, void *data, size_t len)
 {
-    struct player *p = (struct player *)(void *)conn->client;
+    struct player *p = (struct player *)(void *)conn->peer;
     size_t n = p->stream.len - p->at;
 
     if (n > len)
@@ -33,16 +37,19 @@ player_read(struct conn *conn, void *data, size_t len)
     return (int)n;
 }
 
-/* What the program reads out of the headers, checked. */
+/* Checks what the program reads out of the headers of the first head. */
 static void
-check_head(const struct http_head *h)
+check_head(struct slice stream)
 {
+    struct http_head head, *h = &head;
     struct url base, to;
     struct err e;
+    size_t end = http_head_len(stream);
 
-    require(h->status >= 200 && h->status <= 999, "status", "out of range");
-    require(!h->framing || !h->keep || h->body.kind == BODY_NONE, "kept",
-        "although its length is not known");
+    if (end == 0 || http_parse_head((struct slice){stream.data, end}, h, &e) != 0)
+        return;
+    require(h->status >= 100 && h->status <= 999, "status", "out of range");
+    require(!h->keep || h->chunked || h->length != -1, "kept", "although it has no length");
     if (h->retry_after.data) {
         int64_t after = http_read_retry_after(h->retry_after, 784111777);
         require(after >= -1 && after <= RETRY_AFTER_MAX_S, "Retry-After", "out of range");
@@ -57,35 +64,49 @@ check_head(const struct http_head *h)
     url_done(&base);
 }
 
-/* Reads an answer as a call does, and says what came out, and where the reader stopped. */
+/*
+ * Reads an answer as a call does, and says what came out. A redirect that would
+ * be followed counts as such: there is nobody to connect to.
+ */
 static void
 play(struct slice stream, uint32_t random, struct buf *out)
 {
-    struct player p = {.stream = stream, .random = random};
-    struct conn *conn = &p.client.conn;
-    bool began = false;
+    struct player p = {.stream = stream, .random = random, .config = {.timeout_s = 10}};
+    struct call *call = &p.call;
+    const struct http_head *h = &call->head;
     struct err e = {""};
 
-    http_client_init(&p.client, NULL);
-    conn->sock = INT_MAX; /* no such file */
-    conn->read = player_read;
-    p.client.deadline_ms = INT64_MAX;
-    if (http_read_head(conn, &p.client.head, &began, &e) != 0) {
-        char *shown = strstr(e.text, "it starts with"); /* with as much as had come */
+    p.webhook.method = METHOD_PUT;
+    require(url_parse(slice_of("https://h/a/b"), NULL, &p.webhook.url, &e) == 0, "URL", e.text);
+    p.peer = (struct peer){.http = &p.http, .webhook = &p.webhook};
+    p.http = (struct http){.config = &p.config};
+    call->conn = (struct conn){
+        .peer = &p.peer, .sock = INT_MAX, .read = player_read, .to_origin = true};
+    call->url = &p.webhook.url;
+    call->res.end = HTTP_BROKEN;
+    call->deadline_ms = INT64_MAX;
+    call_enter(call, CALL_RECEIVE, call->deadline_ms);
+    if (call_receive(call, 0) == CALL_FAILED) {
+        char *shown = strstr(call->res.reason.text, "it starts with"); /* with as much as came */
         if (shown)
             *shown = '\0';
-        buf_format(out, "no answer: %s; began %d", e.text, began);
+        buf_format(out, "no answer: %s", call->res.reason.text);
     } else {
-        const struct http_head *h = &p.client.head;
-        check_head(h);
-        buf_format(out, "%d keep %d kind %d locations %d: ", h->status, h->keep, (int)h->body.kind,
-            h->locations);
-        int drained = http_drain(&p.client, &e);
-        buf_format(out, "%s, ", drained != 0 ? e.text : "whole");
+        if (call->state == CALL_SKIP) {
+            call->until_ms = INT64_MAX;
+            call_skip(call, 0);
+        }
+        require(
+            call->state == CALL_RESOLVE || call->state == CALL_CLOSED || call->state == CALL_IDLE,
+            "state", "neither over nor at rest");
+        buf_format(out, "%d keep %d chunked %d, %s%s, ", call->res.status, h->keep, h->chunked,
+            call->res.reason.text, call->state == CALL_RESOLVE ? "followed" : "");
         /* bytes behind the answer may have come with it, or wait: closed now, or before a call */
-        buf_add_text(out, conn->sock >= 0 && p.at == stream.len ? "kept" : "closed");
+        buf_add_text(out, call->state == CALL_IDLE && p.at == stream.len ? "kept" : "closed");
     }
-    http_client_done(&p.client);
+    conn_close(&call->conn);
+    url_done(&call->moved);
+    url_done(&p.webhook.url);
 }
 
 int
@@ -99,6 +120,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (size_t i = 0; i < size; i++)
         hash = (hash ^ data[i]) * 16777619u;
     struct slice stream = {(const char *)data, size};
+    check_head(stream);
     play(stream, 0, &whole);
     play(stream, hash | 1, &pieces);
     require(strcmp(whole.data, pieces.data) == 0, whole.data, pieces.data);

@@ -17,9 +17,8 @@ check_url(const struct url *u)
     require(u->target[0] == '/', "the target has no slash at its start", u->target);
     for (const char *p = u->target; *p; p++)
         require(*p > 0x20 && *p < 0x7f && *p != '#', "the target", u->target);
-    for (const char *p = u->host; *p; p++)
-        require(*p > 0x20 && *p < 0x7f && !strchr("#/<>?@[\\]^|%", *p) && (*p < 'A' || *p > 'Z'),
-            "the host", u->host);
+    require(strspn(u->host, "abcdefghijklmnopqrstuvwxyz0123456789-._:") == strlen(u->host),
+        "the host", u->host);
     require(*u->host != '\0' && u->port > 0 && u->port <= 65535, "host or port", u->origin);
     require(!u->auth ||
             strspn(u->auth, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=") ==
@@ -75,7 +74,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             list, sizeof list, "%.*s", (int)(second.len < 250 ? second.len : 250), second.data);
         url_is_excepted(&base, list);
         require(url_is_excepted(&base, "*"), "NO_PROXY *", base.host);
-        if (!strchr(base.host, ':') && !strpbrk(base.host, "*,") && base.host[0] != '.')
+        if (strspn(base.host, ".") == 0)
             require(url_is_excepted(&base, base.host), "NO_PROXY with its own name", base.host);
     }
     if (url_parse(second, &base, &u, &e) == 0) {

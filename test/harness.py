@@ -51,7 +51,25 @@ BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', BINARY[:-4] +
 SLOW = float(os.environ.get('BUTLER_SLOW', '3' if WINDOWS else '1'))
 STOP_S = 7      # the program promises 5 s
 JOBS = 8 if WINDOWS else 20     # most tests mostly wait
+MEMORY_ONLY = r'(?: in memory only)?'   # how the log marks an accepted alert that is in no journal
 PATIENT = {'timeoutSeconds': round(10 * SLOW)}      # the program's own limit, for dozens of TLS handshakes at once
+
+
+# ---- Signals --------------------------------------------------------------------------------------------------------
+
+
+def take_signals():
+    """
+    A signal that is ignored here, as under nohup or in the background of a script, would be ignored by every program
+    that is started from here. One that is handled here has its default there; so handle it, and do nothing.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+if threading.current_thread() is threading.main_thread():
+    take_signals()
 
 
 # ---- Results --------------------------------------------------------------------------------------------------------
@@ -65,7 +83,13 @@ class Results:
         self.failed = 0
         self.skipped = 0
         self._skips = {}
+        self._restarts = []
         self._lock = threading.Lock()
+
+    def restarted(self, name, why):
+        """Counts a program that was started again, as it had failed for a reason that is not its own."""
+        with self._lock:
+            self._restarts.append((name, why))
 
     def check(self, name, ok, detail=''):
         with self._lock:
@@ -84,6 +108,10 @@ class Results:
     def finish(self):
         for why, names in self._skips.items():
             print(one_line('skipped %s: %s' % (', '.join(names), why)))
+        for name, why in self._restarts:
+            print(one_line('started again in %s: %s' % (name, why)))
+        if self._restarts:
+            print('%d programs were started again' % len(self._restarts))
         print('%d passed, %d failed%s' % (self.passed, self.failed,
                                           ', %d skipped' % self.skipped if self.skipped else ''), flush=True)
         return 1 if self.failed or not self.passed else 0
@@ -142,6 +170,14 @@ class Unix:
         """What the program takes for the number of its process, as a regular expression."""
         return str(process.pid)
 
+    def watched(self, env):
+        """The environment with which the system tells on stderr that it has loaded the program; output() takes that out."""
+        return env
+
+    def failure(self, binary, stderr):
+        """Why the system has never run the program, if stderr (as it was written) shows that; else None."""
+        return None
+
 
 class Wine(Unix):
     """
@@ -154,6 +190,8 @@ class Wine(Unix):
     LOADERS = ('/usr/lib/wine/wine64', '/usr/bin/wine64', '/usr/lib/x86_64-linux-gnu/wine/wine64')
     SERVERS = ('/usr/lib/wine/wineserver64', '/usr/lib/wine/wineserver', '/usr/bin/wineserver')
     PATH = re.compile(rb'\bZ:([\\/][^\s"\';,|]*)')
+    LOADED = re.compile(rb'(?m)^[0-9a-f]+:trace:loaddll:[^\n]*\n')
+    OWN_WORDS = re.compile(rb'(?m)^wine(?: client error)?:[^\n]*')
     STOP = (signal.SIGTERM, signal.SIGHUP)
     trace = None        # a file that gets what services report to the event log
     memory_kb = 64 * 1024
@@ -248,6 +286,8 @@ class Wine(Unix):
 
     def output(self, data):
         data = data.replace(b'\r\n', b'\n')
+        if b':trace:loaddll:' in data:
+            data = self.LOADED.sub(b'', data)
         if b'Z:' in data:
             data = self.PATH.sub(lambda match: match.group(1).replace(b'\\', b'/'), data)
         return data
@@ -260,6 +300,21 @@ class Wine(Unix):
 
     def process_id(self, process):
         return r'\d+'
+
+    def watched(self, env):
+        return dict(env, WINEDEBUG='-all,trace+loaddll') if env.get('WINEDEBUG') == '-all' else env
+
+    def failure(self, binary, stderr):
+        """
+        Now and then, on a busy machine, wine ends before it has loaded the exe. An exe that was loaded and then ended
+        without a word has failed by itself, and is not started again.
+        """
+        said = self.OWN_WORDS.search(stderr)
+        if said:
+            return said.group().decode('utf-8', 'replace')
+        if b':trace:loaddll:' in stderr and os.path.basename(binary).encode() + b'" at ' in stderr:
+            return None
+        return 'wine ended before it had loaded the program'
 
 
 SYSTEM = Wine() if WINDOWS else Unix()
@@ -398,6 +453,7 @@ class Process:
 
     def __init__(self, command, env=None, port=None, cwd=None, stdout=None):
         self.command = command
+        self.config = None      # path of its configuration, if t.config made that
         self.port = port
         self.expect_stderr = False
         self.expect_exit = 0
@@ -445,6 +501,12 @@ class Process:
     def stderr(self):
         with self._changed:
             return SYSTEM.output(bytes(self._err)).decode('utf-8', 'surrogateescape')
+
+    @property
+    def raw_stderr(self):
+        """The bytes, with what the system below the program has added."""
+        with self._changed:
+            return bytes(self._err)
 
     @property
     def stdout(self):
@@ -522,6 +584,9 @@ class Process:
         if self.running():
             self._process.kill()
         self._process.wait()
+        until = time.monotonic() + 10       # wine closes its sockets a moment later
+        while WINDOWS and self.port and not port_is_free(self.port) and time.monotonic() < until:
+            time.sleep(0.05)
 
     def close(self):
         if self._udp is not None:
@@ -831,6 +896,7 @@ class Test:
         self.over = False
         self._closeables = []
         self._ports = {}
+        self._folders = {}
         self._configs = 0
         self._tmp = None
         self._lock = threading.Lock()
@@ -918,7 +984,22 @@ class Test:
         with open(path, 'w', encoding='utf-8', newline='') as file:
             file.write('---\n' + yaml({'Butler': SYSTEM.setting(top)}))
         self._ports[path] = port
+        folder = (top.get('butlerWebhook') or {}).get('stateDirectory', 'butler_webhook.state')
+        self._folders[path] = os.path.join(os.path.dirname(path), folder) if folder else None
         return path, port
+
+    def letters(self, config_path):
+        """The dead letters that are on the disk for a configuration, oldest first."""
+        folder = self._folders.get(config_path)
+        found = []
+        for name in ('dead-letters.1.ndjson', 'dead-letters.ndjson') if folder else ():
+            try:
+                with open(os.path.join(folder, name), 'rb') as file:
+                    lines = file.read().split(b'\n')
+            except FileNotFoundError:
+                continue
+            found += [json.loads(line) for line in lines[:-1] if line]
+        return found
 
     def environment(self, env=None):
         """What a program under test sees: nothing of the caller's but the path and what the sanitizers read."""
@@ -935,31 +1016,44 @@ class Test:
 
     def run(self, *args, binary=None, env=None, cwd=None, timeout=30, **options):
         """Runs the program to its end with these arguments; gives the subprocess.CompletedProcess, its output as text."""
+        binary = binary or self.binary
+        env = SYSTEM.watched(self.environment(env))
         for again in (WINDOWS, False):
-            done = subprocess.run(SYSTEM.command(binary or self.binary, args), stdin=subprocess.DEVNULL, capture_output=True,
-                                  env=self.environment(env), cwd=cwd, timeout=timeout * SLOW, **options)
-            if not (again and done.returncode and not done.stdout and not done.stderr):
-                break       # now and then wine, not the program, ends without a word while the machine is busy
+            done = subprocess.run(SYSTEM.command(binary, args), stdin=subprocess.DEVNULL, capture_output=True, env=env, cwd=cwd,
+                                  timeout=timeout * SLOW, **options)
+            if not self._is_to_start_again(again and done.returncode and not done.stdout, binary, done.stderr):
+                break
         done.stdout, done.stderr = (SYSTEM.output(data).decode('utf-8', 'surrogateescape')
                                     for data in (done.stdout, done.stderr))
         return done
+
+    def _is_to_start_again(self, has_failed, binary, stderr):
+        """True if a program that has failed was never run by the system below it; that is counted, and told at the end."""
+        why = SYSTEM.failure(binary, stderr) if has_failed else None
+        if why:
+            self.results.restarted(self.name, why)
+        return why is not None
 
     def start(self, config_path=None, binary=None, env=None, args=None, cwd=None, wait=True, wrap=(), stdout=None):
         """
         Starts the program on a configuration and waits until it listens (unless wait is false). args replaces the
         arguments, wrap stands before the program (such as ['unshare', '-m']), stdout is a descriptor to write to.
         """
-        command = list(wrap) + SYSTEM.command(binary or self.binary, args if args is not None else [config_path])
+        binary = binary or self.binary
+        command = list(wrap) + SYSTEM.command(binary, args if args is not None else [config_path])
+        env = SYSTEM.watched(self.environment(env))
         for again in (WINDOWS and wait and stdout is None, False):
             with self._lock:
                 if self.over:
                     raise Abort()
-                process = Process(command, self.environment(env), self._ports.get(config_path), cwd, stdout)
+                process = Process(command, env, self._ports.get(config_path), cwd, stdout)
+                process.config = config_path
                 self.processes.append(process)
             started = wait and stdout is None and process.wait_log(r' info: listening on ')
-            if started or not again or process.wait(1) is None or process.log or process.stderr:
+            if not self._is_to_start_again(again and not started and process.wait(1) is not None and not process.log,
+                                           binary, process.raw_stderr):
                 break
-            with self._lock:        # it was wine that ended, as in run
+            with self._lock:
                 self.processes.remove(process)
             process.close()
         if wait and stdout is None:
@@ -1067,8 +1161,8 @@ def collect(modules):
     return tests
 
 
-def run_modules(modules, argv=None):
-    """Runs the tests of the modules as the command line says; returns the exit code."""
+def run_modules(modules, argv=None, binaries=(BINARY, BINARY_TEST)):
+    """Runs the tests of the modules, which need these programs, as the command line says; returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--jobs', type=int, default=JOBS, help='tests at a time')
     parser.add_argument('--only', metavar='REGEX', help='only tests whose name matches')
@@ -1085,7 +1179,7 @@ def run_modules(modules, argv=None):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536), hard))
     results = Results()
-    for binary in (BINARY, BINARY_TEST):
+    for binary in binaries:
         if not os.access(binary, os.X_OK):
             results.check('program', False, '%s is not there: build it first' % binary)
             return results.finish()

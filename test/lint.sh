@@ -26,6 +26,9 @@ tidy="$tidy,-bugprone-reserved-identifier,-bugprone-sizeof-expression"
 asks=$(awk '/^\/\* ==== / { platform = $4 == "Platform" } /_WIN32([^A-Za-z_]|$)/ && !platform { print FILENAME ":" FNR ": " $0 }' \
     butler_webhook.c)
 check "_WIN32 in the platform section only${asks:+: $asks}" [ -z "$asks" ]
+# Only the loop's thread calls Mbed TLS.
+locks=$(grep -n MBEDTLS_THREADING butler_webhook.c vendor/mbedtls_config.h Makefile)
+check "Mbed TLS without locks${locks:+: $locks}" [ -z "$locks" ]
 
 mkdir -p build
 check clang-tidy clang-tidy --quiet --warnings-as-errors='*' --checks="$tidy" butler_webhook.c -- "$@"

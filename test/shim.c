@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * Faults for the test builds: a full or broken disk, clocks that jump, no more
- * descriptors, names that are not found. It is linked with
+ * Faults for the test builds: a disk that is full, broken, slow or hangs, clocks
+ * that jump, no more descriptors, names that are not found. It is linked with
  *
  *     -Wl,--wrap=open,--wrap=read,--wrap=pread,--wrap=write,--wrap=fdatasync
  *     -Wl,--wrap=fsync,--wrap=ftruncate,--wrap=rename,--wrap=close
  *     -Wl,--wrap=clock_gettime,--wrap=socket,--wrap=getaddrinfo
+ *     -Wl,--wrap=open64,--wrap=pread64,--wrap=ftruncate64
  *
  * and does nothing unless the environment variable BUTLER_SHIM names a file of
  * at least SHIM_BYTES. That file is mapped shared; it holds struct shim, which
- * the test writes at any time. All fields are 0 at first: no fault.
+ * the test writes at any time. All fields are 0 at first: no fault. A delay ends
+ * at once when its field becomes 0: a large one is a disk that hangs.
  *
  * Faults of the disk strike paths that contain ".state", and descriptors that
- * were opened by such a path.
+ * were opened by such a path; log_delay_ms those of paths that end in ".log".
  */
 
 #define _GNU_SOURCE /* CLOCK_BOOTTIME */
@@ -37,23 +39,34 @@
 #define SHIM_BYTES 4096
 #define FDS_MAX 65536 /* descriptors that are told apart */
 
-/* The faults; the test writes all but hits. */
+/* The faults, which the test writes, and what it may read: hits and all from syncs on. */
 struct shim {
-    _Atomic int64_t write_errno;    /* write fails with this */
-    _Atomic int64_t write_room;     /* > 0: so many more bytes, then ENOSPC; -1: ENOSPC now */
-    _Atomic int64_t sync_errno;     /* fsync and fdatasync fail with this */
-    _Atomic int64_t sync_delay_ms;  /* they take so much longer */
-    _Atomic int64_t open_errno;     /* open fails with this */
-    _Atomic int64_t rename_errno;   /* rename fails with this */
-    _Atomic int64_t read_errno;     /* read and pread fail with this */
-    _Atomic int64_t wall_offset_ms; /* added to CLOCK_REALTIME */
-    _Atomic int64_t boot_offset_ms; /* added to CLOCK_BOOTTIME */
-    _Atomic int64_t socket_errno;   /* socket fails with this */
-    _Atomic int64_t truncate_errno; /* ftruncate fails with this */
-    _Atomic int64_t resolve_fail;   /* getaddrinfo of a name fails with EAI_AGAIN */
-    _Atomic int64_t hits;           /* how often a fault was made */
-    _Atomic int64_t write_delay_ms; /* writes take so much longer */
+    _Atomic int64_t write_errno;      /* write fails with this */
+    _Atomic int64_t write_room;       /* > 0: so many more bytes, then ENOSPC; -1: ENOSPC now */
+    _Atomic int64_t sync_errno;       /* fsync and fdatasync fail with this */
+    _Atomic int64_t sync_delay_ms;    /* they take so much longer */
+    _Atomic int64_t open_errno;       /* open fails with this */
+    _Atomic int64_t rename_errno;     /* rename fails with this */
+    _Atomic int64_t read_errno;       /* read and pread fail with this */
+    _Atomic int64_t wall_offset_ms;   /* added to CLOCK_REALTIME */
+    _Atomic int64_t boot_offset_ms;   /* added to CLOCK_BOOTTIME */
+    _Atomic int64_t socket_errno;     /* socket fails with this */
+    _Atomic int64_t truncate_errno;   /* ftruncate fails with this */
+    _Atomic int64_t resolve_fail;     /* getaddrinfo of a name fails with EAI_AGAIN */
+    _Atomic int64_t hits;             /* how often a fault was made */
+    _Atomic int64_t write_delay_ms;   /* writes take so much longer */
+    _Atomic int64_t letters_errno;    /* open of a file of dead letters fails with this */
+    _Atomic int64_t read_from;        /* reading these bytes of a file fails with EIO ... */
+    _Atomic int64_t read_to;          /* ... up to here: a part that the disk cannot read */
+    _Atomic int64_t syncs;            /* files that were synced */
+    _Atomic int64_t folder_syncs;     /* directories that were synced */
+    _Atomic int64_t synced_len;       /* length of the file that was synced last, when that began */
+    _Atomic int64_t renames;          /* files that were renamed */
+    _Atomic int64_t log_delay_ms;     /* writes to a log file take so much longer */
+    _Atomic int64_t resolve_delay_ms; /* getaddrinfo of a name takes so much longer */
 };
+
+enum kind { OTHER_FILE, STATE_FILE, LOG_FILE };
 
 int __real_open(const char *path, int flags, ...);
 ssize_t __real_read(int fd, void *out, size_t len);
@@ -70,12 +83,15 @@ int __real_getaddrinfo(
     const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
 
 int __wrap_open(const char *path, int flags, ...);
+int __wrap_open64(const char *path, int flags, ...);
 ssize_t __wrap_read(int fd, void *out, size_t len);
 ssize_t __wrap_pread(int fd, void *out, size_t len, off_t at);
+ssize_t __wrap_pread64(int fd, void *out, size_t len, off_t at);
 ssize_t __wrap_write(int fd, const void *data, size_t len);
 int __wrap_fdatasync(int fd);
 int __wrap_fsync(int fd);
 int __wrap_ftruncate(int fd, off_t len);
+int __wrap_ftruncate64(int fd, off_t len);
 int __wrap_rename(const char *from, const char *to);
 int __wrap_close(int fd);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
@@ -83,8 +99,8 @@ int __wrap_socket(int family, int type, int protocol);
 int __wrap_getaddrinfo(
     const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
 
-static struct shim *shim; /* NULL: no faults; set before main */
-static atomic_bool of_state[FDS_MAX];
+static struct shim *shim;           /* NULL: no faults; set before main */
+static atomic_uchar kinds[FDS_MAX]; /* enum kind of each descriptor */
 
 /* Maps the file that BUTLER_SHIM names. Without it the test could not tell what it tests: end then. */
 __attribute__((constructor)) static void
@@ -128,10 +144,29 @@ shim_is_state(const char *path)
     return shim && strstr(path, ".state");
 }
 
-static bool
-shim_is_state_fd(int fd)
+static enum kind
+shim_kind(const char *path)
 {
-    return shim && fd >= 0 && fd < FDS_MAX && atomic_load(&of_state[fd]);
+    size_t len = strlen(path);
+
+    if (shim_is_state(path))
+        return STATE_FILE;
+    return len >= 4 && strcmp(path + len - 4, ".log") == 0 ? LOG_FILE : OTHER_FILE;
+}
+
+static bool
+shim_is_fd(int fd, enum kind kind)
+{
+    return shim && fd >= 0 && fd < FDS_MAX && atomic_load(&kinds[fd]) == kind;
+}
+
+static int64_t
+shim_now_ms(void)
+{
+    struct timespec t;
+
+    __real_clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 /* How many of len bytes the disk still takes: takes them off the room. 0: none. */
@@ -156,27 +191,53 @@ shim_take_room(size_t len)
     return n;
 }
 
-/* Waits as long as a field says. */
+/* Waits as long as a field says, whatever signals come. */
 static void
 shim_delay(const _Atomic int64_t *field)
 {
-    int64_t ms = atomic_load(field);
-    struct timespec delay = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+    static const struct timespec tick = {0, 1000000};
+    int64_t begin_ms = shim_now_ms();
 
-    if (ms <= 0)
+    if (atomic_load(field) <= 0)
         return;
     atomic_fetch_add(&shim->hits, 1);
-    nanosleep(&delay, NULL);
+    while (shim_now_ms() - begin_ms < atomic_load(field))
+        nanosleep(&tick, NULL);
 }
 
-/* What fsync and fdatasync suffer; true: they fail. */
-static bool
-shim_sync(int fd)
+/* What fsync and fdatasync suffer and do, by one of them. */
+static int
+shim_sync(int fd, int (*sync)(int))
 {
-    if (!shim_is_state_fd(fd))
-        return false;
+    struct stat st;
+
+    if (!shim_is_fd(fd, STATE_FILE) || fstat(fd, &st) != 0)
+        return sync(fd);
     shim_delay(&shim->sync_delay_ms);
-    return shim_fails(&shim->sync_errno);
+    if (shim_fails(&shim->sync_errno) || sync(fd) != 0)
+        return -1;
+    if (S_ISDIR(st.st_mode)) {
+        atomic_fetch_add(&shim->folder_syncs, 1);
+        return 0;
+    }
+    atomic_store(&shim->synced_len, st.st_size);
+    atomic_fetch_add(&shim->syncs, 1);
+    return 0;
+}
+
+/* How many of len bytes at an offset can be read; -1: the first cannot. */
+static ssize_t
+shim_readable(size_t len, off_t at)
+{
+    int64_t from = atomic_load(&shim->read_from), to = atomic_load(&shim->read_to);
+
+    if (shim_fails(&shim->read_errno))
+        return -1;
+    if (at >= to || at + (int64_t)len <= from)
+        return (ssize_t)len;
+    atomic_fetch_add(&shim->hits, 1);
+    errno = EIO;
+    return at >= from ? -1 : (ssize_t)(from - at);
 }
 
 int
@@ -191,36 +252,68 @@ __wrap_open(const char *path, int flags, ...)
     if (flags & O_CREAT)
         mode = va_arg(args, unsigned);
     va_end(args);
-    if (state && shim_fails(&shim->open_errno))
+    if (state &&
+        (shim_fails(&shim->open_errno) ||
+            (strstr(path, "/dead-letters") && shim_fails(&shim->letters_errno))))
         return -1;
     fd = __real_open(path, flags, mode);
     if (fd >= 0 && fd < FDS_MAX)
-        atomic_store(&of_state[fd], state);
+        atomic_store(&kinds[fd], shim_kind(path));
     return fd;
+}
+
+/* What glibc makes of open with _FILE_OFFSET_BITS 64; the same for the two below. */
+int
+__wrap_open64(const char *path, int flags, ...)
+{
+    unsigned mode = 0;
+    va_list args;
+
+    va_start(args, flags);
+    if (flags & O_CREAT)
+        mode = va_arg(args, unsigned);
+    va_end(args);
+    return __wrap_open(path, flags, mode);
+}
+
+ssize_t
+__wrap_pread64(int fd, void *out, size_t len, off_t at)
+{
+    return __wrap_pread(fd, out, len, at);
+}
+
+int
+__wrap_ftruncate64(int fd, off_t len)
+{
+    return __wrap_ftruncate(fd, len);
 }
 
 int
 __wrap_close(int fd)
 {
     if (fd >= 0 && fd < FDS_MAX)
-        atomic_store(&of_state[fd], false);
+        atomic_store(&kinds[fd], OTHER_FILE);
     return __real_close(fd);
 }
 
 ssize_t
 __wrap_read(int fd, void *out, size_t len)
 {
-    if (shim_is_state_fd(fd) && shim_fails(&shim->read_errno))
-        return -1;
-    return __real_read(fd, out, len);
+    ssize_t n = (ssize_t)len;
+
+    if (shim_is_fd(fd, STATE_FILE))
+        n = shim_readable(len, lseek(fd, 0, SEEK_CUR));
+    return n < 0 ? -1 : __real_read(fd, out, (size_t)n);
 }
 
 ssize_t
 __wrap_pread(int fd, void *out, size_t len, off_t at)
 {
-    if (shim_is_state_fd(fd) && shim_fails(&shim->read_errno))
-        return -1;
-    return __real_pread(fd, out, len, at);
+    ssize_t n = (ssize_t)len;
+
+    if (shim_is_fd(fd, STATE_FILE))
+        n = shim_readable(len, at);
+    return n < 0 ? -1 : __real_pread(fd, out, (size_t)n, at);
 }
 
 ssize_t
@@ -228,7 +321,9 @@ __wrap_write(int fd, const void *data, size_t len)
 {
     size_t n = len;
 
-    if (shim_is_state_fd(fd)) {
+    if (shim_is_fd(fd, LOG_FILE))
+        shim_delay(&shim->log_delay_ms);
+    if (shim_is_fd(fd, STATE_FILE)) {
         shim_delay(&shim->write_delay_ms);
         if (shim_fails(&shim->write_errno))
             return -1;
@@ -244,19 +339,19 @@ __wrap_write(int fd, const void *data, size_t len)
 int
 __wrap_fdatasync(int fd)
 {
-    return shim_sync(fd) ? -1 : __real_fdatasync(fd);
+    return shim_sync(fd, __real_fdatasync);
 }
 
 int
 __wrap_fsync(int fd)
 {
-    return shim_sync(fd) ? -1 : __real_fsync(fd);
+    return shim_sync(fd, __real_fsync);
 }
 
 int
 __wrap_ftruncate(int fd, off_t len)
 {
-    if (shim_is_state_fd(fd) && shim_fails(&shim->truncate_errno))
+    if (shim_is_fd(fd, STATE_FILE) && shim_fails(&shim->truncate_errno))
         return -1;
     return __real_ftruncate(fd, len);
 }
@@ -266,7 +361,11 @@ __wrap_rename(const char *from, const char *to)
 {
     if ((shim_is_state(from) || shim_is_state(to)) && shim_fails(&shim->rename_errno))
         return -1;
-    return __real_rename(from, to);
+    if (__real_rename(from, to) != 0)
+        return -1;
+    if (shim_is_state(to))
+        atomic_fetch_add(&shim->renames, 1);
+    return 0;
 }
 
 int
@@ -310,6 +409,8 @@ __wrap_getaddrinfo(
     bool name = node && inet_pton(AF_INET, node, &address) != 1 &&
         inet_pton(AF_INET6, node, &address) != 1;
 
+    if (shim && name)
+        shim_delay(&shim->resolve_delay_ms);
     if (shim && name && atomic_load(&shim->resolve_fail)) {
         atomic_fetch_add(&shim->hits, 1);
         return EAI_AGAIN;

@@ -42,14 +42,16 @@ DEFAULTS = {'host': 'qliksrv1', 'task': 'Reload of Sales', 'app': 'Sales', 'user
 LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warn|info|verbose|debug|silly): \S')
 STOPPED = r'info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, (\d+) lost, (\d+) waiting$'
 ALL_TEXT = ''.join(chr(c) for c in range(0x20, 0x7f) if chr(c) != ';')
+MINUTE_LINES = 20       # lines a minute that are spent on each thing that others can cause at will
+ID = r'msg_[0-9a-f]{32}_[fa]_[0-9a-f]{8}'       # a webhook-id
 
 
 # ---- What must be sent ----------------------------------------------------------------------------------------------
 
 
 def event(kind='failure', **given):
-    """The fields of an alert, in their order; the arguments are those of harness.datagram."""
-    values = {ARGUMENTS[name]: value for name, value in dict(DEFAULTS, **given).items()}
+    """The fields of an alert, in their order, as they are sent; the arguments are those of harness.datagram."""
+    values = {ARGUMENTS[name]: value.replace('\0', '\ufffd') for name, value in dict(DEFAULTS, **given).items()}
     values['event'] = EVENTS[kind]
     return {key: values[key] for key in KEYS}
 
@@ -112,8 +114,11 @@ def no_alert(name, data=None, log=r' verbose: ignored: ', id=IDS['failure'], **g
     return Row(name, harness.datagram(id=id, **given) if data is None else data, log=log)
 
 
+MALFORMED = r' warn: malformed datagram: .+: ".*", from 127\.0\.0\.1$'
+
+
 def malformed(name, data=None, **given):
-    return no_alert(name, data, r' warn: malformed datagram from 127\.0\.0\.1: .+: ".*"$', **given)
+    return no_alert(name, data, MALFORMED, **given)
 
 
 class Stage:
@@ -130,6 +135,7 @@ class Stage:
         self.accepted = 0
         self.known = 0
         self.silent = 0
+        self.malformed = 0
 
     def send(self, data, **options):
         self.sent += 1
@@ -167,7 +173,8 @@ class Stage:
         self.send(row.data)
         if row.kind is None:
             self.mark(row.name)
-            if row.log:
+            self.malformed += row.log is MALFORMED
+            if row.log and (row.log is not MALFORMED or self.malformed <= MINUTE_LINES):
                 self.t.check('%s: the log says so' % row.name, self.new_line(begin, row.log),
                              'no %r in %s' % (row.log, shorten(self.program.log[begin:])))
             return
@@ -188,6 +195,9 @@ class Stage:
         match = self.program.wait_log(STOPPED, 1)
         counted = tuple(int(n) for n in match.groups()) if match else self.program.log[-2:]
         self.t.equal('counters', counted, (self.sent, self.accepted, self.accepted, 0, 0, 0))
+        if self.malformed:
+            self.t.check('malformed ones are counted', self.program.lines(r'info: no alerts: .* %d malformed, ' % self.malformed),
+                         self.program.log[-2:])
         bad = [line for line in self.program.log if not LINE.match(line)]
         self.t.check('every line of the log has its form', not bad, shorten(bad[:3]))
 
@@ -221,6 +231,8 @@ def test_datagrams_of_log4net(t):
             row.kind = entry['verdict']
             row.fields = {key: entry['fields'].get(key, EVENTS[row.kind]) for key in KEYS}
             row.fields.update(CUT_ELSEWHERE.get(entry['file'], {}))
+            row.fields = {key: value.replace('\0', '\ufffd') if isinstance(value, str) else value
+                          for key, value in row.fields.items()}
             message = row.fields['logMessage']
             if isinstance(message, dict):
                 row.fields['logMessage'] = row.data.split(b';', 10)[10].decode('utf-8')
@@ -254,9 +266,9 @@ def test_datagram_known_but_not_ours(t):
 
 
 def test_datagram_unknown_id(t):
-    """A warning for each sender at most once a minute, with text that is harmless."""
+    """A warning for each, as long as there are few, with text that is harmless."""
     stage = Stage(t, logLevel='info')
-    unknown = r' warn: unknown message id "%s" from %s'
+    unknown = r' warn: unknown message id: %s, from %s'
     for source, texts in (('127.0.0.1', ('/some-other-id/', '/some-other-id/', '/a-third/')),
                           ('127.0.0.7', ('/scheduler-task-failed', '/a-third/', '/a-third/')),
                           ('127.0.0.8', ('\x1b[31m/red/\r\n2026-01-01T00:00:00.000Z error: forged', 'x')),
@@ -270,7 +282,7 @@ def test_datagram_unknown_id(t):
         t.check('%s is told' % name, stage.new_line(0, unknown % (re.escape(text), re.escape(source))),
                 shorten(stage.program.lines('unknown|warn')))
     t.check('the hostile one is told', stage.new_line(0, unknown % (r'.*31m/red/.*', r'127\.0\.0\.8')))
-    t.equal('one warning a sender', len(stage.program.lines(' warn: ')), 4)
+    t.equal('a warning for each', len(stage.program.lines(' warn: ')), 10)
     stage.finish()
     t.check('nothing raw in the log', re.search(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]', stage.program.stdout) is None)
 
@@ -302,6 +314,7 @@ def test_datagram_semicolons(t):
               message=harness.datagram(id=IDS['aborted'], task='second').decode()),
         alert('empty fields in a row in the message', message=';;;2026-11-22 09:30:00,123;INFO;;'),
         alert('all names empty', task='', app='', user=''),
+        alert('names of levels in the message of ten semicolons', level='WARN', message='INFO'),
         alert('earliest end of the task name, latest begin of the user', task='a', app='b;c;d', user='e'),
         alert('the same with an empty field', task='', app='b;c', user=''),
         alert('two app names fit: without a space', task='x of B', app='B', user='LAB\\q', message='m'),
@@ -352,10 +365,14 @@ def is_id(text):
 
 def cut_fields(text):
     """
-    All fields of a datagram out of the text after its id, as the contract says: None if there is no run of taskId,
-    appId, date, level and executionId with three names before it. Braces are always pairs here.
+    All fields of a datagram out of the text after its id, as the contract says: by position if there are ten of them and
+    both ids look like ids; None if there is no run of taskId, appId, date, level and executionId with three names before
+    it. Braces are always pairs here.
     """
     parts = text.split(';')
+    if len(parts) == 10 and is_id(parts[4]) and is_id(parts[5]):
+        fields = dict(zip(('host', 'task', 'app', 'user', 'task_id', 'app_id', 'date', 'level', 'execution_id', 'message'), parts))
+        return {name: '' if value == '(null)' and name != 'message' else value for name, value in fields.items()}
     for level in range(7, len(parts) - 2):
         if parts[level] in ('INFO', 'ERROR', 'FATAL', 'WARN') and is_id(parts[level - 3]) and is_id(parts[level - 2]):
             fields = cut_names(';'.join(parts[1:level - 3]))
@@ -433,11 +450,17 @@ def test_datagram_null(t):
 
 
 def test_datagram_levels(t):
+    """With ten semicolons the level may be anything; with more of them it tells where the fixed fields stand."""
     rows = [alert('level %s' % level, level=level) for level in
             ('EMERGENCY', 'FATAL', 'ALERT', 'CRITICAL', 'SEVERE', 'ERROR', 'WARN', 'NOTICE', 'INFO', 'DEBUG', 'FINE',
              'TRACE',
              'FINER', 'VERBOSE', 'FINEST')]
-    rows += [malformed('level %r' % level, level=level) for level in ('', 'LOUD', '(null)', 'INFO ', 'INFOS', '1')]
+    rows += [alert('level %s, a semicolon in the message' % row.fields['logLevel'], level=row.fields['logLevel'], message='a;b')
+             for row in rows]
+    others = ('', 'LOUD', '(null)', 'INFO ', 'INFOS', '1', 'info', 'Åäö', 'INFO\nx')
+    rows += [alert('level %r' % level, level=level, expect={'level': '' if level == '(null)' else level}) for level in others]
+    rows += [malformed('level %r, a semicolon in the message' % level, level=level, message='a;b')
+             for level in others if level != 'info']
     play_rows(t, rows)
 
 
@@ -465,7 +488,8 @@ def test_datagram_line_ends(t):
             rows.append(alert('%r in %s' % (text, name), **{name: text}))
     rows.append(malformed('NUL in a GUID', task_id=TASK[:8] + '\x00' + TASK[9:]))
     rows.append(malformed('line end in a GUID', task_id=TASK + '\n'))
-    rows.append(malformed('line end in the level', level='INFO\n'))
+    rows.append(alert('line end in the level', level='INFO\n'))
+    rows.append(malformed('line end in the level, eleven semicolons', level='INFO\n', message='a;b'))
     rows.append(alert('line ends after UTF-16', encoding='utf-16-le', end='\r\n'.encode('utf-16-le')))
     play_rows(t, rows)
 
@@ -556,8 +580,7 @@ def test_datagram_utf16_broken(t):
 
 def test_datagram_malformed(t):
     whole = harness.datagram(task_id=TASK)
-    rows = [malformed('an empty field for %s' % name, whole.replace(value, b''))
-            for name, value in (('level', b'INFO'),)]
+    rows = [malformed('eleven semicolons and no level', whole.replace(b'INFO', b'') + b';')]
     rows += [malformed('only %d fields' % count, b';'.join(whole.split(b';')[:count])) for count in range(2, 10)]
     rows.append(malformed('no GUID at all', b'/scheduler-task-failed/;a;b;c;d;e;f;g;h;i;j;k'))
     rows.append(malformed('semicolons only', b'/scheduler-task-failed/' + b';' * 60000))
@@ -645,7 +668,7 @@ def test_datagram_sizes(t):
 def expected_headers(request, authority, more=()):
     """What a request must carry, by name in lower case; what has no fixed value is a pattern."""
     wanted = {'host': re.escape(authority), 'user-agent': r'butler_webhook/[0-9]+\.[0-9]+\.[0-9]+', 'accept': r'.+',
-              'webhook-id': r'msg_[0-9a-f]{32}', 'webhook-timestamp': r'[1-9][0-9]{9}'}
+              'webhook-id': ID, 'webhook-timestamp': r'[1-9][0-9]{9}'}
     if request.method != 'GET':
         wanted['content-type'] = r'application/json'
         wanted['content-length'] = str(len(request.body))
@@ -666,6 +689,56 @@ def check_headers(t, what, request, authority, more=()):
         t.check('%s: webhook-timestamp is the time of this attempt' % what,
                 abs(arrived - int(request.get('webhook-timestamp'))) <= 2 * harness.SLOW,
                 request.get('webhook-timestamp'))
+
+
+def webhook_keys(t, path):
+    """The keys of webhooks in the state directory's journal, as their dead letters name them."""
+    return {re.match(r'\w+ \d+', letter['webhook']).group(): letter['webhookKey'] for letter in t.letters(path)}
+
+
+def test_call_id_says_what_it_is_about(t):
+    """
+    webhook-id: executionId, kind and the webhook's key, so that a second server, which receives the same datagram, sends
+    the same one; without an executionId the digits of the JSON's SHA-256.
+    """
+    run = harness.guid()
+    digits = run.replace('-', '')
+    receiver = t.receiver(harness.response(404))
+    webhooks = three(receiver) + [{'url': receiver.url('/other'), 'kind': 'aborted'}] + [{'url': receiver.url('/twin')}] * 2
+    seen = []
+    for server in range(2):
+        path, _ = t.config(webhooks)
+        program = t.start(path)
+        known = len(receiver.requests)
+        sent = [dict(kind='failure', execution_id=run), dict(kind='aborted', execution_id=run.upper()),
+                dict(kind='failure', execution_id='{%s}' % run.upper(), message='again'), dict(kind='failure', execution_id=''),
+                dict(kind='failure', execution_id='run 17'), dict(kind='failure', execution_id='(null)', message='x\0y')]
+        for given in sent:
+            program.send(harness.datagram(id=IDS[given['kind']], **dict(DEFAULTS, **{
+                key: value for key, value in given.items() if key != 'kind'})))
+        count = 5 * 5 + 1
+        t.check('server %d: all are given up' % server, program.wait_log('given up for', count=count), shorten(program.log[-2:]))
+        got = receiver.wait(known + count)[known:]
+        deadline = time.monotonic() + 5 * harness.SLOW
+        while len(t.letters(path)) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        keys = webhook_keys(t, path)
+        t.equal('server %d: webhooks with dead letters' % server, sorted(keys), ['aborted 1'] + ['failure %d' % n for n in range(1, 6)])
+        t.equal('server %d: stops' % server, program.stop(), 0)
+        wanted = collections.Counter()
+        for given in sent:
+            fields = event(**dict(given, execution_id='' if given['execution_id'] == '(null)' else given['execution_id']))
+            about = digits if digits == given['execution_id'].strip('{}').lower().replace('-', '') else \
+                hashlib.sha256(stringify(fields)).hexdigest()[:32]
+            for name, key in keys.items():
+                if name.startswith(given['kind']):
+                    wanted['msg_%s_%s_%s' % (about, given['kind'][0], key[:8])] += 1
+        found = collections.Counter(request.get('webhook-id') for request in got)
+        t.check('server %d: ids' % server, found == wanted, 'only got %s, only wanted %s' % (shorten(found - wanted), shorten(wanted - found)))
+        letters = collections.Counter(letter['webhookId'] for letter in t.letters(path))
+        t.check('server %d: ids of the dead letters' % server, letters == found, shorten(letters - found))
+        seen.append(found)
+    t.check('both servers send the same ids', seen[0] == seen[1], shorten(seen[1] - seen[0]))
 
 
 def three(receiver, path='/hook'):
@@ -769,26 +842,14 @@ def basic(user, password=''):
 URL_FORMS = [
     ('http://127.0.0.1:PORT', '127.0.0.1:PORT', '/', None),
     ('http://127.0.0.1:PORT/', '127.0.0.1:PORT', '/', None),
-    ('http://127.1:PORT/short', '127.0.0.1:PORT', '/short', None),
-    ('http://0x7f.1:PORT/hex', '127.0.0.1:PORT', '/hex', None),
-    ('http://0X7F000001:PORT/hex', '127.0.0.1:PORT', '/hex', None),
-    ('http://2130706433:PORT/number', '127.0.0.1:PORT', '/number', None),
-    ('http://0177.0.0.01:PORT/octal', '127.0.0.1:PORT', '/octal', None),
-    ('http://127.0.0.1.:PORT/dot', '127.0.0.1:PORT', '/dot', None),
     ('http://127.0.0.1:0PORT/zero', '127.0.0.1:PORT', '/zero', None),
+    (' http://127.0.0.1:PORT/outer ', '127.0.0.1:PORT', '/outer', None),
     ('HTTP://LOCALHOST:PORT/UP/../dot/./x//y', 'localhost:PORT', '/dot/x//y', None),
     ('http://LocalHost:PORT/Case?Q=Case', 'localhost:PORT', '/Case?Q=Case', None),
-    ('http://%6c%6Fcalhost:PORT/pct', 'localhost:PORT', '/pct', None),
     ('http://127.0.0.1:PORT/a/../../../b', '127.0.0.1:PORT', '/b', None),
-    ('http://127.0.0.1:PORT/a/%2e%2E/b/%2e/c', '127.0.0.1:PORT', '/b/c', None),
     ('http://127.0.0.1:PORT/a/b/..', '127.0.0.1:PORT', '/a/', None),
     ('http://127.0.0.1:PORT/a/b/.', '127.0.0.1:PORT', '/a/b/', None),
     ('http://127.0.0.1:PORT/...', '127.0.0.1:PORT', '/...', None),
-    ('http://127.0.0.1:PORT/a\\b\\..\\c', '127.0.0.1:PORT', '/a/c', None),
-    ('http:\\\\127.0.0.1:PORT\\back', '127.0.0.1:PORT', '/back', None),
-    ('http:/127.0.0.1:PORT/one', '127.0.0.1:PORT', '/one', None),
-    ('http:///127.0.0.1:PORT/three', '127.0.0.1:PORT', '/three', None),
-    (' http://127.0.0.1:PORT/outer ', '127.0.0.1:PORT', '/outer', None),
     ('http://127.0.0.1:PORT/with space/åäö/日本?q=ö x', '127.0.0.1:PORT',
      '/with%20space/%C3%A5%C3%A4%C3%B6/%E6%97%A5%E6%9C%AC?q=%C3%B6%20x', None),
     ('http://127.0.0.1:PORT/😀?😀=1', '127.0.0.1:PORT', '/%F0%9F%98%80?%F0%9F%98%80=1', None),
@@ -818,6 +879,39 @@ URL_FORMS_IPV6 = [
     ('http://[::0.0.0.1]:PORT/v6', '[::1]:PORT', '/v6', None),
     ('http://bob:secret@[::1]:PORT/v6', '[::1]:PORT', '/v6', basic('bob', 'secret')),
 ]
+
+
+# URLs that no webhook can have, and a word of what is said about each.
+URL_ERRORS = [
+    ('http://bücher.example/idn', 'xn--'), ('http://räksmörgås.example:8080/', 'xn--'), ('http://日本語.例え/', 'xn--'),
+    ('http://b%C3%BCcher.example/percent', ''), ('http://%6c%6Fcalhost:PORT/pct', ''), ('http://a%00b/', ''),
+    ('http://0x7f.1:PORT/hex', ''), ('http://0X7F000001:PORT/hex', ''), ('http://127.0.0.0x1:PORT/', ''),
+    ('http://127.0.0.256:PORT/', ''), ('http://127.0.0.1.5:PORT/', ''), ('http://127.1:PORT/short', ''),
+    ('http://2130706433:PORT/number', ''), ('http://0177.0.0.01:PORT/octal', ''), ('http://127.0.0.1.:PORT/dot', ''),
+    ('http:\\\\127.0.0.1:PORT\\back', ''), ('http://127.0.0.1:PORT\\back', ''), ('http:/\\127.0.0.1:PORT/', ''),
+    ('http:/127.0.0.1:PORT/one', ''), ('http:127.0.0.1:PORT/none', ''), ('http:///127.0.0.1:PORT/three', ''),
+    ('http://127.0.0.1:PORT/a\tb', ''), ('ht\ttp://127.0.0.1:PORT/', ''), ('http://127.0.\n0.1:PORT/', ''),
+    ('127.0.0.1:PORT/x', ''), ('//127.0.0.1:PORT/x', ''), ('/x', ''), ('', ''), ('ftp://127.0.0.1:PORT/', 'http'),
+    ('http://', ''), ('http://:PORT/', ''), ('http://127.0.0.1:0/', 'port'), ('http://127.0.0.1:65536/', 'port'),
+    ('http://127.0.0.1:-1/', 'port'), ('http://127.0.0.1:http/', 'port'), ('http://a b/', ''), ('http://<host>/', ''),
+    ('http://[::1', ''), ('http://[1::2::3]/', ''), ('http://[127.0.0.1]/', ''), ('http://[fe80::1%25eth0]/', ''),
+]
+
+
+def test_call_url_errors(t):
+    """Every URL that cannot be called is named with its place, and nothing is started."""
+    urls = [(url.replace('PORT', '8080'), word) for url, word in URL_ERRORS]
+    path, _ = t.config([{'url': url} for url, _ in urls])
+    with open(path, encoding='utf-8') as file:
+        places = [number for number, line in enumerate(file, 1) if 'webhookURL:' in line]
+    for args in (('--check', path), (path,)):
+        done = t.run(*args)
+        t.equal('%d arguments: exit code' % len(args), done.returncode, 2)
+        told = {int(number): text for number, text in re.findall(r'(?m):(\d+):\d+: error: (.*webhookURL.*)$', done.stderr)}
+        for (url, word), place in zip(urls, places):
+            t.check('%s: %r: an error%s' % (len(args), url, word and ' that says ' + word), place in told and word in told[place],
+                    told.get(place))
+        t.equal('%s: nothing else is told' % len(args), sorted(set(told) - set(places)), [])
 
 
 def has_ipv6():
@@ -860,7 +954,13 @@ def test_call_url_forms_ipv6(t):
 def test_call_url_ipv6_mapped(t):
     if not has_ipv6():
         t.skip('no IPv6 here')
-    check_urls(t, [('http://[::ffff:127.0.0.1]:PORT/v6', '[::ffff:7f00:1]:PORT', '/v6', None)], '127.0.0.1')
+    receiver = t.receiver()
+    path, _ = t.config([{'url': 'http://[::ffff:127.0.0.1]:%d/v6' % receiver.port}])
+    program = t.start(path)
+    program.send(harness.datagram())
+    t.check('it arrives, with the address in one of its forms', [request.get('Host') for request in receiver.wait(1)] in
+            [[host % receiver.port] for host in ('[::ffff:7f00:1]:%d', '[::ffff:127.0.0.1]:%d', '127.0.0.1:%d')],
+            [request.headers for request in receiver.requests])
 
 
 def test_call_localhost_both_families(t):
@@ -881,14 +981,7 @@ def test_call_url_as_a_proxy_sees_it(t):
         ('http://example.test:443/x', 'example.test:443', '/x'),
         ('http://example.test:65535/x', 'example.test:65535', '/x'),
         ('http://EXAMPLE.Test/case', 'example.test', '/case'),
-        ('http://bücher.example/idn', 'xn--bcher-kva.example', '/idn'),
-        ('http://Bücher.example/first', 'xn--bcher-kva.example', '/first'),
-        ('http://BÜCHER.example/upper', 'xn--bcher-kva.example', '/upper'),
         ('http://xn--bcher-kva.example/ascii', 'xn--bcher-kva.example', '/ascii'),
-        ('http://b%C3%BCcher.example/percent', 'xn--bcher-kva.example', '/percent'),
-        ('http://faß.example/idn', 'xn--fa-hia.example', '/idn'),
-        ('http://日本語.例え/idn', 'xn--wgv71a119e.xn--r8jz45g', '/idn'),
-        ('http://räksmörgås.example:8080/idn', 'xn--rksmrgs-5wao1o.example:8080', '/idn'),
         ('http://under_score.example/x', 'under_score.example', '/x'),
         ('http://example.test./x', 'example.test.', '/x'),
         ('http://user:pw@example.test/x?y=å#z', 'example.test', '/x?y=%C3%A5'),
@@ -978,8 +1071,7 @@ def test_call_get_not_cut(t):
         path, _ = t.config([{'url': receiver.url(), 'method': method}])
         program = t.start(path)
         program.send(harness.datagram(**given))
-        t.check('%s: given up' % name, program.wait_log(r'error: alert 1 given up for failure 1\b.*; alert: \{"event"'),
-                shorten(program.log[-2:]))
+        t.check('%s: given up' % name, program.wait_log(r'error: alert 1 given up for failure 1\b'), shorten(program.log[-2:]))
         t.equal('%s: requests' % name, len(receiver.requests), count)
         t.equal('%s: stops' % name, program.stop(), 0)
     receiver = t.receiver(refuse)
@@ -1008,12 +1100,12 @@ def test_call_same_id_over_retries(t):
     receiver = t.receiver(answer)
     path, _ = t.config(three(receiver))
     program = t.start(path)
-    executions = [harness.guid() for _ in range(3)]
+    executions = [harness.guid() for _ in range(2)]     # a third one would make the webhooks down
     for execution_id in executions:
         program.send(harness.datagram(execution_id=execution_id))
-    t.check('all are delivered', program.wait_log(r' delivered to ', 30, 9), shorten(program.log[-3:]))
+    t.check('all are delivered', program.wait_log(r' delivered to ', 30, 6), shorten(program.log[-3:]))
     groups = collections.defaultdict(list)
-    for request in receiver.wait(36):
+    for request in receiver.wait(24):
         groups[request.event().get('executionId'), request.method].append(request)
     t.equal('alerts and methods', sorted(groups), sorted((e, m) for e in executions for m in ('GET', 'POST', 'PUT')))
     for (_, method), requests in groups.items():
@@ -1024,7 +1116,7 @@ def test_call_same_id_over_retries(t):
                 len(set(request.body + request.target.partition('?')[2].encode() for request in requests)), 1)
         for request in requests:
             check_headers(t, '%s of a retry' % method, request, receiver.authority)
-    t.equal('ids in all', len(seen), 9)
+    t.equal('ids in all', len(seen), 6)
 
 
 def test_call_keeps_connections(t):
@@ -1072,6 +1164,12 @@ class Replay:
         for port, ours in self.ports.items():
             text = text.replace(':' + port, ':' + ours)
         return text
+
+    def write_as(self, old, new):
+        """Writes a part of the configuration's URLs in another way."""
+        self.t.require('the trace has %s' % old, any(old in webhook['url'] for webhook in self.trace['webhooks']))
+        for webhook in self.trace['webhooks']:
+            webhook['url'] = webhook['url'].replace(old, new)
 
     def receive(self, listener, host='127.0.0.1', **options):
         self.receivers[listener] = self.t.receiver(self.answer, host=host, port=int(self.ports[self.PORTS[listener]]),
@@ -1194,15 +1292,26 @@ def replay_semicolon(t, replay):
 
 
 def replay_url_forms(t, replay):
-    """Butler throws away the query of a GET; we keep it."""
+    """Butler throws away the query of a GET; we keep it. 127.1 is no address for us: it is written out."""
     if not has_ipv6():
         t.skip('no IPv6 here')
+    replay.write_as('http://127.1:', 'http://127.0.0.1:')
     replay.want('GET', '/q', target='/q?a=1&b=two&' + replay.query())
     replay_as_it_is(t, replay)
 
 
 def replay_url_space(t, replay):
-    """Butler only takes these without its check; the name with a letter outside ASCII gets its own address here."""
+    """
+    Butler only takes these without its check. A host name with letters beyond ASCII and backslashes are errors for us, and
+    the name is to be written as xn--; then all are called.
+    """
+    path, _ = t.config([dict(webhook, url=replay.rewrite(webhook['url'])) for webhook in replay.trace['webhooks']])
+    done = t.run('--check', path)
+    errors = re.findall(r'(?m):\d+:\d+: error: .*webhookURL.*$', done.stderr)
+    t.check('two of the URLs are errors', done.returncode == 2 and len(errors) == 2 and 'xn--' in errors[0],
+            [done.returncode, done.stderr])
+    replay.write_as('http:/\\127.0.0.1:18080\\back', 'http://127.0.0.1:18080/back')
+    replay.write_as('bücher.localhost', 'xn--bcher-kva.localhost')
     options = {}
     hosts = sys_tls.namespace_wrap() and os.path.exists('/etc/hosts')
     if hosts:
@@ -1225,7 +1334,7 @@ def replay_unreachable(t, replay):
                 replay.program.wait_log(r'warn: webhook failure %d is down: .*refused' % number))
     t.check('the good one is called', replay.program.wait_log(r'alert 1 delivered to failure 3: 200'))
     replay.compare()
-    t.check('what is left waits', replay.program.lines(STOPPED.replace(r'(\d+) lost, (\d+) waiting', '0 lost, 2 waiting')),
+    t.check('what is left waits', replay.program.lines(STOPPED.replace(r'(\d+) lost, (\d+) waiting', '0 lost, [12] waiting')),
             shorten(replay.program.log[-1:]))
     done = t.run('--pending', '--json', replay.path)
     t.equal('and is listed', [entry['webhook'] for entry in json.loads(done.stdout)['waiting']], ['failure 1', 'failure 2'])
@@ -1248,7 +1357,7 @@ def replay_status(t, replay):
                 replay.program.wait_log(r'delivered to failure %d: 200 in \d+ ms, attempt %d\b' % (place, attempt), 15),
                 shorten(replay.program.log[-3:]))
     t.check('404 is a dead letter', replay.program.wait_log(
-        r'error: alert 1 given up for failure 3 after 1 attempt.*404.*webhookURL.*; alert: \{'))
+        r'error: alert 1 given up for failure 3 after 1 attempt.*404.*webhookURL'))
     replay.compare()
 
 
@@ -1504,7 +1613,7 @@ def test_rate_limit_holds_back(t):
         limits.send('other %d' % number, task_id=APP)
     told = r'info: held back by the rate limit: reload failed, task "Reload of Sales" \(%s\)' % TASK
     t.check('told', limits.program.wait_log(told))
-    t.check('counted', limits.program.wait_log(r'\(%s\), 4 since the last alert' % TASK),
+    t.check('counted', limits.program.wait_log(r'\(%s\), .*, 4 since the last alert' % TASK),
             shorten(limits.program.lines('held back')))
     t.equal('the first of each task', limits.arrived(), ['0', 'other 0'])
 
@@ -1605,7 +1714,7 @@ def test_duplicates(t):
     limits.send('aborted', 'aborted', execution_id=one)
     limits.send('aborted again', 'aborted', execution_id=one.upper())
     limits.send('second', execution_id=two)
-    told = r'info: duplicate ignored: reload failed, task "Reload of Sales" \(%s\), execution %s' % (TASK, one)
+    told = r'info: duplicate ignored: reload failed, task "Reload of Sales" \(%s\), .*execution %s' % (TASK, one)
     t.check('told', limits.program.wait_log(told))
     t.check('told for aborted', limits.program.wait_log(r'info: duplicate ignored: reload aborted, .*execution %s' %
                                                         one.upper()))
@@ -1670,12 +1779,14 @@ def send_from(program, source, host='127.0.0.1', message=None):
 
 
 def check_sources(t, allowed, accepted, refused, host='127.0.0.1', serverHost=None, **more):
-    """Alerts from each address; those of `accepted` must arrive, those of `refused` must not and be told once each."""
+    """Alerts from each address; those of `accepted` must arrive, those of `refused` must not, and be told."""
     receiver = t.receiver()
     path, _ = t.config([{'url': receiver.url()}],
                        udp=dict({'serverHost': serverHost or host, 'enableSourceValidation': True,
                                                             'allowedSources': allowed}, **more))
     program = t.start(path)
+    if any(re.search('[g-z]', source) for source in allowed or []):
+        time.sleep(0.3 * harness.SLOW)      # for the look-up of names, until which they let nobody in
     for source in refused * 3 + accepted:
         send_from(program, source, host)
     got = [request.json().get('logMessage') for request in receiver.wait(len(accepted))]
@@ -1683,8 +1794,8 @@ def check_sources(t, allowed, accepted, refused, host='127.0.0.1', serverHost=No
     t.equal('%s: stops' % allowed, program.stop(), 0)
     t.equal('%s: nothing more' % allowed, len(receiver.requests), len(accepted))
     for source in refused:
-        lines = program.lines(r' warn: datagram from %s ignored: not in allowedSources' % re.escape(source))
-        t.check('%s: %s is told once' % (allowed, source), len(lines) == 1, repr(lines))
+        lines = program.lines(r' warn: datagram ignored, its sender is not in allowedSources, from %s$' % re.escape(source))
+        t.check('%s: %s is told' % (allowed, source), lines, repr(program.lines(' warn: ')))
     return program
 
 
@@ -1697,6 +1808,9 @@ def test_sources_ranges(t):
                   ['127.0.1.0', '127.0.1.255', '127.0.2.128', '127.0.2.255', '127.0.3.4', '127.0.4.4', '127.0.4.7'],
                   ['127.0.0.255', '127.0.2.127', '127.0.3.5', '127.0.3.3', '127.0.4.3', '127.0.4.8'])
     check_sources(t, ['127.0.0.0/8'], ['127.0.0.1', '127.255.255.254'], [])
+    for mapped in ('::ffff:127.0.1.0/24', '::ffff:127.0.1.0/120'):
+        check_sources(t, [mapped], ['127.0.1.1', '127.0.1.255'], ['127.0.0.255', '127.0.2.0'])
+    check_sources(t, ['::ffff:10.0.0.0/8', '::ffff:127.0.0.3'], ['127.0.0.3'], ['127.0.0.1', '127.0.0.2'])
     check_sources(t, ['0.0.0.0/0'], ['127.0.0.1', '127.9.9.9'], [])
 
 
@@ -1730,7 +1844,7 @@ def test_sources_both_families(t):
     t.equal('accepted', sorted(request.json().get('logMessage') for request in receiver.wait(2)), ['127.0.0.2', '::1'])
     t.equal('stops', program.stop(), 0)
     t.equal('nothing more', len(receiver.requests), 2)
-    t.equal('told', len(program.lines(r'datagram from 127\.0\.0\.1 ignored: not in allowedSources')), 1)
+    t.equal('told', len(program.lines(r'not in allowedSources, from 127\.0\.0\.1$')), 1)
 
 
 def test_sources_unknown_name(t):
@@ -1740,7 +1854,10 @@ def test_sources_unknown_name(t):
 
 
 def test_sources_slow_look_up(t):
-    """While the look-up of a name hangs, alerts from the other sources are taken, and the program stops in time."""
+    """
+    While the look-up of a name hangs, alerts from the other sources are taken, those of senders that are not known to be
+    allowed are refused, and the program stops in time.
+    """
     silent, server = t.add(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)), '127.53.53.53'
     try:
         silent.bind((server, 53))
@@ -1756,6 +1873,9 @@ def test_sources_slow_look_up(t):
     send_from(program, '127.0.0.2')
     got = receiver.wait(1, 3)
     t.equal('the alert arrives', [request.json().get('logMessage') for request in got], ['127.0.0.2'])
+    send_from(program, '127.0.0.3')
+    t.check('who is not known is refused', program.wait_log(r' warn: datagram ignored, .* not in allowedSources, from 127\.0\.0\.3$', 3),
+            shorten(program.log))
     begin = time.monotonic()
     t.equal('stops', program.stop(), 0)
     t.check('in time', time.monotonic() - begin < 5 * harness.SLOW, '%.1f s' % (time.monotonic() - begin))
@@ -1853,7 +1973,7 @@ def test_max_message_size(t):
     t.equal('what arrives', sorted(got), ['last', 'x' * room])
     for size in (2049, 60000 + 2048 - room):
         t.check('%d bytes are told' % size, program.wait_log(
-            r' error: datagram of %d bytes from 127\.0\.0\.1 dropped: larger than maxMessageSize \(2048\)' % size),
+            r' error: datagram dropped, larger than maxMessageSize: %d bytes, from 127\.0\.0\.1$' % size),
             shorten(program.log[-4:]))
     t.equal('stops', program.stop(), 0)
     t.equal('nothing more', len(receiver.requests), 2)
@@ -1870,7 +1990,7 @@ def test_max_message_size_ipv6(t):
     for size in (room + 20, room + 1, room):
         send_from(program, '::1', '::1', 'x' * size)
     t.check('the longest is told', program.wait_log(
-        r' error: datagram of 65527 bytes from \[?::1\]? dropped: larger than maxMessageSize \(65507\)'),
+        r' error: datagram dropped, larger than maxMessageSize: 65527 bytes, from ::1$'),
             shorten(program.log[-3:]))
     t.equal('what fits arrives', [len(request.json().get('logMessage', '')) for request in receiver.wait(1)], [room])
     t.equal('stops', program.stop(), 0)
@@ -1914,8 +2034,9 @@ def test_udp_rate_limit(t):
     t.equal('stops', program.stop(), 0)
     got = sorted(request.json().get('logMessage') for request in receiver.requests)
     t.check('ten are taken', 10 <= len(got) <= 11 and got[:10] == ['%02d' % number for number in range(10)], repr(got))
-    lines = program.lines(r' error: udpServerConfig\.rateLimit: \d+ datagrams? dropped in the last minute')
-    told = sum(int(re.search(r'rateLimit: (\d+)', line).group(1)) for line in lines)
+    told = len(program.lines(r' error: datagram dropped, over udpServerConfig\.rateLimit, from 127\.0\.0\.1$'))
+    told += sum(int(re.search(r'(\d+) more', line).group(1)) for line in program.lines(
+        r' error: \d+ more in the last minute: datagram dropped, over udpServerConfig\.rateLimit$'))
     t.check('the others are told', told == 60 - len(got),
             '%d of %d; %s' % (told, 60 - len(got), shorten(program.log[-4:])))
 
@@ -1930,6 +2051,122 @@ def test_udp_rate_limit_off(t):
 
 
 # ---- The log --------------------------------------------------------------------------------------------------------
+
+
+def test_log_limits_what_others_can_cause(t):
+    """Of each thing that anybody can cause at will twenty lines a minute are logged, then one with the count."""
+    count = 33
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}], rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10},
+                       udp={'enableSourceValidation': True, 'allowedSources': ['127.0.0.1'], 'maxMessageSize': 4000})
+    program = t.start(path)
+    run = harness.guid()
+    program.send(harness.datagram(task_id=TASK, execution_id=run))
+    for number in range(count):
+        program.send(b'/scheduler-task-failed/;%d' % number)
+        program.send(harness.datagram(id='/some-other-id/'))
+        program.send(b'/scheduler-task-failed/;' + b'x' * 4000)
+        program.send(harness.datagram(), source='127.0.0.9')
+        program.send(harness.datagram(task_id=TASK, execution_id=run))
+        program.send(harness.datagram(task_id=TASK))
+    program.send(harness.datagram(message='last'))
+    got = receiver.wait(2)
+    t.equal('the alerts arrive', {request.json().get('logMessage') for request in got}, {'Max retries reached', 'last'})
+    t.equal('stops', program.stop(), 0)
+    for name, line, more in (('malformed', ' warn: malformed datagram: ', 'malformed'),
+                             ('unknown', ' warn: unknown message id: ', 'unknown'),
+                             ('oversize', ' error: datagram dropped, larger than maxMessageSize: ', 'larger|maxMessageSize'),
+                             ('refused', ' warn: datagram ignored, .* not in allowedSources, from ', 'allowedSources|refused'),
+                             ('duplicates', ' info: duplicate ignored: ', 'duplicate'),
+                             ('held back', ' info: held back by the rate limit: ', 'held back')):
+        t.equal('%s: lines' % name, len(program.lines(line)), MINUTE_LINES)
+        t.equal('%s: lines with the count' % name, len(program.lines(r': %d more .*(%s)' % (count - MINUTE_LINES, more))), 1)
+    t.check('all are counted', program.lines(r'info: no alerts: 0 ignored, %d malformed, %d unknown, %d duplicates, %d rate limited, '
+                                             r'%d refused, 0 dropped$' % (count, count, count, count, 2 * count)), program.log[-2:])
+
+
+@harness.early
+@harness.limit(150)
+def test_log_limit_of_the_next_minute(t):
+    """The count comes when the minute is over, and the next minute has its own lines."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    for number in range(25):
+        program.send(b'/scheduler-task-failed/;%d' % number)
+    begin = time.monotonic()
+    t.check('the first count', program.wait_log(r' warn: 5 more in the last minute: malformed', 75 / harness.SLOW), shorten(program.log[-2:]))
+    took = time.monotonic() - begin
+    t.check('it comes after a minute', 50 < took < 75, '%.1f s' % took)
+    for number in range(22):
+        program.send(b'/scheduler-task-failed/;again %d' % number)
+    t.equal('stops', program.stop(), 0)
+    t.equal('lines of the second minute', len(program.lines('malformed datagram: .*again ')), MINUTE_LINES)
+    t.equal('the second count', len(program.lines(r' warn: 2 more in the last minute: malformed')), 1)
+
+
+def test_log_of_malformed_is_cut(t):
+    """The first two hundred characters are shown."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    text = '/scheduler-task-failed/;' + ''.join('%05dåö€' % number for number in range(40))
+    program.send(text.encode('utf-8'))
+    program.send(text[:120].encode('utf-8'))
+    t.check('told', program.wait_log('malformed datagram: ', count=2), shorten(program.log))
+    long, short = program.lines('malformed datagram: ')
+    t.check('what is long is cut', text[:200] in long and text[:201] not in long, long)
+    t.check('what is short is whole', '"%s"' % text[:120] in short, short)
+    t.equal('stops', program.stop(), 0)
+
+
+@harness.unix('its sockets keep less than such a flood')
+@harness.alone
+def test_log_flood(t):
+    """Two hundred alerts among fifty thousand datagrams that are none: all arrive, and the log stays small."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    pause = 0.002 if program.lines('only a small receive buffer') else 0
+    noise = [b'/scheduler-task-failed/;' + b'x' * 3000, b'/some-other-id/;' + b';y' * 1500]
+    for number in range(50000):
+        program.send(noise[number % 2])
+        if number % 250 == 125:
+            program.send(harness.datagram(message='number %03d' % (number // 250)))
+        if pause and number % 10 == 0:
+            time.sleep(pause)
+    receiver.wait(200, 30)
+    program.wait_log(' delivered to ', 5, 200)
+    t.equal('stops', program.stop(), 0)
+    t.equal('what arrives', sorted(request.json().get('logMessage') for request in receiver.requests),
+            ['number %03d' % number for number in range(200)])
+    size = sum(len(line) + 1 for line in program.log if not re.search(' accepted| delivered to ', line))
+    t.check('the rest of the log has less than 20 KB', size < 20000, '%d bytes' % size)
+    t.check('all are counted', program.lines(r'info: no alerts: 0 ignored, 25000 malformed, 25000 unknown, .* 0 dropped$'),
+            program.log[-2:])
+
+
+def test_log_says_what_is_in_memory_only(t):
+    """An alert that stands in no journal is not called accepted without a word about that."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}], butlerWebhook={'stateDirectory': ''})
+    program = t.start(path)
+    program.send(harness.datagram())
+    t.check('the line says so', program.wait_log(r' info: alert 1 accepted\b.*\bmemory\b'), shorten(program.lines('accepted')))
+    t.equal('stops', program.stop(), 0)
+
+
+def test_log_directory_is_not_looked_at_when_off(t):
+    """Without fileLogging a logDirectory that cannot be made stops nothing."""
+    receiver = t.receiver()
+    with open(os.path.join(t.tmp, 'file'), 'w', encoding='utf-8'):
+        pass
+    for folder in (os.path.join(t.tmp, 'file', 'log'), '/proc/1/log', 'C:\new'):   # the last one has a line end in it
+        path, _ = t.config([{'url': receiver.url()}], fileLogging=False, logDirectory=folder)
+        done = t.run('--check', path)
+        t.check('%r: --check finds it valid' % folder, done.returncode == 0, [done.returncode, done.stderr])
+        program = t.start(path)
+        t.equal('%r: stops' % folder, program.stop(), 0)
 
 
 def test_log_lines(t):
@@ -1954,13 +2191,12 @@ def test_log_lines(t):
                   r'info: alert 2 accepted: reload aborted, %s, for 1 webhook' % names,
                   r'info: alert 1 delivered to %s: 200 in \d+ ms, attempt 1$' % ops,
                   r'info: alert 2 delivered to aborted 1: 200 in \d+ ms, attempt 1$',
-                  r'error: alert 1 given up for failure 2 after 1 attempt.*404.*; .*webhookURL.*; alert: \{"event":.*\}$',
-                  r'info: duplicate ignored: reload failed, ', r'warn: malformed datagram from 127\.0\.0\.1: '):
+                  r'error: alert 1 given up for failure 2 after 1 attempt.*404.*; .*webhookURL',
+                  r'info: duplicate ignored: reload failed, ', r'warn: malformed datagram: '):
         t.check(regex, program.wait_log('Z ' + regex), shorten(program.log, 1500))
-    line = program.lines('given up')[0]
-    t.equal('the whole alert stands in the line', json.loads(line.partition('; alert: ')[2]),
-            event(task_id=TASK, execution_id=one))
     t.equal('stops', program.stop(), 0)
+    t.equal('the whole alert stands in the dead letter', [letter['alert'] for letter in t.letters(path)],
+            [event(task_id=TASK, execution_id=one)])
     t.check('stopping', program.lines(r'Z info: stopping: %s$' % harness.SYSTEM.stopped_by(signal.SIGTERM)))
     t.equal('counters', program.lines(STOPPED)[0].partition('stopped: ')[2],
             '5 received, 2 accepted, 2 delivered, 1 given up, 0 lost, 0 waiting')
@@ -1975,7 +2211,7 @@ def test_log_lines(t):
 
 def test_log_counts_lost(t):
     """Without a journal: what is not delivered when the program stops is told whole, and counted."""
-    path, _ = t.config([{'url': 'http://127.0.0.1:1/x'}], butlerWebhook={'stateDirectory': ''})
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/x' % t.port()}], butlerWebhook={'stateDirectory': ''})
     program = t.start(path)
     for number in range(3):
         program.send(harness.datagram(message='number %d' % number))
@@ -2052,7 +2288,7 @@ def test_log_sanitised(t):
         t.check('%s: valid UTF-8' % what, not re.search('[\udc80-\udcff]', text))
     bad = [line for line in program.log if not LINE.match(line) or line.startswith('2026-01-01T')]
     t.check('no forged line', not bad, shorten(bad[:3]))
-    t.check('the text is still readable', program.lines(r'accepted: .*error: forged'),
+    t.check('the text is still readable', program.lines(r'accepted.*: .*error: forged'),
             shorten(program.lines('accepted')))
 
 
@@ -2145,6 +2381,46 @@ def test_log_has_no_secrets_in_query_without_names(t):
                 shorten([line for line in text.splitlines() if 'Hush' in line][:2], 1500))
 
 
+def test_log_has_no_secrets_in_paths(t):
+    """Slack, Teams and Discord keep their secret in the path: of a long segment only the beginning is shown, wherever it is."""
+    closed = t.port()
+
+    def answer(request, connection):
+        if '/moved/' in request.path:
+            return harness.response(302, headers=(('Location', '/new/aB3dHushHush-0123456'),))
+        return harness.response(404 if '/404/' in request.path else 500 if '/500/' in request.path else 200)
+
+    receiver = t.receiver(answer)
+    secret = 'aB3dHushHushHush'
+    paths = ['/services/T00000000/B00000000/%s' % secret, '/404/%s' % secret, '/500/%s/slack' % secret, '/moved/%s?wait=true' % secret,
+             '/api/webhooks/123456789012345678/aB3dHush_Hush-Hush~Hush']
+    urls = [receiver.url(path) for path in paths] + ['%s://127.0.0.1:%d/%s' % (scheme, closed, secret) for scheme in ('http', 'https')]
+    path, _ = t.config([{'url': url} for url in urls], logLevel='silly')
+    program = t.start(path)
+    program.send(harness.datagram())
+    for number in range(1, len(urls) + 1):
+        t.check('failure %d is told' % number, program.wait_log(r'alert 1 .*failure %d\b|webhook failure %d is down' % (number, number), 15),
+                shorten(program.log[-2:]))
+    t.equal('stops', program.stop(), 0)
+    t.equal('the server got the whole paths', {request.target for request in receiver.requests}, set(paths))
+    letters = t.letters(path)
+    t.equal('dead letters', len(letters), 2)
+    outputs = [('log', program.stdout + program.stderr),
+               ('dead letters', json.dumps([[letter['url'], letter['reason']] for letter in letters], ensure_ascii=False))]
+    for args in (('--check',), ('--test',), ('--pending',), ('--pending', '--json')):
+        done = t.run(*args, path, timeout=120)
+        outputs.append((' '.join(args), done.stdout + done.stderr))
+    for what, text in outputs:
+        t.check('%s: no secret' % what, 'Hush' not in text, shorten([line for line in text.splitlines() if 'Hush' in line][:2], 1500))
+    for what in ('log', 'dead letters', '--check', '--test'):
+        text = dict(outputs)[what]
+        t.check('%s: its beginning and that it was cut' % what, '/aB3d…' in text, shorten(text, 1500))
+    text = dict(outputs)['--check']
+    t.check('short segments are shown', '/services/T00000000/B00000000/aB3d…' in text, shorten(text, 1500))
+    t.check('also those of fifteen', t.run('--check', t.config([{'url': receiver.url('/fifteen-letters')}])[0]).stdout.count(
+        '/fifteen-letters') == 1)
+
+
 def test_log_has_no_secrets_of_bad_urls(t):
     """A URL that is refused is not repeated with its password."""
     for url in ('htp://bob:Hush-1@host/x?key=Hush-2', 'http://bob:Hush-1@host:99999/x?key=Hush-2',
@@ -2196,7 +2472,7 @@ def test_log_file(t):
     def day(age):
         return (now - datetime.timedelta(days=age)).strftime('%Y-%m-%d')
 
-    old = ['butler_webhook.%s.log' % day(age) for age in (32, 60, 400)] + ['butler_webhook.2001-12-31.log']
+    old = ['butler_webhook.%s.log' % day(age) for age in (32, 60, 380)]
     kept = ['butler_webhook.%s.log' % day(age) for age in (1, 28)]
     others = ['butler_webhook.2001-12-31.log.gz', 'butler.2001-12-31.log', 'butler_webhook.2001-12-31.txt',
               'butler_webhook.log', 'notes.2001-12-31.log',
@@ -2236,7 +2512,8 @@ def test_log_file_off(t):
 def test_log_nobody_reads(t):
     """A console that nobody reads delays no alert and no stop; the lines that were dropped are told."""
     receiver = t.receiver(lambda request, connection: harness.response(200 if request.path == '/ok' else 410))
-    path, _ = t.config([{'url': receiver.url('/ok')}, {'url': receiver.url('/gone')}], logLevel='info')
+    path, _ = t.config([{'url': receiver.url('/ok')}, {'url': receiver.url('/gone')}], logLevel='info',
+                       butlerWebhook={'stateDirectory': ''})        # so that each line of what is given up holds its alert
     read, write = os.pipe()
     program = t.start(path, stdout=write)
     os.close(write)
@@ -2273,7 +2550,7 @@ def test_log_nobody_reads(t):
         bad = [line for line in lines if not LINE.match(line)]
         t.check('what is written are whole lines', not bad, shorten(bad[:3]))
         t.check('the dropped lines are told',
-                any(re.search(r' warn: \d+ log lines (dropped: the log queue was full|are missing here)', line)
+                any(re.search(r' error: \d+ log lines (dropped: the log queue was full|are missing\b)', line)
                     for line in lines),
                 shorten([line[:160] for line in lines[-6:]], 1200))
     finally:
@@ -2281,10 +2558,7 @@ def test_log_nobody_reads(t):
 
 
 def test_log_read_again(t):
-    """
-    A console that is read again after some seconds: what is whole there and what is told to be missing make all lines,
-    and a line that was cut takes nothing with it.
-    """
+    """A console that is read again after some seconds: the lines have waited, and none is missing there or in the file."""
     receiver = t.receiver()
     path, _ = t.config([{'url': receiver.url()}], fileLogging=True, logDirectory='log')
     read, write = os.pipe()
@@ -2325,26 +2599,17 @@ def test_log_read_again(t):
     folder = os.path.join(t.tmp, 'log')
     wanted = []
     for name in sorted(os.listdir(folder)):
-        with open(os.path.join(folder, name), encoding='utf-8') as file:
-            wanted += file.read().splitlines()
-    shown = text.decode('utf-8', 'replace').splitlines()
-    told = [int(match.group(1)) for line in shown
-            for match in [re.search(r' warn: (\d+) log lines are missing here', line)] if match]
-    known = set(wanted)
-    cut = [line for line in shown if line not in known and 'log lines are missing' not in line]
-    t.check('lines are missing, and that is told', told, shorten([line[:160] for line in shown[-8:]], 1200))
-    t.check('at most one cut line for each time', len(cut) <= len(told), shorten(cut))
-    t.check('a cut line is the begin of a line', all(any(line.startswith(part) for line in wanted) for part in cut),
-            shorten(cut))
-    whole = len([line for line in shown if line in known])
-    t.check('none is missing untold', abs(whole + sum(told) - len(wanted)) <= len(told),
-            '%d lines, %d shown, missing %r' % (len(wanted), whole, told))
+        with open(os.path.join(folder, name), 'rb') as file:
+            wanted += harness.SYSTEM.output(file.read()).decode().splitlines()
+    shown = harness.SYSTEM.output(bytes(text)).decode('utf-8', 'replace').splitlines()
+    t.check('the console has all lines of the file', shown == wanted, '%d lines, %d shown' % (len(wanted), len(shown)))
+    t.check('none is missing', not [line for line in shown if ' are missing' in line], shorten(shown[-8:], 1200))
 
 
 def test_log_nobody_reads_at_all(t):
     """The same to the end: it stops in time though its last lines go nowhere."""
     receiver = t.receiver(harness.response(410))
-    path, _ = t.config([{'url': receiver.url('/gone')}])
+    path, _ = t.config([{'url': receiver.url('/gone')}], butlerWebhook={'stateDirectory': ''})
     read, write = os.pipe()
     program = t.start(path, stdout=write)
     os.close(write)
@@ -2355,8 +2620,8 @@ def test_log_nobody_reads_at_all(t):
             time.sleep(0.002)
         t.check('all are called', len(receiver.wait(61)) >= 61, len(receiver.requests))
         begin = time.monotonic()
-        t.equal('stops', program.stop(), 0)
-        t.check('in time', time.monotonic() - begin < 5 * harness.SLOW, '%.1f s' % (time.monotonic() - begin))
+        sys_http.unread_end(t, program)
+        t.check('in time', time.monotonic() - begin < 5.5 * harness.SLOW, '%.1f s' % (time.monotonic() - begin))
     finally:
         os.close(read)
 
@@ -2400,7 +2665,7 @@ def test_timeout_seconds(t):
                 shorten(program.log[-2:]))
         took = [at - begin for at in ended]
         t.check(what + 'the first call was ended after its time',
-                len(took) == 1 and 0.2 * seconds <= took[0] < 0.2 * seconds + 0.9 * harness.SLOW, repr(took))
+                len(took) == 1 and 0.19 * seconds <= took[0] < 0.2 * seconds + 0.9 * harness.SLOW, repr(took))
         t.check(what + 'the log says why', program.lines(r' warn: alert 1 to failure 1: no answer within %d s; ' % seconds),
                 shorten(program.log[-4:]))
         t.equal(what + 'the webhook-id is the same', len({request.get('webhook-id') for request in receiver.requests}), 1)
@@ -2550,7 +2815,7 @@ def test_restart_delivers_oldest_first(t):
     t.equal('the fields are whole', got[3].json(), waiting[3]['alert'])
     t.check('all are delivered', kept.program.wait_log(' delivered to ', count=9))
     t.equal('stops', kept.program.stop(), 0)
-    t.equal('nothing waits', kept.pending(), {'waiting': [], 'dead': []})
+    t.equal('nothing waits', [len(entries) for entries in kept.pending().values()], [0, 0, 0])
 
 
 def test_restart_keeps_windows(t):
@@ -2561,7 +2826,7 @@ def test_restart_keeps_windows(t):
     executions = []
     for number, task in enumerate(tasks):
         executions.append(kept.send(task_id=task))
-        t.check('alert %d is delivered' % number, kept.program.wait_log('alert 1 delivered'))
+        t.check('alert %d is delivered' % number, kept.program.wait_log(r'alert \d+ delivered'))
         kept.settle(0)
         if number == 1:
             t.equal('stops', kept.program.stop(), 0)
@@ -2607,8 +2872,8 @@ def test_restart_calls_only_who_has_it_not(t):
 
 # ---- What waits and what is dead ------------------------------------------------------------------------------------
 
-WAITING = ('webhookId', 'webhook', 'acceptedAt', 'ageSeconds', 'attempts', 'lastAttemptAt', 'nextAttemptAt', 'lastError', 'alert')
-DEAD = ('webhookId', 'webhookKey', 'webhook', 'description', 'place', 'count', 'url', 'reason', 'attempts', 'acceptedAt', 'deadAt',
+WAITING = ('webhookId', 'webhook', 'acceptedAt', 'attempts', 'ageSeconds', 'lastAttemptAt', 'lastError', 'alert')
+DEAD = ('webhookId', 'webhook', 'acceptedAt', 'attempts', 'deadAt', 'reason', 'webhookKey', 'description', 'place', 'count', 'url',
         'alert')
 
 
@@ -2631,7 +2896,8 @@ def test_pending(t):
             t.check('%s: %s: no secrets' % (when, ' '.join(args)), 'Hush' not in done.stdout, shorten(done.stdout))
             outputs[len(args)] = done.stdout
         found = json.loads(outputs[2])
-        t.equal('%s: keys' % when, tuple(found), ('waiting', 'dead'))
+        t.equal('%s: keys' % when, tuple(found), ('waiting', 'dead', 'handedOver'))
+        t.equal('%s: nothing is handed over' % when, found['handedOver'], [])
         t.equal('%s: what waits' % when, [entry['alert'] for entry in found['waiting']], waiting)
         t.equal('%s: what is dead' % when, [entry['alert'] for entry in found['dead']], dead)
         t.check('%s: the table counts' % when, re.match(r'%d waiting\b' % len(waiting), outputs[1]), shorten(outputs[1]))
@@ -2650,7 +2916,7 @@ def test_pending(t):
     deadline = time.monotonic() + 10 * harness.SLOW
     while time.monotonic() < deadline:      # until both outcomes are on the disk
         found = json.loads(t.run('--pending', '--json', path).stdout)
-        if found['dead'] and found['waiting'] and found['waiting'][0]['attempts']:
+        if found['dead'] and len(found['waiting']) == 1 and found['waiting'][0]['attempts']:
             break
         time.sleep(0.02)
     for when in ('running', 'stopped'):
@@ -2660,7 +2926,7 @@ def test_pending(t):
         entry = found['waiting'][0]
         t.equal('%s: webhook' % when, entry['webhook'], 'failure 1 ("Desk "ö"")')
         t.check('%s: it was tried' % when, entry['attempts'] >= 1 and 'refused' in entry['lastError'] and
-                0 <= entry['ageSeconds'] < 60 * harness.SLOW and entry['lastAttemptAt'] <= entry['nextAttemptAt'] and
+                0 <= entry['ageSeconds'] < 60 * harness.SLOW and
                 seconds(entry['acceptedAt']) - 0.1 <= seconds(entry['lastAttemptAt']), repr(entry))     # two clocks
         t.check('%s: the dead letter has its reason' % when, 'status 404' in found['dead'][0]['reason'] and
                 found['dead'][0]['attempts'] == 1, repr(found['dead']))
@@ -2672,40 +2938,59 @@ def test_pending(t):
 
 
 def test_replay(t):
-    """Dead letters are sent again, by --replay itself or by the service that runs, with their webhook-ids."""
+    """--replay hands the dead letters to the service, at once or at its next start; it sends them with their webhook-ids."""
     good = threading.Event()
     receiver = t.receiver(lambda request, connection: harness.response(200 if good.is_set() else 404))
     kept = Kept(t, [{'url': receiver.url()}])
 
-    def replay(what, *words):
+    def replay(what):
         done = t.run('--replay', kept.path)
         t.equal('%s: exit code and stderr' % what, (done.returncode, done.stderr), (0, ''))
-        t.check('%s: says what it did' % what, all(word in done.stdout for word in words), repr(done.stdout))
+        t.check('%s: says how many, and who sends them when' % what,
+                '2 dead letters' in done.stdout and 'the service sends them' in done.stdout, repr(done.stdout))
 
-    for when in ('service stopped', 'service running'):
-        good.clear()
-        known = len(receiver.requests)
-        sent = [kept.send() for _ in range(2)]
-        t.check('%s: both are given up' % when, kept.program.wait_log(' given up for ', count=2))
-        ids = {entry['alert']['executionId']: entry['webhookId'] for entry in kept.settle(0, 2)['dead']}
-        t.equal('%s: both are dead' % when, sorted(ids), sorted(sent))
-        if when == 'service stopped':
-            t.equal('stops', kept.program.stop(), 0)
-        replay('%s, refused again' % when, '2 dead letters', '0 stay')
-        receiver.wait(known + 4)
-        found = kept.settle(0, 2)['dead']
-        t.equal('%s, refused again: dead again' % when, {entry['alert']['executionId']: entry['webhookId'] for entry in found}, ids)
-        good.set()
-        replay('%s, taken' % when, '2 dead letters', '0 stay')
-        got = receiver.wait(known + 6)[known:]
-        t.equal('%s: calls' % when, len(got), 6)
-        t.check('%s: with the same webhook-ids' % when,
-                all(request.get('webhook-id') == ids[request.json()['executionId']] for request in got), repr(ids))
-        kept.settle(0, 0)
-        if when == 'service stopped':
-            kept.start()
+    def handed_over(count):
+        deadline = time.monotonic() + 10 * harness.SLOW
+        while len(kept.pending()['handedOver']) != count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return kept.pending()['handedOver']
+
+    sent = [kept.send() for _ in range(2)]
+    t.check('both are given up', kept.program.wait_log(' given up for ', count=2))
+    ids = {entry['alert']['executionId']: entry['webhookId'] for entry in kept.settle(0, 2)['dead']}
+    t.equal('both are dead', sorted(ids), sorted(sent))
+
+    replay('the service runs')
+    t.equal('they are sent', len(receiver.wait(4)), 4)
+    t.check('refused again', kept.program.wait_log(' given up for ', count=4))
+    t.equal('nothing is handed over any more', handed_over(0), [])
+    found = kept.settle(0, 2)['dead']
+    t.equal('dead again', {entry['alert']['executionId']: entry['webhookId'] for entry in found}, ids)
+
     t.equal('stops', kept.program.stop(), 0)
-    replay('nothing is dead', '0 dead letters')
+    good.set()
+    replay('the service is stopped')
+    t.equal('nobody is called', len(receiver.requests), 4)
+    t.equal('--pending lists them as handed over', {entry['alert']['executionId']: entry['webhookId'] for entry in handed_over(2)}, ids)
+    kept.settle(0, 0)
+    table = t.run('--pending', kept.path).stdout
+    t.check('the table, too', len(table.partition('handed over by --replay')[2].splitlines()) == 3, repr(table))
+    done = t.run('--replay', kept.path)
+    t.check('a second --replay says that one is under way', done.returncode == 1 and 'under way' in done.stdout + done.stderr,
+            [done.returncode, done.stdout, done.stderr])
+    kept.start()
+    got = receiver.wait(6)
+    t.equal('the next start sends them', len(got), 6)
+    t.check('each time with the same webhook-ids', all(request.get('webhook-id') == ids[request.json()['executionId']] for request in got),
+            repr(ids))
+    t.check('they are delivered', kept.program.wait_log(' delivered to ', count=2))
+    kept.settle(0, 0)
+    t.equal('nothing is handed over in the end', handed_over(0), [])
+    t.equal('stops again', kept.program.stop(), 0)
+    done = t.run('--replay', kept.path)
+    t.equal('nothing is dead: exit code and stderr', (done.returncode, done.stderr), (0, ''))
+    t.check('nothing is dead: it says so', re.search(r'(?i)\b(no|0) dead letters', done.stdout), repr(done.stdout))
+    t.equal('nothing is called', len(receiver.requests), 6)
 
 
 # ---- Many at once ---------------------------------------------------------------------------------------------------

@@ -229,13 +229,32 @@ def wait_delivered(t, program, number, webhook='failure 1', status=200, attempt=
 
 
 def wait_given_up(t, program, number, webhook='failure 1', timeout=10):
-    """The line of a dead letter; what stands between the attempts and the alert, and the alert."""
+    """
+    The line of a dead letter: attempts, what stands behind them, and the alert, which stands in the line if there is no
+    state directory, else among the dead letters.
+    """
     match = expect_line(t, program, 'alert %s is given up for %s' % (number, webhook),
-                        r' error: alert %s given up for %s after (\d+) attempts?(?:\(s\))?: (.*); alert: (\{.*\})$' %
+                        r' error: alert %s given up for %s after (\d+) attempts?(?:\(s\))?: (.*?)(?:; alert: (\{.*\}))?$' %
                         (number, name_pattern(webhook)), timeout)
     if not match:
         return 0, '', {}
-    return int(match.group(1)), match.group(2), parse(match.group(3))
+    event = parse(match.group(3)) if match.group(3) else wait_letter(t, program, number, webhook)
+    return int(match.group(1)), match.group(2), event
+
+
+def wait_letter(t, program, number, webhook='failure 1', timeout=10):
+    """The alert of a dead letter, once that is on the disk."""
+    match = program.wait_log(r' alert %s accepted%s: .*, execution (.*), for \d+ webhook' % (number, harness.MEMORY_ONLY), 1)
+    found = []
+
+    def is_there():
+        found.extend(letter['alert'] for letter in t.letters(program.config) if match and
+                     letter['alert'].get('executionId') == match.group(1) and re.match(name_pattern(webhook) + '$', letter['webhook']))
+        return found
+
+    wait_until(is_there, timeout)
+    t.check('alert %s for %s is among the dead letters' % (number, webhook), found, len(t.letters(program.config)))
+    return found[0] if found else {}
 
 
 def wait_attempt(t, program, number, webhook='failure 1', attempt=1, timeout=10):
@@ -258,8 +277,9 @@ def wait_up(t, program, webhook='failure 1', timeout=30):
 
 
 def wait_accepted(t, program, count, timeout=10):
-    t.check('%d alerts are accepted' % count, program.wait_log(r' info: alert \d+ accepted: ', timeout, count),
-            '%d were' % len(program.lines(r' accepted: ')))
+    t.check('%d alerts are accepted' % count, program.wait_log(r' info: alert \d+ accepted%s: ' % harness.MEMORY_ONLY,
+                                                              timeout, count),
+            '%d were' % len(program.lines(r' accepted')))
 
 
 def parse(text):
@@ -277,7 +297,8 @@ def alerts_in(program, pattern):
 def totals(t, program, **wanted):
     """
     Checks the last lines: received, accepted, delivered, given_up, lost, waiting, dropped (datagrams). Unless told
-    otherwise no alert may wait, and no datagram be dropped.
+    otherwise no alert may wait, and no datagram be dropped. An alert may count once or for each webhook for which it waits:
+    a tuple has both counts.
     """
     match = program.wait_log(r' info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, '
                              r'(\d+) lost, (\d+) waiting$', 1)
@@ -287,7 +308,8 @@ def totals(t, program, **wanted):
     got = dict(zip(('received', 'accepted', 'delivered', 'given_up', 'lost', 'waiting'), map(int, match.groups())))
     got['dropped'] = int(dropped.group(1))
     for key, value in dict({'waiting': 0, 'dropped': 0}, **wanted).items():
-        t.equal('the count of %s' % key, got[key], value)
+        t.check('the count of %s' % key, got[key] in (value if isinstance(value, tuple) else (value,)),
+                'got %d, wanted %s' % (got[key], value))
 
 
 def clean_log(t, program):
@@ -358,20 +380,22 @@ def waits_for(waiting, webhook):
 
 def all_told(t, program, sent, webhook='failure 1'):
     """
-    After the end: each alert was delivered, given up, dropped or lost, and said so, whole unless delivered; or it waits
-    on disk.
+    After the end: each alert was delivered, given up or lost, and said so; what was lost, or given up without a state
+    directory, stands whole in the log, what was given up with one among the dead letters; or it waits on disk.
     """
     numbers = {}
-    for line in program.lines(r' accepted: '):
-        match = re.search(r' alert (\d+) accepted: reload \w+, task "([^"]*)"', line)
+    for line in program.lines(r' accepted'):
+        match = re.search(r' alert (\d+) accepted%s: reload \w+, task "([^"]*)"' % harness.MEMORY_ONLY, line)
         if match:
             numbers[match.group(1)] = match.group(2)
     told = {}
     for line in program.lines(r' alert \d+ delivered to ' + name_pattern(webhook) + ':'):
         name = numbers.get(re.search(r' alert (\d+) ', line).group(1))
         told.setdefault(name, []).append('delivered')
-    whole = [(word, event) for word in ('given up', 'dropped', 'lost')
+    letters = [letter['alert'] for letter in t.letters(program.config) if re.match(name_pattern(webhook) + '$', letter['webhook'])]
+    whole = [(word, event) for word in (('lost',) if letters else ('given up', 'lost'))
              for event in alerts_in(program, r' error: alert \d+ %s for %s' % (word, name_pattern(webhook)))]
+    whole += [('given up', event) for event in letters]
     whole += [('waits', item['alert']) for item in waits_for(pending(t, program), webhook)]
     for word, event in whole:
         if list(event) != FIELDS:
@@ -598,7 +622,7 @@ class Row:
     get a good answer. Verdicts:
 
         delivered   by the first attempt, without a word about the answer
-        broken      delivered, and a warning says that the answer was broken; the connection is not used again
+        broken      delivered, but the answer's body is broken: the connection is not used again
         ended       one of these two
         retry       a failed attempt, then the same webhook-id again, on a new connection
         dead        a dead letter at once
@@ -660,7 +684,7 @@ INTERIM = [
     Row('switching_protocols_then_200', 'retry', hold(head(b'Upgrade: h2c', status=b'HTTP/1.1 101 Switching') + OK),
         reason='switches protocols'),
     Row('interim_32_then_200', 'delivered', head(status=b'HTTP/1.1 100 Continue') * 32 + OK, reuse=True),
-    Row('interim_1000_then_200', 'retry', hold(head(status=b'HTTP/1.1 100 Continue') * 1000 + OK), reason='interim'),
+    Row('interim_1000_then_200', 'delivered', head(status=b'HTTP/1.1 100 Continue') * 1000 + OK, reuse=True),
     Row('interim_of_50_kb_four_times', 'delivered',
         head(b'Link: </' + b'a' * 51200 + b'>', status=b'HTTP/1.1 103 Early Hints') * 4 + OK, reuse=True),
     Row('interim_150_and_199', 'delivered', head(status=b'HTTP/1.1 150 Odd') + head(status=b'HTTP/1.1 199 Odd') + OK,
@@ -698,7 +722,7 @@ HEADERS = [
     Row('head_ends_in_lf_cr', 'retry', close(b'HTTP/1.1 200 OK\n\rContent-Length: 0\n\r\n\r')),
     Row('cr_cr_lf', 'retry', hold(b'HTTP/1.1 200 OK\r\r\nContent-Length: 0\r\r\n\r\r\n\r\n'), reason=NOT_HTTP),
     Row('folded_header', 'delivered', head(b'X-A: one', b' two', b'\tthree', b'Content-Length: 0'), reuse=True),
-    Row('folded_length', 'delivered', head(b'Content-Length:', b' 2') + b'ok'),
+    Row('folded_length', 'broken', hold(head(b'Content-Length:', b' 2') + b'ok')),
     Row('first_header_begins_with_space', 'delivered', head(b' X-A: one', b'Content-Length: 0'), reuse=True),
     Row('header_of_18_kb', 'delivered', head(b'X-A: ' + b'a' * 18432, b'Content-Length: 2') + b'ok', reuse=True),
     Row('cookie_of_18_kb', 'delivered', head(b'Content-Length: 0', b'Set-Cookie: a=' + b'b' * 18432), reuse=True),
@@ -733,9 +757,8 @@ HEADERS = [
     Row('fold_of_first_line_100_kb', 'retry', hold(head(*[b' b'] * 26000, b'Content-Length: 0')), reason='answer'),
     Row('fold_endless', 'retry', endless(b'HTTP/1.1 200 OK\r\nX-A: a\r\n', b' b\r\n' * 1000), short=True),
     Row('fold_then_header_without_colon', 'retry', hold(head(b'X-A: a', b' b: c', b'no colon')), reason=NOT_HTTP),
-    Row('connection_folded', 'delivered', hold(head(b'Content-Length: 0', b'Connection: te,', b' close')), reuse=False),
     Row('headers_256', 'delivered', head(b'Content-Length: 0', *[b'H: v'] * 255), reuse=True),
-    Row('headers_257', 'retry', hold(head(b'Content-Length: 0', *[b'H: v'] * 256)), reason='too many headers'),
+    Row('headers_257', 'delivered', head(b'Content-Length: 0', *[b'H: v'] * 256), reuse=True),
     Row('head_of_64_kib', 'delivered', head(b'Content-Length: 0', b'X: ' + b'a' * 65493), reuse=True),
     Row('head_of_64_kib_and_1', 'retry',
         hold(head(b'Content-Length: 0', b'X: ' + b'a' * 65494)), reason='head is longer'),
@@ -753,7 +776,7 @@ HEADERS = [
     Row('connection_close_and_keep_alive', 'delivered',
         hold(head(b'Content-Length: 0', b'Connection: close', b'Connection: keep-alive')), reuse=False),
     Row('connection_close_then_more', 'ended', hold(response(200, b'ok', close=True) + OK * 20), reuse=False),
-    Row('connection_close_body_never_ends', 'broken', endless(head(b'Connection: close'), b'a' * 4096)),
+    Row('connection_close_body_never_ends', 'ended', endless(head(b'Connection: close'), b'a' * 4096), reuse=False),
     Row('connection_empty', 'delivered', head(b'Content-Length: 0', b'Connection:'), reuse=True),
     Row('connection_not_quite_close', 'delivered', head(b'Content-Length: 0', b'Connection: closed, unclose'),
         reuse=True),
@@ -872,7 +895,7 @@ LENGTH = [
     Row('length_of_10000_zeros', 'delivered', head(b'Content-Length: ' + b'0' * 10000 + b'2') + b'ok', reuse=True),
     Row('length_folded_in_two', 'broken', hold(head(b'Content-Length: 1', b' 0') + b'a' * 10)),
     Row('length_2_to_63_less_1', 'broken', close(head(b'Content-Length: 9223372036854775807') + b'hello')),
-    Row('length_2_to_32_plus_2', 'broken', close(head(b'Content-Length: 4294967298') + b'ok')),
+    Row('length_2_to_32_plus_2', 'ended', close(head(b'Content-Length: 4294967298') + b'ok'), reuse=False),
     Row('length_twice_one_empty', 'broken', hold(head(b'Content-Length: 2', b'Content-Length:') + b'ok')),
     Row('length_twice_one_broken', 'broken', hold(head(b'Content-Length: x', b'Content-Length: 2') + b'ok')),
     Row('length_twice_with_zeros', 'delivered', head(b'Content-Length: 2', b'Content-Length: 002') + b'ok', reuse=True),
@@ -910,20 +933,20 @@ UNTIL_CLOSE = [
     Row('until_close', 'delivered', close(head(b'Content-Type: text/plain') + b'all of it'), reuse=False),
     Row('until_close_1_0', 'delivered', close(head(status=b'HTTP/1.0 200 OK') + b'all of it'), reuse=False),
     Row('until_close_10_mb', 'ended', close(head() + b'a' * 10000000), reuse=False),
-    Row('until_close_never', 'broken', hold(head() + b'and then')),
-    Row('until_close_endless', 'broken', endless(head(), b'a' * 8192), reuse=False),
+    Row('until_close_never', 'ended', hold(head() + b'and then'), reuse=False),
+    Row('until_close_endless', 'ended', endless(head(), b'a' * 8192), reuse=False),
     Row('until_reset', 'ended', cut(head() + b'all of it'), reuse=False),
     Row('whole_then_reset', 'ended', cut(OK), reuse=False),
     Row('length_1_0', 'delivered', hold(head(b'Content-Length: 2', status=b'HTTP/1.0 200 OK') + b'ok'), reuse=False),
     Row('keep_alive_1_0', 'delivered', head(b'Content-Length: 2', b'Connection: keep-alive',
                                             status=b'HTTP/1.0 200 OK') + b'ok'),
-    Row('keep_alive_1_0_without_length', 'broken', hold(head(b'Connection: keep-alive', status=b'HTTP/1.0 200 OK'))),
+    Row('keep_alive_1_0_without_length', 'ended', hold(head(b'Connection: keep-alive', status=b'HTTP/1.0 200 OK')), reuse=False),
     Row('keep_alive_1_0_and_close', 'delivered', hold(head(b'Content-Length: 0', b'Connection: keep-alive, close',
                                                            status=b'HTTP/1.0 200 OK')),
         reuse=False),
     Row('chunked_1_0', 'ended', hold(head(CHUNKED, status=b'HTTP/1.0 200 OK') + b'2\r\nok\r\n0\r\n\r\n'), reuse=False),
     Row('until_half_close', 'delivered', half_close(head() + b'all of it'), reuse=False),
-    Row('until_close_by_the_byte', 'broken', drip(b'a' * 100, head()), short=True),
+    Row('until_close_by_the_byte', 'ended', drip(b'a' * 100, head()), reuse=False, short=True),
     Row('until_close_of_nuls', 'delivered', close(head() + bytes(5000)), reuse=False),
 ]
 
@@ -952,7 +975,7 @@ CHUNKS = [
     Row('transfer_encoding_chunked_first', 'ended', hold(head(b'Transfer-Encoding: chunked, gzip') + b'noise'),
         reuse=False),
     Row('transfer_encoding_in_two_headers', 'delivered',
-        head(b'Transfer-Encoding: gzip', CHUNKED) + b'2\r\nok\r\n0\r\n\r\n', reuse=True),
+        head(b'Transfer-Encoding: gzip', CHUNKED) + b'2\r\nok\r\n0\r\n\r\n', reuse=False),
     Row('transfer_encoding_chunked_then_identity', 'ended',
         hold(head(CHUNKED, b'Transfer-Encoding: identity') + b'2\r\nok\r\n0\r\n\r\n'), reuse=False),
     Row('transfer_encoding_empty', 'ended', close(head(b'Transfer-Encoding:', b'Content-Length: 2') + b'ok'),
@@ -965,10 +988,10 @@ CHUNKS = [
         reason=NOT_HTTP),
     Row('transfer_encoding_with_vertical_tab', 'ended', hold(head(b'Transfer-Encoding: \vchunked') + b'0\r\n\r\n'),
         reuse=False),
-    Row('transfer_encoding_folded', 'delivered', head(b'Transfer-Encoding:', b' chunked') + b'2\r\nok\r\n0\r\n\r\n',
-        reuse=True),
+    Row('transfer_encoding_folded', 'ended', hold(head(b'Transfer-Encoding:', b' chunked') + b'2\r\nok\r\n0\r\n\r\n'),
+        reuse=False),
     Row('transfer_encoding_of_3000_codings', 'delivered',
-        head(b'Transfer-Encoding: ' + b'gzip, ' * 3000 + b'chunked') + b'0\r\n\r\n', reuse=True),
+        head(b'Transfer-Encoding: ' + b'gzip, ' * 3000 + b'chunked') + b'0\r\n\r\n', reuse=False),
     Row('chunked_and_broken_length', 'delivered', head(b'Content-Length: -5', CHUNKED) + b'2\r\nok\r\n0\r\n\r\n'),
     Row('chunked_and_two_lengths', 'delivered',
         head(b'Content-Length: 2', CHUNKED, b'Content-Length: 5') + b'2\r\nok\r\n0\r\n\r\n'),
@@ -1051,7 +1074,7 @@ STATUSES = [
                                         status=b'HTTP/1.1 206 Partial Content') + b'ok', status=206, reuse=True),
     Row('status_204_with_body', 'ended', hold(head(b'Content-Length: 5', status=b'HTTP/1.1 204 No Content') + b'hello'),
         status=204, reuse=False),
-    Row('status_200_to_get_endless', 'broken', endless(head(), b'a' * 8192), method='GET'),
+    Row('status_200_to_get_endless', 'ended', endless(head(), b'a' * 8192), reuse=False, method='GET'),
     Row('status_201_to_put_chunks_broken', 'broken', hold(head(CHUNKED, status=b'HTTP/1.1 201 Created') + b'zz'),
         method='PUT', status=201),
     Row('status_304_with_length', 'dead', head(b'Content-Length: 500', status=b'HTTP/1.1 304 Not Modified'),
@@ -1091,8 +1114,9 @@ EARLY = [
     Early('early_403_kept_open', 'dead', half_close(response(403, b'no', close=True)), status=403),
     Early('early_continue_only', 'retry', close(head(status=b'HTTP/1.1 100 Continue'))),
     Early('early_noise', 'retry', close(bytes(range(256)) * 16)),
-    Early('early_200_endless', 'broken', endless(head(), b'a' * 8192)),
-    Early('early_endless_interim', 'retry', endless(b'', head(status=b'HTTP/1.1 100 Continue')), reason='interim'),
+    Early('early_200_endless', 'ended', endless(head(), b'a' * 8192), reuse=False),
+    Early('early_endless_interim', 'retry', endless(b'', head(status=b'HTTP/1.1 100 Continue')), short=True,
+          reason='no answer'),
     Early('early_close', 'retry', close()),
     Early('early_reset', 'retry', cut()),
     Early('never_read', 'retry', lambda sock: time.sleep(4), short=True),
@@ -1207,6 +1231,9 @@ class Site:
     equal = harness.Test.equal
     require = harness.Test.require
 
+    def letters(self, config_path):
+        return self.t.letters(config_path)
+
     def _play(self, request, connection):
         """What the first one gets; None: it had its turn."""
         with self._lock:
@@ -1265,10 +1292,6 @@ class Site:
             self.check('the reason is %r' % row.reason, re.search(row.reason, reason), reason)
             wait_up(self, program, self.name)
             wait_delivered(self, program, 1, self.name)
-        if row.verdict == 'broken':
-            match = program.wait_log(r' warn: alert 1 .*%s\b.*its answer was broken: .' % name_pattern(self.name),
-                                     left + 3)
-            self.check('a warning says that the answer was broken', match, program.lines(name_pattern(self.name)))
         requests = self.receiver.wait(self.attempts)
         self.require('the attempts arrived', len(requests) == self.attempts,
                      '%d instead of %d' % (len(requests), self.attempts))
@@ -1487,25 +1510,8 @@ def test_status_retry_backoff(t):
             waits)
     t.equal('one webhook-id', len(set(ids(stuck()))), 1)
     once_each(t, 'the others arrived once', [r for r in receiver.requests if r.event()['taskName'] != 'stuck'], sent)
-    t.check('answers with 500 do not make it down', not program.lines(' is down'))
+    t.check('answers with 500 to one alert do not make it down', not program.lines(' is down'))
     end(t, program, delivered=21, given_up=0, lost=0)
-
-
-def test_status_500_for_ever_is_not_down(t):
-    receiver = t.receiver(lambda request, connection: OK if request.event()['taskName'] == 'good' else response(500))
-    path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
-    program = t.start(path)
-    send_many(program, 6, 'bad')
-    receiver.wait(12)
-    begin = time.monotonic()
-    program.send(datagram(task='good'))
-    wait_delivered(t, program, 7)
-    t.check('the good one is not held up', time.monotonic() - begin < 3 * harness.SLOW)
-    t.check('not down', not program.lines(' is down'))
-    stop(t, program)
-    t.equal('lost alerts, whole', sorted(event['taskName'] for event in alerts_in(program, ' lost for ')),
-            ['bad %d' % (i + 1) for i in range(6)])
-    totals(t, program, delivered=1, given_up=0, lost=6)
 
 
 # ---- Redirects ------------------------------------------------------------------------------------------------------
@@ -1608,13 +1614,12 @@ def redirect_relative(t, scheme):
         (receiver.url('?x=1'), '/?x=1'), (receiver.url('/upper').replace('http', 'HTTP'), '/upper'),
         ('/a b', '/a%20b'), ('/\xe5'.encode(), '/%C3%A5'), ('/%c3%a5', '/%c3%a5'), ('/100%', '/100%'),
         ('/a/./b/../c', '/a/c'),
-        ('/a/%2e%2e/b', '/b'), ('\\back\\slash', '/back/slash'), ('/a"b<c>d', '/a%22b%3Cc%3Ed'),
+        ('/a"b<c>d', '/a%22b%3Cc%3Ed'),
         ('/q?a b"<>', '/q?a%20b%22%3C%3E'),
         ('/trailing   ', '/trailing'), ("/it's;v=1,2(3)!$&*+=:@~", "/it's;v=1,2(3)!$&*+=:@~"),
-        (scheme + ':name', '/%d/dir/name'),
-        ('///%s/many' % receiver.authority, '/many'), ('?next=http://a/b', '/%d/dir/start?next=http://a/b'),
+        ('?next=http://a/b', '/%d/dir/start?next=http://a/b'),
         ('/a//b', '/a//b'),
-        ('/' + 'x' * 8000, '/' + 'x' * 8000), ('/a\tb\tc', '/abc'), ('/folded\r\n /name', '/folded%20/name'),
+        ('/' + 'x' * 8000, '/' + 'x' * 8000),
         ('   /indented', '/indented'), ('//bob:pw@%s/own' % receiver.authority, '/own'),
     ]
     starts = {}
@@ -1642,28 +1647,23 @@ def redirect_relative(t, scheme):
 
 
 def test_redirect_get_fields(t):
-    """Fields that a GET's new query lacks are added, those that it has are not doubled."""
+    """The fields are added to a GET's new query, unless it has them already."""
     def echo(request, connection):
         return location(302, '/landed' + request.target[len('/echo'):])
 
     echo.wants_request = True
     rows = [
-        ('/none', '/landed', {}, []),
-        ('/own', '/landed?x=1&y=', {}, [('x', '1'), ('y', '')]),
-        ('/event', '/landed?event=mine', {'event': 'mine'}, []),
-        ('/empty', '/landed?event=&taskName', {'event': '', 'taskName': ''}, []),
-        ('/encoded', '/landed?%65vent=mine&task%4eame=a+b', {'event': 'mine', 'taskName': 'a b'}, []),
-        ('/case', '/landed?EVENT=mine', {}, [('EVENT', 'mine')]),
-        ('/value', '/landed?x=event', {}, [('x', 'event')]),
-        ('/part', '/landed?myevent=1&events=2', {}, [('myevent', '1'), ('events', '2')]),
-        ('/mark', '/landed?', {}, []),
-        ('/hash', '/landed?x=1#event=2', {}, [('x', '1')]),
+        ('/none', '/landed', []),
+        ('/own', '/landed?x=1&y=', [('x', '1'), ('y', '')]),
+        ('/event', '/landed?event=mine', [('event', 'mine')]),
+        ('/mark', '/landed?', []),
+        ('/hash', '/landed?x=1#executionId=2', [('x', '1')]),
     ]
     receiver = t.receiver()
-    answers = by_path({start: location(302, target) for start, target, _, _ in rows})
+    answers = by_path({start: location(302, target) for start, target, _ in rows})
     receiver.answer = lambda request, connection: \
         echo(request, connection) if request.path == '/echo' else answers(request, connection)
-    path, _ = t.config([{'url': receiver.url(start + '?old=1'), 'method': 'GET'} for start, _, _, _ in rows] +
+    path, _ = t.config([{'url': receiver.url(start + '?old=1'), 'method': 'GET'} for start, _, _ in rows] +
                        [{'url': receiver.url('/echo'), 'method': 'GET'}])
     program = t.start(path)
     program.send(datagram(task='a & b', message='50 % = half'))
@@ -1673,13 +1673,13 @@ def test_redirect_get_fields(t):
     for request in receiver.wait(2 * len(rows) + 2):
         by_id.setdefault(request.get('webhook-id'), []).append(request)
     pairs = {requests[0].path: requests for requests in by_id.values()}
-    for start, target, given, more in rows + [('/echo', '', {}, [])]:
+    for start, target, more in rows + [('/echo', '', [])]:
         requests = pairs.get(start, [])
         if not t.check('%s is followed' % start, len(requests) == 2, len(requests)):
             continue
         want = [(name, value) for name, value in requests[0].params() if name != 'old']
         got = requests[1].params()
-        t.equal('%s: every field once' % start, sorted(got), sorted([(n, given.get(n, v)) for n, v in want] + more))
+        t.equal('%s: every field once' % start, sorted(got), sorted(want + more))
         t.check('%s: what was there comes first' % start, requests[1].target.startswith(target.partition('#')[0]),
                 requests[1].target)
     t.equal('a query that is already whole stays as it is', pairs['/echo'][1].target,
@@ -1699,28 +1699,58 @@ def test_redirect_post_adds_no_fields(t):
 
 
 def test_redirect_authorization(t):
-    """The password goes along within the origin, and never to another."""
+    """A password goes along within the origin; once there is one, nothing goes to another port."""
     other = t.receiver()
     receiver = t.receiver(by_path({'/same': location(307, '/landed'), '/other': location(307, other.url('/landed')),
                                    '/get': location(302, other.url('/landed')),
                                    '/far': location(308, '/other')}))
     path, _ = t.config([{'url': receiver.url('/same', 'bob:secret')}, {'url': receiver.url('/other', 'bob:secret')},
                         {'url': receiver.url('/get', 'bob:secret'), 'method': 'GET'},
-                        {'url': receiver.url('/far', 'bob:secret'), 'method': 'PUT'}])
+                        {'url': receiver.url('/far', 'bob:secret'), 'method': 'PUT'}, {'url': receiver.url('/other')}])
     program = t.start(path)
     program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1', attempt=1)
+    for i in (2, 3, 4):
+        count, text, event = wait_given_up(t, program, 1, 'failure %d' % i)
+        t.equal('attempts', count, 1)
+        t.check('the new URL and what to do', 'moved to ' + other.url('/landed') in text and 'change webhookURL' in text, text)
+        t.equal('the alert', list(event), FIELDS)
+    wait_delivered(t, program, 1, 'failure 5', attempt=1)
     basic = 'Basic ' + base64.b64encode(b'bob:secret').decode()
-    requests = receiver.wait(6)
-    t.equal('within the origin', [r.get('Authorization') for r in requests], [basic] * 6)
-    strangers = other.wait(3)
-    t.equal('requests to the other', sorted(r.method for r in strangers), ['GET', 'POST', 'PUT'])
-    for request in strangers:
-        t.equal('Authorization for another origin', request.get('Authorization'), None)
-        t.equal('Host for another origin', request.get('Host'), other.authority)
-        t.equal('the alert arrives', list(request.event()), FIELDS)
-        t.check('no secret goes along', b'secret' not in request.raw and b'c2VjcmV0' not in request.raw)
-    stop(t, program)
+    requests = receiver.wait(7)
+    t.equal('within the origin', sorted(r.get('Authorization') or '' for r in requests), [''] + [basic] * 6)
+    t.equal('who has no password may go to another port', [(r.method, r.target, r.get('Authorization'), r.get('Host'))
+                                                           for r in other.wait(1)], [('POST', '/landed', None, other.authority)])
+    end(t, program, delivered=2, given_up=3, lost=0)
     t.check('the password is not in the log', 'secret' not in program.stdout)
+
+
+@both
+def redirect_to_another_host(t, scheme):
+    """Nothing goes to a host that the configuration does not name, also if that is the same machine: the new URL is told."""
+    receiver = server(t, scheme)
+    inner = t.receiver()
+    targets = ['%s://localhost:%d/x' % (scheme, receiver.port), '%s://127.0.0.2:%d/x' % (scheme, receiver.port),
+               '//[::1]:%d/x' % receiver.port, 'https://hooks.invalid/new',
+               'https://192.0.2.1/latest/meta', 'https://127.0.0.1.invalid/x', '//localhost:%d/' % inner.port]
+    kinds = [(307, 'POST'), (302, 'GET'), (301, 'PUT')]
+    receiver.answer = by_path({'/%d/%d' % (status, i): location(status, target)
+                               for status, _ in kinds for i, target in enumerate(targets)})
+    path, _ = t.config([hook(receiver, '/%d/%d' % (status, i), method=method)
+                        for status, method in kinds for i in range(len(targets))] + [hook(receiver, '/good')])
+    program = t.start(path)
+    program.send(datagram())
+    for i, (status, target) in enumerate((status, target) for status, _ in kinds for target in targets):
+        what = '%d, %s' % (status, target)
+        count, text, event = wait_given_up(t, program, 1, 'failure %d' % (i + 1))
+        t.equal('%s: attempts' % what, count, 1)
+        t.check('%s: the new URL and what to do' % what, 'moved to http' in text and target.partition('//')[2].split('/')[0].split(
+            ':')[0] in text and 'change webhookURL' in text, text)
+        t.equal('%s: fields' % what, list(event), FIELDS)
+    wait_delivered(t, program, 1, 'failure %d' % (len(kinds) * len(targets) + 1))
+    end(t, program, given_up=len(kinds) * len(targets), delivered=1, lost=0)
+    t.equal('requests', len(receiver.requests), len(kinds) * len(targets) + 1)
+    t.equal('requests elsewhere', len(inner.requests), 0)
 
 
 @both
@@ -1739,7 +1769,9 @@ def redirect_bad_location(t, scheme):
             ('angle brackets', 'http://<host>/'), ('9 KB', '/' + 'x' * 9000), ('60 KB', '/' + 'x' * 61440),
             ('port 0', '%s://127.0.0.1:0/' % scheme), ('port negative', 'http://127.0.0.1:-1/'),
             ('port 65536', 'http://127.0.0.1:65536/'), ('two ports', 'http://127.0.0.1:80:80/'),
-            ('two hosts', 'http://a@b@c@/')]
+            ('two hosts', 'http://a@b@c@/'), ('no slashes', scheme + ':name'), ('one slash', scheme + ':/name'),
+            ('backslashes', '\\\\127.0.0.1\\x'), ('hexadecimal', '%s://0x7f.1/' % scheme), ('IDN', 'http://b\xfccher.example/'.encode()),
+            ('percent-encoded host', scheme + '://%31%32%37.0.0.1/')]
     kinds = [(307, 'POST'), (302, 'GET'), (301, 'POST')]
     receiver = server(t, scheme, by_path({'/%d/%d' % (status, i): location(status, *row[1:])
                                    for status, _ in kinds for i, row in enumerate(rows)}))
@@ -1860,80 +1892,25 @@ def test_redirect_https_to_http(t):
     t.equal('requests without TLS', len(plain.requests), 0)
 
 
-def own_address(t):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(('192.0.2.1', 9))
-        except OSError:
-            t.skip('this machine has no address beside loopback')
-        address = probe.getsockname()[0]
-    if address.startswith(('127.', '169.254.')):
-        t.skip('this machine has no address beside loopback')
-    return address
-
-
-def test_redirect_to_loopback_refused(t):
-    """From a webhook elsewhere nothing leads to this machine's own services."""
-    address = own_address(t)
-    inner = t.receiver()
-    targets = ['http://127.0.0.1:%d/' % inner.port, 'http://localhost:%d/' % inner.port,
-               'http://[::1]:%d/' % inner.port,
-               'http://127.0.0.2:%d/' % inner.port, 'http://[::ffff:127.0.0.1]:%d/' % inner.port,
-               'http://169.254.169.254/latest/meta-data', 'http://[fe80::1]/', 'http://2130706433:%d/' % inner.port,
-               'http://0.0.0.0:%d/' % inner.port, 'http://[::]:%d/' % inner.port, 'http://127.1:%d/' % inner.port]
-    receiver = t.receiver(by_path({'/%d' % i: location(307, target) for i, target in enumerate(targets)}), host=address)
-    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(len(targets))] +
-                       [{'url': receiver.url('/good')}])
-    program = t.start(path)
-    program.send(datagram())
-    for i, target in enumerate(targets):
-        t.check('%s is refused' % target, program.wait_log(r'alert 1 given up for failure %d\b' % (i + 1)),
-                program.lines(r'failure %d\b' % (i + 1))[-2:])
-    wait_delivered(t, program, 1, 'failure %d' % (len(targets) + 1))
-    stop(t, program)
-    t.equal('requests that came in', len(inner.requests), 0)
-
-
-def test_redirect_name_to_loopback_refused(t):
-    """Nor by a name that leads to this machine."""
-    address = own_address(t)
-    inner = t.receiver()
-    server = Names(t, {'inner.example.com': ['127.0.0.1'], 'six.example.com': ['::1', 'fe80::1'],
-                       'both.example.com': ['169.254.169.254', '127.0.0.1']})
-    words = ['inner', 'six', 'both']
-    receiver = t.receiver(by_path({'/' + name: location(307, 'http://%s.example.com:%d/' % (name, inner.port))
-                                   for name in words}),
-                          host=address)
-    path, _ = t.config([{'url': receiver.url('/' + name)} for name in words])
-    program = t.start(path, wrap=server.wrap)
-    program.send(datagram())
-    for i, name in enumerate(words):
-        t.check('%s.example.com is refused' % name, program.wait_log(r'alert 1 given up for failure %d\b' % (i + 1)),
-                program.lines(r'failure %d\b' % (i + 1))[-2:])
-    t.equal('the names were asked for', sorted(set(name for name, _ in server.asked)),
-            sorted('%s.example.com' % name for name in words))
-    stop(t, program)
-    t.equal('requests that came in', len(inner.requests), 0)
-
-
 def test_redirect_trust(t):
-    """The certificate of the configuration, and the leave not to check any, count for webhookURL's origin only."""
+    """What a webhook trusts counts for each port of its host; another certificate than that does not count there, either."""
     other = tls_receiver(t)
-    receiver = tls_receiver(t, by_path({'/same': location(307, '/landed'),
-                                        '/other': location(307, other.url('/landed'))}))
+    stranger = t.receiver(ssl_context=sys_tls.good('B').context())
+    receiver = tls_receiver(t, by_path({'/same': location(307, '/landed'), '/other': location(307, other.url('/landed')),
+                                        '/stranger': location(307, stranger.url('/landed'))}))
     unchecked = {'enable': False, 'rejectUnauthorized': False, 'certCA': ''}
     path, _ = t.config([{'url': receiver.url('/same', 'bob:secret'), 'cert': trusting()},
                         {'url': receiver.url('/same'), 'cert': unchecked},
                         {'url': receiver.url('/other'), 'cert': trusting()},
-                        {'url': receiver.url('/other'), 'cert': unchecked}])
+                        {'url': receiver.url('/stranger'), 'cert': trusting()}])
     program = t.start(path)
     program.send(datagram())
-    wait_delivered(t, program, 1, 'failure 1', attempt=1)
-    wait_delivered(t, program, 1, 'failure 2', attempt=1)
-    for i in (3, 4):
-        t.check('webhook %d: not trusted' % i, program.wait_log(r'failure %d\b.*not trusted' % i), program.log[-4:])
+    for i in (1, 2, 3):
+        wait_delivered(t, program, 1, 'failure %d' % i, attempt=1)
+    t.check('the stranger is not trusted', program.wait_log(r'failure 4\b.*not trusted'), program.log[-4:])
     stop(t, program)
-    t.equal('requests to the other', len(other.requests), 0)
+    t.equal('requests to the other', [r.path for r in other.requests], ['/landed'])
+    t.equal('requests to the stranger', len(stranger.requests), 0)
     t.equal('Authorization within the origin', len([r for r in receiver.requests if r.get('Authorization')]), 2)
 
 
@@ -1950,6 +1927,20 @@ def test_redirect_to_untrusted_certificate(t):
         wait_delivered(t, program, 1, 'failure %d' % number, timeout=20)
     t.equal('requests past the check', len(other.requests), 0)
     end(t, program, delivered=2, given_up=0, lost=0)
+
+
+def test_redirect_to_https_with_own_ca(t):
+    """From http to https: certCA counts there, if the entry names one and cert.enable is true."""
+    other = tls_receiver(t)
+    receiver = t.receiver(by_path({'/start': [location(307, other.url('/landed'))] * 9}))
+    path, _ = t.config([dict(hook(receiver, '/start'), cert=cert)
+                        for cert in (trusting(), dict(trusting(), enable=False))])
+    program = t.start(path)
+    program.send(datagram())
+    wait_delivered(t, program, 1, attempt=1)
+    t.check('without cert.enable it does not', 'not trusted' in wait_down(t, program, 'failure 2'))
+    stop(t, program)
+    t.equal('requests that arrive', [r.path for r in other.requests], ['/landed'])
 
 
 def test_redirect_within_one_deadline(t):
@@ -1970,11 +1961,23 @@ def test_redirect_within_one_deadline(t):
     wait_delivered(t, program, 1)
 
 
+def test_redirect_body_within_the_deadline(t):
+    """The body of a redirect that does not come to its end takes its time from the call, and no more."""
+    well = threading.Event()
+    moved = hold(head(b'Location: /two', b'Content-Length: 50', status=b'HTTP/1.1 307 Moved'))
+    receiver = t.receiver(lambda request, connection: OK if well.is_set() else moved if request.path == '/one' else hold())
+    path, _ = t.config([{'url': receiver.url('/one')}], butlerWebhook={'timeoutSeconds': 1})
+    program = t.start(path)
+    program.send(datagram())
+    first = receiver.wait(1)[0]
+    t.check('the call fails', program.wait_log(r' warn: (alert 1 to|webhook) failure 1\b'), program.log[-2:])
+    took = time.monotonic() - first.time
+    t.check('the call ends after its second', 0.8 < took < 1.0 + 0.7 * harness.SLOW, '%.1f s' % took)
+    well.set()
+    wait_delivered(t, program, 1)
+
+
 # ---- Waiting --------------------------------------------------------------------------------------------------------
-
-
-def asctime(when):
-    return time.asctime(time.gmtime(when))
 
 
 @both
@@ -1992,14 +1995,10 @@ def wait_retry_after_forms(t, scheme):
         ('spaces around', 429, '  45\t ', 45, 45),
         ('60 digits', 503, '0' * 58 + '30', 30, 30),
         ('a leap second', 429, 'Sat, 31 Dec 2138 23:59:60 GMT', 3600, 3600),
-        ('a day of one digit', 429, 'Sun, 6 Nov 2138 08:49:37 GMT', 3600, 3600),
-        ('months in capitals', 503, 'SUN, 06 NOV 2138 08:49:37 GMT', 3600, 3600),
         ('IMF date', 429, email.utils.formatdate(now + 300, usegmt=True), 200, 301),
         ('IMF date, 503', 503, email.utils.formatdate(now + 300, usegmt=True), 200, 301),
-        ('RFC 850 date', 429, time.strftime('%A, %d-%b-%y %H:%M:%S GMT', time.gmtime(now + 300)), 200, 301),
-        ('asctime date', 429, asctime(now + 300), 200, 301),
         ('year 2138', 429, email.utils.formatdate(calendar.timegm((2138, 2, 16, 9, 24, 59)), usegmt=True), 3600, 3600),
-        ('year 9999', 503, 'Fri, 31 Dec 9999 23:59:59 GMT', 3600, 3600),
+        ('no such time', 503, 'Sun, 36 Nov 2138 24:49:37 GMT', 3600, 3600),
     ]
     receiver = server(t, scheme, by_path({'/%d' % i: response(row[1], b'', [('Retry-After', row[2])])
                                    for i, row in enumerate(rows)}))
@@ -2026,8 +2025,8 @@ def wait_retry_after_ignored(t, scheme):
     values = ['-30', '0', 'soon', '', past, '30 s', '1e9', '0x7fffffff', 'Fri, 99 Foo 2138 99:99:99 GMT',
               'Thu, 01 Jan 1970 00:00:00 GMT', '12:00', '\xe5', '3 3', '--', '+',
               '1,000,000', '5, 10', '5;', '1.5', '+5', "5'", '"5"', '\xb2', 'P1D', '2138-02-16T09:24:59Z',
-              'Sun, 06 Nov 2138 08:49:37 +0100', 'Sun, 06 Nov 2138 08:49:37', 'Sun, 06 Nov 2138 24:49:37 GMT',
-              'Sun, 06 Xxx 2138 08:49:37 GMT', 'Sun, 00 Nov 2138 08:49:37 GMT', 'Sun, 06 Nov -138 08:49:37 GMT',
+              'Sun, 06 Nov 2138 08:49:37 +0100', 'Sun, 06 Nov 2138 08:49:37',
+              'Sun, 06 Xxx 2138 08:49:37 GMT', 'Sun, 06 Nov 1994 24:49:37 GMT',
               'Sun, 06 Nov 2138 08:49:37 GMT and more', 'a' * 20000]
     rows = [(status, value) for value in values for status in (429, 503)]
     answers = {'/%d' % i: [response(status, b'', [('Retry-After', value)])] for i, (status, value) in enumerate(rows)}
@@ -2106,7 +2105,7 @@ def test_wait_one_a_second(t):
     t.check('all twenty arrive', arrived, '%d did' % len(program.lines(' delivered to ')))
     t.check('in about twenty times a second', time.monotonic() - begin < 60 * harness.SLOW, time.monotonic() - begin)
     refused = len(receiver.requests) - 20
-    t.check('at most three refusals for each', refused <= 60, '%d' % refused)
+    t.check('at most as many refusals for each as there are calls at a time', refused <= 20 * 4, '%d' % refused)
     t.equal('webhook-ids', len(set(ids(receiver.requests))), 20)
     end(t, program, delivered=20, given_up=0, lost=0)
 
@@ -2149,7 +2148,7 @@ def test_wait_retry_after_zero_is_no_flood(t):
     for name in ('/429', '/503'):
         calls = len([r for r in receiver.requests if r.path == name])
         t.check('%s: calls in 2 s' % name, 1 <= calls <= 10, calls)
-    end(t, program, delivered=0, given_up=0, lost=0, waiting=2)
+    end(t, program, delivered=0, given_up=0, lost=0, waiting=(1, 2))
 
 
 def test_wait_then_broken_is_no_flood(t):
@@ -2298,6 +2297,33 @@ test_down_after_three_greetings = no_answer_test(hold(b'220 mail.example.com ESM
 test_down_after_three_halves = no_answer_test(close(b'HTTP/1.1 200 OK\r\nContent-'))
 
 
+def test_down_by_5xx(t):
+    """A gateway that answers 502 for its dead backend is down after three different alerts: probes, not a call for each alert."""
+    well = threading.Event()
+    receiver = t.receiver(lambda request, connection: OK if well.is_set() else response(502, b'<h1>Bad Gateway</h1>'))
+    path, _ = t.config([{'url': receiver.url()}])
+    program = t.start(path)
+    sent = send_many(program, 300)
+    reason = wait_down(t, program)
+    t.check('the reason', '502' in reason, reason)
+    wait_accepted(t, program, 300)
+    t.check('few calls before it is down', len(receiver.requests) <= 12, len(receiver.requests))
+    known = len(receiver.requests)
+    time.sleep(5)
+    probes = names(receiver.requests[known:])
+    t.check('probes alone', 1 <= len(probes) <= 12, probes)
+    t.check('each with another alert', len(set(probes)) == len(probes), probes)
+    program.send(datagram(task='later'))
+    well.set()
+    wait_up(t, program)
+    t.check('all are delivered', program.wait_log(' delivered to ', 20, 301), len(program.lines(' delivered to ')))
+    last = {request.event()['taskName']: request for request in receiver.requests}
+    t.equal('each arrives', sorted(last), sorted(sent + ['later']))
+    t.equal('webhook-ids', len(set(ids(receiver.requests))), 301)
+    t.equal('"is down" is said once', len(program.lines(' is down')), 1)
+    end(t, program, received=301, accepted=301, delivered=301, given_up=0, lost=0)
+
+
 def test_down_not_by_two_alerts(t):
     """Two alerts that take turns in getting no answer are not three different ones."""
     seen = {}
@@ -2340,26 +2366,32 @@ def test_down_not_by_one_alert(t):
     end(t, program, delivered=4, given_up=0, lost=0)
 
 
-def test_down_not_by_failures_between_successes(t):
-    """An answer in between begins the count anew."""
-    seen = set()
+def between_successes_test(failure):
+    def test(t):
+        """A good answer in between begins the count anew."""
+        seen = set()
 
-    def answer(request, connection):
-        name = request.event()['taskName']
-        if name in seen:
-            return OK
-        seen.add(name)
-        return None
+        def answer(request, connection):
+            name = request.event()['taskName']
+            if name in seen:
+                return OK
+            seen.add(name)
+            return failure
 
-    receiver = t.receiver(answer)
-    path, _ = t.config([{'url': receiver.url()}])
-    program = t.start(path)
-    for number in range(1, 6):
-        program.send(datagram(task='task %d' % number))
-        if not wait_delivered(t, program, number):
-            break
-    t.check('not down', not program.lines(' is down'), program.lines(' is down'))
-    end(t, program, delivered=5, given_up=0, lost=0)
+        receiver = t.receiver(answer)
+        path, _ = t.config([{'url': receiver.url()}])
+        program = t.start(path)
+        for number in range(1, 6):
+            program.send(datagram(task='task %d' % number))
+            if not wait_delivered(t, program, number):
+                break
+        t.check('not down', not program.lines(' is down'), program.lines(' is down'))
+        end(t, program, delivered=5, given_up=0, lost=0)
+    return test
+
+
+test_down_not_by_failures_between_successes = between_successes_test(None)
+test_down_not_by_5xx_between_successes = between_successes_test(response(503))
 
 
 def test_down_again(t):
@@ -2448,93 +2480,70 @@ def test_down_too_old(t):
     end(t, program, delivered=0, given_up=3, lost=0)
 
 
-def busy_receiver(t):
-    """A receiver that answers when its event is set, not before; and that event."""
-    well = threading.Event()
-
-    def answer(request, connection):
-        def play(sock):
-            well.wait(1.5)
-            if well.is_set():
-                sock.sendall(response(200, b'ok', close=True))
-        return quiet(play)
-
-    return t.receiver(answer), well
+NO_ROOM = {'maxStateMB': 16}       # a third of it, 5.6 MB, is for what waits: some ninety alerts of 60 KB
 
 
-def fill_queue(t, program, receiver):
-    """Four alerts that are under way, and sixteen that wait; the names of all."""
-    sent = send_many(program, 4)
-    receiver.wait(4)
-    sent += send_many(program, 16, 'late')
-    wait_accepted(t, program, 20)
+def send_large(program, count, prefix='task', number=0):
+    """Alerts of 60 KB, each sent when the one before was accepted; their names."""
+    sent = []
+    for i in range(count):
+        sent += send_many(program, 1, '%s %d:' % (prefix, i), message='m' * 60000)
+        if not program.wait_log(' accepted', count=number + i + 1):
+            break
     return sent
 
 
-def test_queue_full(t):
-    """No disk, and room for five: the oldest waiting alert goes, and is logged whole; what remains arrives."""
-    receiver, well = busy_receiver(t)
-    path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
-    program = t.start(path, binary=t.binary_test)
-    sent = fill_queue(t, program, receiver)
-    program.wait_log(r' error: alert \d+ dropped for failure 1: its queue is full \(5\b[^)]*\); alert: \{', count=11)
-    well.set()
-    wait_until(lambda: len(program.lines(r' delivered to | dropped for ')) == 20, 15)
-    dropped = alerts_in(program, r' error: alert \d+ dropped for failure 1: its queue is full \(5\b[^)]*\); alert: \{')
-    gone = [event.get('taskName') for event in dropped]
-    t.equal('every dropped alert is whole', [list(event) for event in dropped], [FIELDS] * len(dropped))
-    t.check('as many as there is no room for', 11 <= len(gone) <= 16, gone)
-    t.equal('the oldest go first', gone, sorted(gone, key=sent.index))
-    t.check('the newest stay', not set(gone) & set(sent[-4:]), gone)
-    kept = [name for name in sent if name not in gone]
-    t.equal('what remains arrives', sorted(set(names(receiver.requests)) & set(kept)), sorted(kept))
-    stop(t, program)
-    totals(t, program, received=20, accepted=20, delivered=len(kept), given_up=0, lost=len(gone))
-    all_told(t, program, sent)
+def no_room_test(**settings):
+    def test(t):
+        """There is no room for more that waits: the oldest alert becomes a dead letter; what remains arrives."""
+        port = t.port()
+        path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % port}], butlerWebhook=dict(NO_ROOM, **settings))
+        program = t.start(path)
+        sent = send_large(program, 120)
+        wait_down(t, program)
+        t.check('some are given up', program.wait_log(r' error: alert \d+ given up for failure 1 .*no room', count=20),
+                len(program.lines('no room')))
+        if not settings:
+            t.check('a warning when most of the room is used', program.lines(r' warn: state directory: .*%'), program.log[-1][:300])
+        receiver = t.receiver(port=port)
+        wait_up(t, program)
+        gone = len(program.lines(' given up for failure 1 '))
+        t.check('the rest is delivered', wait_until(lambda: len(program.lines(' delivered to ')) == 120 - gone, 20),
+                len(program.lines(' delivered to ')))
+        arrived = names(receiver.requests)
+        t.check('a third of maxStateMB is for what waits', 70 <= len(arrived) <= 95, len(arrived))
+        t.equal('the oldest are given up', sorted(arrived), sorted(sent[gone:]))
+        end(t, program, received=120, accepted=120, delivered=120 - gone, given_up=gone, lost=0)
+        told = all_told(t, program, sent)
+        t.equal('those that are given up are whole', sorted(name for name, words in told.items() if words == ['given up']),
+                sorted(sent[:gone]))
+    return test
 
 
-def test_queue_full_waits_on_disk(t):
-    """The same with a journal: what memory has no room for waits there, and all arrive."""
-    receiver, well = busy_receiver(t)
-    path, _ = t.config([{'url': receiver.url()}])
-    program = t.start(path, binary=t.binary_test)
-    sent = fill_queue(t, program, receiver)
-    well.set()
-    wait_until(lambda: len(program.lines(' delivered to ')) == 20, 15)
-    end(t, program, received=20, accepted=20, delivered=20, given_up=0, lost=0)
-    t.equal('all arrive', sorted(set(names(receiver.requests))), sorted(sent))
-    t.equal('webhook-ids', len(set(ids(receiver.requests))), 20)
-    t.equal('nothing waits', pending(t, program), [])
+test_no_room = no_room_test()
+test_no_room_in_memory = no_room_test(stateDirectory='')
 
 
-def test_queue_full_for_one_webhook_only(t):
-    """The queue of a webhook that is down does not touch that of another."""
+def test_no_room_for_one_webhook_only(t):
+    """It is the webhook with most waiting that loses alerts, not one for which few wait."""
     receiver = t.receiver()
-    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}, {'url': receiver.url()}], butlerWebhook=MEMORY)
-    program = t.start(path, binary=t.binary_test)
-    sent = []
-    for i in range(30):
-        name = 'task %d' % (i + 1)
-        sent.append(name)
-        program.send(datagram(task=name))
-        receiver.wait(i + 1)
-    once_each(t, 'all arrive at the good one', receiver.wait(30), sent)
-    t.check('dropped for the bad one', program.wait_log(' dropped for failure 1: its queue is full', count=24),
-            len(program.lines(' dropped for failure 1: ')))
-    t.equal('dropped for the good one', program.lines(' dropped for failure 2'), [])
+    few_port = t.port()
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}, {'url': receiver.url()},
+                        {'url': 'http://127.0.0.1:%d/' % few_port, 'kind': 'aborted'}], butlerWebhook=NO_ROOM)
+    program = t.start(path)
+    few = send_many(program, 3, 'few', id='/scheduler-task-aborted/')
+    wait_down(t, program, 'aborted 1')
+    sent = send_large(program, 120, number=3)
+    wait_until(lambda: len(receiver.requests) == 120, 20)
+    once_each(t, 'all arrive at the good one', receiver.requests, sent)
+    t.check('given up for the bad one', program.wait_log(' given up for failure 1 .*no room', count=20),
+            len(program.lines(' given up for failure 1 ')))
+    late = t.receiver(port=few_port)
+    wait_up(t, program, 'aborted 1')
+    once_each(t, 'the few arrive', late.wait(3), few)
+    t.equal('given up for the others', program.lines(' given up for (failure 2|aborted 1)'), [])
     stop(t, program)
     all_told(t, program, sent, 'failure 1')
-
-
-def test_queue_full_in_a_burst(t):
-    """A burst that no queue holds: each alert that is dropped stands in the log."""
-    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}], butlerWebhook=MEMORY)
-    program = t.start(path, binary=t.binary_test)
-    sent = send_many(program, 2000, message='m' * 900, pause=0.0002)
-    wait_accepted(t, program, 2000, timeout=20)
-    stop(t, program)
-    told = all_told(t, program, sent)
-    t.check('most were dropped', len([n for n, words in told.items() if words == ['dropped']]) > 1900)
 
 
 # ---- Independence ---------------------------------------------------------------------------------------------------
@@ -2637,7 +2646,7 @@ def descriptors(program):
 
 
 @both
-@limit(90)
+@limit(200)
 def independent_of_all_at_once(t, scheme):
     """
     Every hostile webhook at once, in three rounds: the good one gets its alerts in time, the bad ones get theirs when
@@ -2654,7 +2663,6 @@ def independent_of_all_at_once(t, scheme):
     path, _ = t.config([hook(receiver, description=name) for name, receiver in zip(HOSTILE, bad)] +
                        [hook(good, kind='aborted')])
     program = t.start(path)
-    at_first = descriptors(program)
     memory = []
     everything = []
     for turn in (1, 2, 3):
@@ -2668,13 +2676,13 @@ def independent_of_all_at_once(t, scheme):
         for receiver in bad:
             receiver.drop_connections()
         done = wait_until(lambda: len(program.lines(r': alert \d+ (given up for |delivered to .*: 200 in )')) ==
-                          turn * (6 * len(bad) + 50), 25, 0.1)
+                          turn * (6 * len(bad) + 50), 70, 0.1)     # the sixth backoff takes up to 32 s
         t.require('every alert comes to its end at every webhook', done, program.log[-3:])
-        if harness.WINDOWS and turn == 1:       # wine opens what it needs when it needs it
+        if turn == 1:       # the first turn has opened what is opened once
             time.sleep(1)
             at_first = descriptors(program)
-        t.check('the descriptors are those of the start', wait_until(lambda: descriptors(program) == at_first, 5),
-                descriptors(program))
+        t.check('the descriptors are those of the first turn', wait_until(lambda: descriptors(program) == at_first, 5),
+                [at_first, descriptors(program)])
         memory.append(memory_now_kb(program))
     if not SANITIZED:
         first = 1 if harness.WINDOWS else 0     # wine takes its part on the way
@@ -2764,7 +2772,10 @@ def spoil_next_request(play):
 
 def say_goodbye(sock):
     sock.sendall(response(408, b'idle for too long', close=True))
-    sock.shutdown(socket.SHUT_RDWR)
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass    # the program has closed the connection already
 
 
 STALE = {
@@ -2918,6 +2929,32 @@ def test_connection_closed_by_the_program_when_idle(t):
     t.equal('a new connection', receiver.wait(2)[1].connection, 2)
 
 
+@both
+def connection_closed_at_once(t, scheme):
+    """A connection whose body cannot be skipped within bounds is of no more use: it is closed when the headers are there."""
+    plays = {'no length': head(), 'close': head(b'Content-Length: 5', b'Connection: close'),
+             'too long': head(b'Content-Length: 65537'), 'no length, 1.0': head(status=b'HTTP/1.0 200 OK'),
+             'of a refusal': head(status=b'HTTP/1.1 404 Not Found'), 'of a failure': head(status=b'HTTP/1.1 500 Error')}
+    closed = {}
+
+    def play_of(name):
+        def play(sock):
+            begin = time.monotonic()
+            sock.sendall(plays[name])
+            wait_peer(sock, 20)
+            closed.setdefault(name, time.monotonic() - begin)
+        return quiet(play)
+
+    receivers = {name: server(t, scheme, always(play_of(name))) for name in plays}
+    path, _ = t.config([hook(receiver) for receiver in receivers.values()])
+    program = t.start(path)
+    program.send(datagram())
+    wait_until(lambda: len(closed) == len(plays), 10)
+    for name in plays:
+        t.check('%s: closed at once' % name, closed.get(name, 9) < 1.0 * harness.SLOW, closed.get(name))
+    stop(t, program)
+
+
 def test_connection_slow_reader(t):
     """A server that reads a large request slowly gets all of it."""
     def slowly(request, connection):
@@ -3044,7 +3081,7 @@ test_connection_localhost_ipv6_only = localhost_test('::1')
 
 def hanging_family_test(hanging, working):
     def test(t):
-        """One family of localhost hangs, the other answers: the alert does not wait for the end of the call's time."""
+        """One family of localhost hangs, the other answers: the hanging one gets no more than its share of the call's time."""
         need_ipv6(t)
         full = FullListener(t, hanging)
         receiver = t.receiver(host=working, port=full.port)
@@ -3052,6 +3089,12 @@ def hanging_family_test(hanging, working):
         program = t.start(path)
         program.send(datagram())
         wait_delivered(t, program, 1, timeout=25)
+        receiver.drop_connections()
+        time.sleep(0.3)
+        begin = time.monotonic()
+        program.send(datagram())
+        wait_delivered(t, program, 2, attempt=1)
+        t.check('the address that worked is tried first', time.monotonic() - begin < 2 * harness.SLOW, time.monotonic() - begin)
     return test
 
 
@@ -3174,10 +3217,8 @@ CONNECT_REFUSED = {
     '407_endless': endless(head(status=b'HTTP/1.1 407 Who are you'), b'a' * 8192),
     '500': response(500, b'', close=True),
     '999': response(999, b'', close=True),
-    '200_then_data': hold(head() + b'hello'),
     '200_of_http_2': hold(head(status=b'HTTP/2.0 200 OK')),
     'header_without_colon': hold(head(b'no colon')),
-    'endless_interim': endless(b'', head(status=b'HTTP/1.1 100 Continue') * 100),
     'endless_noise': endless(b'', bytes(range(256)) * 32),
     'tls_hello': hold(b'\x16\x03\x03\x00\x7a\x02\x00\x00\x76' + b'r' * 118),
 }
@@ -3293,39 +3334,39 @@ def test_proxy_407(t):
 
 
 def test_proxy_http_keeps_its_rules(t):
-    """Verdicts through a proxy are those without: retry, redirect with the password dropped, a stale connection."""
+    """Verdicts through a proxy are those without: retry, redirects to the same host only, a stale connection."""
     proxy = t.receiver()
-    answers = {'http://a.invalid/busy': [response(502)], 'http://a.invalid/moved': location(307,
-                                                                                            'http://b.invalid/landed'),
+    answers = {'http://a.invalid/busy': [response(502)],
+               'http://a.invalid/moved': [location(307, 'http://b.invalid/landed')],
+               'http://a.invalid/port': location(307, 'http://a.invalid:81/landed'),
                'http://a.invalid/near': location(307, 'next')}
     proxy.answer = by_path(answers)
-    path, _ = t.config([{'url': 'http://a.invalid/busy'}, {'url': 'http://bob:secret@a.invalid/moved'},
+    path, _ = t.config([{'url': 'http://a.invalid/busy'}, {'url': 'http://a.invalid/moved'}, {'url': 'http://a.invalid/port'},
                         {'url': 'http://bob:secret@a.invalid/near'}])
     program = t.start(path, env=proxy_environment(proxy, 'http_proxy', 'pu:pp'))
     program.send(datagram())
     wait_delivered(t, program, 1, 'failure 1', attempt=2)
-    wait_delivered(t, program, 1, 'failure 2', attempt=1)
+    _, text, _ = wait_given_up(t, program, 1, 'failure 2')
+    t.check('another host is not followed', 'moved to http://b.invalid/landed' in text, text)
     wait_delivered(t, program, 1, 'failure 3', attempt=1)
-    by_target = {r.target: r for r in proxy.wait(6)}
-    t.check('followed to another origin', 'http://b.invalid/landed' in by_target, sorted(by_target))
-    t.check('followed within the origin', 'http://a.invalid/next' in by_target, sorted(by_target))
-    if 'http://b.invalid/landed' in by_target:
-        t.equal('Authorization for another origin', by_target['http://b.invalid/landed'].get('Authorization'), None)
-        t.check('Proxy-Authorization stays', by_target['http://b.invalid/landed'].get('Proxy-Authorization'))
+    wait_delivered(t, program, 1, 'failure 4', attempt=1)
+    by_target = {r.target: r for r in proxy.wait(7)}
+    t.equal('targets', sorted(by_target), sorted(list(answers) + ['http://a.invalid:81/landed', 'http://a.invalid/next']))
+    t.check('Proxy-Authorization each time', all(r.get('Proxy-Authorization') for r in by_target.values()), sorted(by_target))
     time.sleep(0.3)
     proxy.drop_connections()
     time.sleep(0.3)
     program.send(datagram())
-    for i in (1, 2, 3):
+    for i in (1, 2, 3, 4):
         wait_delivered(t, program, 2, 'failure %d' % i, attempt=1)
-    end(t, program, delivered=6, given_up=0, lost=0)
+    end(t, program, delivered=7, given_up=1, lost=0)
 
 
 def test_proxy_no_proxy(t):
     """Who goes past the proxy, and who does not."""
     rows = [('127.0.0.1', True), ('*', True), ('localhost', False), ('127.0.0.1:PORT', True), ('127.0.0.1:1', False),
             ('one.example, 127.0.0.1', True), ('one.example,127.0.0.1', True), ('one.example 127.0.0.1', True),
-            ('.0.0.1', True),
+            ('127.0.0.0/8', True), ('127.0.0.1/32', True), ('10.0.0.0/8', False), ('::1, 127.0.0.0/30', True),
             ('0.0.1', False), ('', False), ('127.0.0.10', False), (' ', False)]
     runs = []
     for name in ('NO_PROXY', 'no_proxy'):
@@ -3341,6 +3382,41 @@ def test_proxy_no_proxy(t):
     for what, past, program, proxy, receiver in runs:
         wait_delivered(t, program, 1)
         t.equal('%s: past the proxy' % what, (len(proxy.requests), len(receiver.requests)), (0, 1) if past else (1, 0))
+
+
+def test_proxy_no_proxy_names(t):
+    """A name counts with its subdomains, with a dot before it or not; those that go past the proxy are looked up here."""
+    rows = [('hooks.invalid', 'hooks.invalid', True), ('a.hooks.invalid', 'hooks.invalid', True),
+            ('a.b.HOOKS.invalid', 'hooks.INVALID', True), ('a.hooks.invalid', '.hooks.invalid', True),
+            ('a.hooks.invalid', 'one.example,hooks.invalid', True), ('nothooks.invalid', 'hooks.invalid', False),
+            ('nothooks.invalid', '.hooks.invalid', False), ('hooks.invalid', 'a.hooks.invalid', False),
+            ('hooks.invalid', 'hooks.invalid:80', True), ('hooks.invalid', 'hooks.invalid:8080', False)]
+    runs = []
+    for host, value, past in rows:
+        proxy = t.receiver()
+        path, _ = t.config([{'url': 'http://%s/x' % host}], name='%d.yaml' % len(runs), butlerWebhook=MEMORY)
+        program = t.start(path, env=dict(proxy_environment(proxy, 'http_proxy'), no_proxy=value))
+        program.send(datagram())
+        runs.append(('%s, no_proxy=%r' % (host, value), past, program, proxy))
+    for what, past, program, proxy in runs:
+        match = program.wait_log(r' is down: host name .* not found| delivered to ', 20)
+        t.equal('%s: past the proxy' % what, (bool(match) and 'down' in match.group(), len(proxy.requests)), (past, 0 if past else 1))
+
+
+def test_proxy_that_cannot_be_used(t):
+    """A proxy of another kind in the environment is a warning, and is not used."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}, {'url': 'https://127.0.0.1:%d/x' % t.port()}])
+    for name, value in (('all_proxy', 'socks5://127.0.0.1:1080'), ('ALL_PROXY', 'socks5h://bob:Hush-1@127.0.0.1:1080'),
+                        ('http_proxy', 'https://127.0.0.1:8080'), ('HTTP_PROXY', 'http://127.0.0.1:99999/')):
+        done = t.run('--check', path, env={name: value})
+        t.check('%s=%s: --check warns' % (name, value), done.returncode == 0 and re.search('(?i)warning: .*%s' % name, done.stderr) and
+                'Hush' not in done.stderr, [done.returncode, done.stderr])
+    program = t.start(path, env={'all_proxy': 'socks5://127.0.0.1:1080'})
+    t.check('the log warns, too', program.lines(' warn: .*all_proxy'), program.log[:5])
+    program.send(datagram())
+    wait_delivered(t, program, 1, 'failure 1')
+    stop(t, program)
 
 
 def test_proxy_no_proxy_https(t):
@@ -3362,7 +3438,9 @@ def test_proxy_variables(t):
     rows = [({'HTTPS_PROXY': there}, receiver), ({'https_proxy': there}, receiver), ({'HTTP_PROXY': ''}, receiver),
             ({'HTTP_PROXY': here}, proxy), ({'http_proxy': here}, proxy),
             ({'http_proxy': here, 'HTTP_PROXY': there}, proxy),
-            ({'HTTP_PROXY': here + '/'}, proxy), ({'HTTP_PROXY': '127.0.0.1:%d' % proxy.port}, proxy), ({}, receiver)]
+            ({'HTTP_PROXY': here + '/'}, proxy), ({'HTTP_PROXY': '127.0.0.1:%d' % proxy.port}, proxy), ({}, receiver),
+            ({'ALL_PROXY': here}, proxy), ({'all_proxy': here}, proxy), ({'all_proxy': there, 'http_proxy': here}, proxy),
+            ({'all_proxy': here, 'NO_PROXY': '127.0.0.1'}, receiver)]
     for environment, wanted in rows:
         before = len(wanted.requests)
         path, _ = t.config([{'url': receiver.url()}])
@@ -3483,7 +3561,7 @@ test_stop_when_answer_hangs_sigint = moment_test(moment_receiver(always(hold()))
 
 def test_stop_in_backoff(t):
     """Sixty alerts wait for their next attempt: each is logged whole."""
-    receiver = t.receiver(response(500))
+    receiver = t.receiver(response(408))
     path, _ = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)
     program = t.start(path)
     sent = send_many(program, 60, pause=0.005)
@@ -3494,7 +3572,10 @@ def test_stop_in_backoff(t):
 
 
 def test_stop_with_thousands(t):
-    """Thousands wait for a webhook that is down: every single one stands in the log, also if that is read slowly."""
+    """
+    Thousands wait in memory for a webhook that is down: each stands in the log as lost, or is counted among the lines for
+    which there was no room, also if the log is read slowly.
+    """
     reader, writer = os.pipe()
     chunks = []
 
@@ -3514,7 +3595,7 @@ def test_stop_with_thousands(t):
         os.close(writer)
         t.require('it listens', wait_until(lambda: udp_listens(port)))
         sent = send_many(program, 2000, message='m' * 900, pause=0.001)
-        t.require('the alerts are accepted', wait_until(lambda: b' alert 2000 accepted: ' in b''.join(chunks), 20, 0.2))
+        t.require('the alerts are accepted', wait_until(lambda: b' alert 2000 accepted' in b''.join(chunks), 20, 0.2))
         begin = time.monotonic()
         t.equal('exit code', program.stop(STOPS_S), 0)
         t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
@@ -3523,8 +3604,9 @@ def test_stop_with_thousands(t):
         os.close(reader)
     program.log = b''.join(chunks).decode().splitlines()
     lost = [event.get('taskName', 'cut') for event in alerts_in(program, ' error: alert [0-9]+ lost for failure 1: ')]
-    t.check('each alert is logged as lost, whole', sorted(lost) == sorted(sent), '%d of %d; %r' %
-            (len(lost), len(sent), [line[:150] for line in program.log if 'log lines' in line]))
+    missing = sum(int(count) for line in program.log for count in re.findall(r' error: (\d+) log lines (?:dropped|are missing)', line))
+    t.check('each alert is logged as lost, whole, or counted', len(set(lost)) == len(lost) and set(lost) <= set(sent) and
+            len(sent) <= len(lost) + missing, '%d and %d of %d' % (len(lost), missing, len(sent)))
     totals(t, program, received=2000, accepted=2000, lost=2000)
 
 
@@ -3580,7 +3662,7 @@ def test_stop_keeps_what_waits(t):
         receiver.wait(1)
     time.sleep(0.5)
     count = 6 * len(webhooks)
-    end(t, program, received=6, accepted=6, delivered=0, given_up=0, lost=0, waiting=count)
+    end(t, program, received=6, accepted=6, delivered=0, given_up=0, lost=0, waiting=(6, count))
     t.equal('lines of lost alerts', program.lines(r' alert \d+ (lost|dropped|given up) '), [])
     waiting = pending(t, program)
     t.equal('what waits on disk', len(waiting), count)
@@ -3590,7 +3672,7 @@ def test_stop_keeps_what_waits(t):
     answering['refuses'] = t.receiver(port=port)
     answering['unknown in TLS'] = in_tls
     again = t.start(path)
-    t.check('the start tells how many', again.wait_log(r' info: state directory \S+: %d alerts wait, ' % count),
+    t.check('the start tells how many', again.wait_log(r' info: state directory \S+: (6|%d) alerts wait, ' % count),
             again.log[-3:])
     t.check('all are delivered', wait_until(lambda: len(again.lines(' delivered to ')) == count, 30),
             again.lines('failure')[-5:])
@@ -3700,6 +3782,20 @@ def test_stop_waits_for_calls(t):
     t.equal('requests', len(receiver.requests), 2)
 
 
+def test_stop_cuts_no_short_call(t):
+    """While more waits than a stop can send, the last call begins early enough for its answer: nothing is sent twice."""
+    receiver = t.receiver(lambda request, connection: time.sleep(0.7) or OK)
+    path, _ = t.config([{'url': receiver.url()}], butlerWebhook={'maxConcurrent': 1})
+    program = t.start(path)
+    send_many(program, 30)
+    receiver.wait(1)
+    stop(t, program)
+    delivered = len(program.lines(' delivered to '))
+    t.check('some are sent, and some are left', 1 < delivered < 30, delivered)
+    t.equal('each request was answered in time', len(receiver.requests), delivered)
+    totals(t, program, received=30, accepted=30, delivered=delivered, given_up=0, lost=0, waiting=30 - delivered)
+
+
 def signals_test(*signals):
     def test(t):
         """A second signal and a third change nothing."""
@@ -3773,6 +3869,8 @@ def flood_test(senders, pieces):
     @harness.alone
     def test(t):
         """Datagrams as fast as they can be sent do not keep it from ending."""
+        if SANITIZED:
+            t.skip('a sanitizer is too slow to log that much in five seconds')
         path, port = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
         program = t.start(path)
         floods = []
@@ -3780,12 +3878,14 @@ def flood_test(senders, pieces):
             for _ in range(senders):
                 floods.append(subprocess.Popen([sys.executable, '-c', FLOOD, str(pieces), str(port), str(os.getpid())],
                                                stdin=subprocess.DEVNULL))
-            t.require('it hears of the flood', program.wait_log(r' accepted: '), program.log[-3:])
+            t.require('it hears of the flood', program.wait_log(r' accepted'), program.log[-3:])
             time.sleep(2)
             begin = time.monotonic()
             t.equal('exit code', program.stop(STOPS_S), 0)
             t.check('it stops in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
-            t.check('the last line counts', program.log and re.search(' info: stopped: ', program.log[-1]), program.log[-1:])
+            t.check('the last line counts, but for one about missing lines',
+                    re.search(r' info: stopped: .*(\n\S+ error: \d+ log lines are missing.*)?$', '\n'.join(program.log[-2:])),
+                    program.log[-2:])
         finally:
             for flood in floods:
                 flood.kill()
@@ -3810,7 +3910,7 @@ def test_stop_when_server_host_hangs(t):
     code = program.stop(STOPS_S)
     t.check('it ends', code in (0, -signal.SIGTERM, -signal.SIGINT), code)
     t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW, time.monotonic() - begin)
-    t.equal('it never listened', program.lines(' listening on '), [])
+    t.equal('it never listened', program.lines(' info: listening on '), [])
 
 
 def ignored_signal_test(number, name):
@@ -3878,6 +3978,41 @@ def full_pipe():
     return reader, writer
 
 
+def unread_end(t, program):
+    """Stops a program whose console nobody reads: if that makes its log hang, exit code 1, and the counts on stderr."""
+    program.expect_exit, program.expect_stderr = None, True
+    code = program.stop(STOPS_S)
+    t.check('exit code', code == 0 and program.stderr == '' or code == 1 and re.search(r'\d accepted\b.*\d delivered\b', program.stderr),
+            [code, program.stderr])
+
+
+@harness.unix('a FIFO for a log file')
+def test_stop_log_disk_hangs(t):
+    """The disk with the log file hangs: alerts go on; the end comes in time, with exit code 1 and the counts on stderr."""
+    folder = os.path.join(t.tmp, 'log')
+    os.mkdir(folder)
+    held = []
+    for day in (0, 86400):
+        path = os.path.join(folder, 'butler_webhook.%s.log' % time.strftime('%Y-%m-%d', time.gmtime(time.time() + day)))
+        os.mkfifo(path)
+        held.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))      # a reader that never reads: what is written fills it, and waits
+    try:
+        receiver = t.receiver()
+        path, _ = t.config([{'url': receiver.url()}], fileLogging=True, logDirectory='log')
+        program = t.start(path)
+        sent = send_many(program, 500, pause=0.001)
+        once_each(t, 'all arrive', receiver.wait(500, timeout=20), sent)
+        begin = time.monotonic()
+        program.expect_exit, program.expect_stderr = 1, True
+        t.equal('exit code', program.stop(STOPS_S), 1)
+        t.check('in time', time.monotonic() - begin < 5.5 * harness.SLOW, time.monotonic() - begin)
+        t.check('stderr has the counts', re.search(r'\b500 received\b.*\b500 accepted\b.*\b500 delivered\b.*\blost\b', program.stderr),
+                repr(program.stderr))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
 def test_stop_stdout_not_read(t):
     """Nobody reads the log: alerts go on, and the end comes in time."""
     reader, writer = full_pipe()
@@ -3889,7 +4024,7 @@ def test_stop_stdout_not_read(t):
         sent = send_many(program, 100, pause=0.002)
         once_each(t, 'all arrive', receiver.wait(100), sent)
         begin = time.monotonic()
-        t.equal('exit code', program.stop(STOPS_S), 0)
+        unread_end(t, program)
         t.check('in time', time.monotonic() - begin < STOPS_S * harness.SLOW)
     finally:
         os.close(reader)
@@ -3901,7 +4036,7 @@ def test_stop_stdout_read_again(t):
     reader, writer = full_pipe()
     try:
         receiver = t.receiver(response(404))
-        path, port = t.config([{'url': receiver.url()}])
+        path, port = t.config([{'url': receiver.url()}], butlerWebhook=MEMORY)      # so that each line holds its alert
         program = t.start(path, stdout=writer)
         t.require('it listens', wait_until(lambda: udp_listens(port)))
         sent = send_many(program, 60, pause=0.01, message='a' * 40000)
@@ -3919,7 +4054,7 @@ def test_stop_stdout_read_again(t):
 
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
-        wait_until(lambda: b'dropped' in b''.join(chunks), 5)
+        wait_until(lambda: b'missing' in b''.join(chunks), 5)
         t.equal('exit code', program.stop(STOPS_S), 0)
         thread.join(10)
         text = harness.SYSTEM.output(b''.join(chunks)).decode().lstrip('x')
@@ -3927,7 +4062,7 @@ def test_stop_stdout_read_again(t):
                 re.search(r'(?m)^\S+ \w+: .*\b\d+ .*(dropped|lost|missing)', text), text[-600:])
         t.check('the last line is there',
                 re.search(r' info: stopped: 60 received, 60 accepted, 0 delivered, 60 given up, 0 lost, '
-                          r'0 waiting\n$', text),
+                          r'0 waiting\n(\S+ error: \d+ log lines are missing.*\n)?$', text),
                 text[-300:])
     finally:
         os.close(reader)
@@ -4003,12 +4138,13 @@ def test_limits_too_few_descriptors(t):
     """However few there are: it runs, or says what is wrong."""
     path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port()}])
     for count in range(3, 14):
-        program = t.start(path, wrap=['sh', '-c', 'ulimit -n %d; exec "$@"' % count, 'sh'], wait=False)
+        program = t.start(path, wrap=['sh', '-c', 'ulimit -n %d; exec "$@"' % count, 'sh'], wait=False,
+                          env={'ASAN_OPTIONS': 'detect_leaks=0'})     # that needs descriptors itself
         program.expect_exit = None
         program.expect_stderr = True
         if program.wait_log(' listening on ', 5):
             program.send(datagram())
-            program.wait_log(' accepted: ')
+            program.wait_log(' accepted')
             t.equal('%d descriptors: exit code of a run' % count, program.stop(STOPS_S), 0)
             t.equal('%d descriptors: stderr of a run' % count, program.stderr, '')
         else:
@@ -4029,10 +4165,29 @@ def test_limits_50_webhooks(t):
     for i in range(50):
         once_each(t, 'webhook %d gets each alert once' % i, [r for r in requests if r.path == '/%d' % i], sent)
     t.equal('webhook-ids', len(set(ids(requests))), 150)
-    t.check('form of the webhook-ids', all(re.fullmatch(r'msg_[0-9A-Za-z]{22,32}', name) for name in ids(requests)),
+    t.check('form of the webhook-ids', all(re.fullmatch(r'msg_[0-9a-f]{32}_f_[0-9a-f]{8}', name) for name in ids(requests)),
             ids(requests)[:1])
     wait_until(lambda: len(program.lines(' delivered to ')) == 150)
     end(t, program, delivered=150)
+
+
+def threads(program):
+    """The number of its threads, of which the thread sanitizer has one of its own."""
+    return len(os.listdir('/proc/%d/task' % program.pid)) - ('tsan' in program.command[-2])
+
+
+@harness.unix('the threads of wine itself')
+def test_limits_threads(t):
+    """However many webhooks there are: at rest no more than three threads, after a burst, too."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url('/%d' % i)} for i in range(200)])
+    program = t.start(path)
+    for turn in (1, 2):
+        send_many(program, 5)
+        t.check('all are delivered', program.wait_log(' delivered to ', 20, turn * 1000), len(program.lines(' delivered to ')))
+        wait_rest(program)
+        t.check('threads at rest', threads(program) <= 3, threads(program))
+    end(t, program, delivered=2000, given_up=0, lost=0)
 
 
 def test_limits_200_alerts(t):

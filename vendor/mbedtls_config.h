@@ -10,21 +10,17 @@
 #define MBEDTLS_HAVE_TIME_DATE
 #define MBEDTLS_PSA_CRYPTO_EXTERNAL_RNG
 
-/* TLS 1.3 keeps its keys in one store that all connections share, so it needs its locks even with one context a thread;
- * dynamic, because 32 fixed places would bound the number of connections. */
-#define MBEDTLS_THREADING_C
-#ifdef _WIN32
-#define MBEDTLS_THREADING_ALT /* vendor/threading_alt.h */
-#define MBEDTLS_PLATFORM_C /* which Mbed TLS insists on there */
-#else
-#define MBEDTLS_THREADING_PTHREAD
-#endif
+/* The program gives memory, too, and ends when there is none. */
+#define MBEDTLS_PLATFORM_C
+#define MBEDTLS_PLATFORM_MEMORY
+
+/* TLS 1.3 keeps its keys in one store that all connections share: dynamic, because 32 fixed places would bound their number.
+ * No locks: only the loop's thread calls Mbed TLS. */
 #define MBEDTLS_PSA_CRYPTO_C
 #define MBEDTLS_PSA_KEY_STORE_DYNAMIC
 
-/* Ciphers. Tables in the binary instead of tables that the first thread to come would have to fill. */
+/* Ciphers */
 #define MBEDTLS_AES_C
-#define MBEDTLS_AES_ROM_TABLES
 #define MBEDTLS_AESNI_C
 #define MBEDTLS_AESCE_C
 #define MBEDTLS_CIPHER_C
@@ -47,6 +43,7 @@
 
 /* Public keys */
 #define MBEDTLS_BIGNUM_C
+#define MBEDTLS_MPI_MAX_SIZE 512 /* bytes: RSA up to 4,096 bits, as a hostile key of 8,192 costs 390 ms a signature */
 #define MBEDTLS_ECP_C
 #define MBEDTLS_ECP_NIST_OPTIM
 #define MBEDTLS_ECP_DP_SECP256R1_ENABLED

@@ -31,6 +31,8 @@ TEXT
     sed -n '/^ *Apache License$/,/^ *END OF TERMS/p' "$src/mbedtls/LICENSE"
     title "libyaml $(version libyaml)"
     cat "$src/libyaml/License"
+    title "cJSON $(version cjson)"
+    cat "$src/cjson/LICENSE"
     if [ "$system" = windows ]; then
         title "mingw-w64's run-time library"
         cat "$here/mingw-w64.txt"
@@ -62,6 +64,6 @@ if [ "${3:-}" = text ]; then
 fi
 
 # As one C string; ? is escaped because of trigraphs.
-echo "static const unsigned char notices_txt[$(text | wc -c)] ="
+echo "static const char notices_txt[] ="
 text | sed -e 's/\\/\\\\/g' -e 's/["?]/\\&/g' -e 's/	/\\t/g' -e 's/\r//g' -e 's/^/    "/' -e 's/$/\\n"/'
 echo "    ;"

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * test/done.h: frees what the program leaves to the system at its end, so that a test can look for
+ * leaks. Comes after the program.
+ */
+
+/* Frees the texts of a table's keys in base. Of two rows for one field the first does. */
+static void
+cfg_free_texts(const struct cfg_key *keys, void *base)
+{
+    for (const struct cfg_key *k = keys; k->name; k++)
+        if (k->type == CFG_TEXT || k->type == CFG_PATH || k->type == CFG_HOST) {
+            char **text = (char **)((char *)base + k->offset);
+            free(*text);
+            *text = NULL;
+        }
+}
+
+/* Frees what a configuration and its reader hold. */
+static void
+cfg_done(struct cfg_reader *r)
+{
+    struct config *c = r->config;
+
+    for (size_t i = 0; i < c->webhooks; i++) {
+        url_done(&c->webhook[i].url);
+        mbedtls_x509_crt_free(c->webhook[i].ca);
+        free(c->webhook[i].ca);
+        cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
+    }
+    for (size_t i = 0; i < c->sources; i++)
+        free(c->source[i].name);
+    for (struct problem *p = r->problems, *next; p; p = next) {
+        next = p->next;
+        free(p->text);
+        free(p);
+    }
+    url_done(&c->proxy[0]);
+    url_done(&c->proxy[1]);
+    cfg_free_texts(CFG_KEYS, c);
+    free(c->webhook);
+    free(c->source);
+}
