@@ -130,7 +130,7 @@ build/musl-%/lib/libc.a: build/src/.done
 	@rm -f build/src/musl/src/string/x86_64/memcpy.s build/src/musl/src/string/x86_64/memmove.s
 	@echo "building musl for $* (build/musl-$*.log)"
 	@rm -rf build/musl-$* && mkdir -p build/musl-$*/obj && cd build/musl-$*/obj && { ../../src/musl/configure CC='$($*_CC)' \
-		CFLAGS='-Os -fPIE -fstack-protector-strong -ffile-prefix-map=$(CURDIR)=.' $($*_MUSL) --prefix='$(CURDIR)/build/musl-$*' \
+		CFLAGS='-fPIE -fstack-protector-strong -ffile-prefix-map=$(CURDIR)=.' $($*_MUSL) --prefix='$(CURDIR)/build/musl-$*' \
 		--disable-shared --enable-wrapper=gcc && $(MAKE) -j$$(nproc) && $(MAKE) install; } >../../musl-$*.log 2>&1 || \
 		{ tail -n 20 ../../musl-$*.log; exit 1; }
 build/musl-arm64/lib/libc.a: | install-arm64

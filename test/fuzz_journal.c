@@ -119,7 +119,7 @@ check_load(struct slice content)
     free(b.webhook);
     plat_file_close(j.file);
     buf_free(&b.keys);
-    buf_free(&b.json);
+    buf_free(&b.text);
 }
 
 /* Makes a journal of the input, as said above. */

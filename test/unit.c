@@ -2767,10 +2767,6 @@ test_window_edges(void)
     check_number(t->count, 1, "and not kept");
 
     memset(&the_windows, 0, sizeof the_windows);
-    windows_init(&the_windows,
-        &(struct config){.rate_limit_s = {7, 0}, .dedup_enable = false, .dedup_minutes = 1});
-    check_number(
-        the_windows.table[ALERT_FAILURE][WINDOW_RATE].length_ms, 7000, "seconds of rateLimit");
     for (int use = 0; use < WINDOW_USES; use++) {
         t = &the_windows.table[ALERT_ABORTED][use];
         check(!window_holds(t, "a", 0) && !window_holds(t, "a", 0), "no length holds nothing");
@@ -3505,6 +3501,7 @@ http_done(struct http *h)
 {
     http_cut(h);
     free(h->call);
+    buf_free(&h->request);
     mbedtls_x509_crt_free(&h->roots);
 }
 
@@ -4120,7 +4117,7 @@ test_http_statuses(void)
         int status;
         const char *location, *reason, *hint;
     } rows[] = {
-        {200, "", "status 200", ""},
+        {200, "", "", ""},
         {300, "Location: /b\r\n", "status 300", ""},
         {301, "Location: http://u:SECRET@g/b?c=SECRET\r\n", "status 301 leads to another host",
             "moved to http://g/b?\xe2\x80\xa6"},
@@ -4369,27 +4366,27 @@ test_http_calls(void)
         const char *reason, *hint;
         const char *lines; /* first lines of the requests */
     } rows[] = {
-        {METHOD_POST, "http://h/a", {S(OK2 "\r\nok")}, HTTP_ANSWERED, 200, -1, "status 200", "",
+        {METHOD_POST, "http://h/a", {S(OK2 "\r\nok")}, HTTP_ANSWERED, 200, -1, "", "",
             "POST /a HTTP/1.1\n"},
         {METHOD_POST, "http://h/a",
             {S("HTTP/1.1 503 X\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n")}, HTTP_ANSWERED,
             503, 7, "status 503", "", "POST /a HTTP/1.1\n"},
         {METHOD_POST, "http://h/a",
             {S("HTTP/1.1 307 X\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n"), S(OK2 "\r\nok")},
-            HTTP_ANSWERED, 200, -1, "status 200", "", "POST /a HTTP/1.1\nPOST /b HTTP/1.1\n"},
+            HTTP_ANSWERED, 200, -1, "", "", "POST /a HTTP/1.1\nPOST /b HTTP/1.1\n"},
         {METHOD_PUT, "http://h/a",
             {S("HTTP/1.1 301 X\r\nLocation: b?c\r\nContent-Length: 2\r\n\r\nno"), S(OK2 "\r\nok")},
-            HTTP_ANSWERED, 200, -1, "status 200", "", "PUT /a HTTP/1.1\nPUT /b?c HTTP/1.1\n"},
+            HTTP_ANSWERED, 200, -1, "", "", "PUT /a HTTP/1.1\nPUT /b?c HTTP/1.1\n"},
         {METHOD_POST, "http://h/a",
             {S("HTTP/1.1 301 X\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n")}, HTTP_ANSWERED, 301,
             -1, "status 301", "moved to http://h/b, change webhookURL", "POST /a HTTP/1.1\n"},
         {METHOD_GET, "http://h/a?x=1",
             {S("HTTP/1.1 303 X\r\nLocation: /b?z=1\r\nContent-Length: 0\r\n\r\n"), S(OK2 "\r\nok")},
-            HTTP_ANSWERED, 200, -1, "status 200", "",
+            HTTP_ANSWERED, 200, -1, "", "",
             "GET /a?x=1&" QUERY("M") " HTTP/1.1\nGET /b?z=1&" QUERY("M") " HTTP/1.1\n"},
         {METHOD_PUT, "http://h/a",
             {MOVED("/1"), MOVED("/2"), MOVED("/3"), MOVED("/4"), MOVED("/5"), S(OK2 "\r\nok")},
-            HTTP_ANSWERED, 200, -1, "status 200", "",
+            HTTP_ANSWERED, 200, -1, "", "",
             "PUT /a HTTP/1.1\nPUT /1 HTTP/1.1\nPUT /2 HTTP/1.1\nPUT /3 HTTP/1.1\nPUT /4 HTTP/1.1\n"
             "PUT /5 HTTP/1.1\n"},
         {METHOD_PUT, "http://h/a",
@@ -4405,10 +4402,10 @@ test_http_calls(void)
         {METHOD_GET, "http://h/a?x=1", /* the new query has the fields */
             {S("HTTP/1.1 307 X\r\nLocation: /b?executionId=1\r\nContent-Length: 0\r\n\r\n"),
                 S(OK2 "\r\nok")},
-            HTTP_ANSWERED, 200, -1, "status 200", "",
+            HTTP_ANSWERED, 200, -1, "", "",
             "GET /a?x=1&" QUERY("M") " HTTP/1.1\nGET /b?executionId=1 HTTP/1.1\n"},
         {METHOD_GET, "http://h/a?executionId=1", {S(OK2 "\r\nok")}, HTTP_ANSWERED, 200, -1,
-            "status 200", "", "GET /a?executionId=1&" QUERY("M") " HTTP/1.1\n"},
+            "", "", "GET /a?executionId=1&" QUERY("M") " HTTP/1.1\n"},
     };
     struct buf json = json_of(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
 
@@ -4837,7 +4834,6 @@ backlog_start(struct test_backlog *t, const char *yaml)
     load(&t->reader, &t->config, slice_of(yaml));
     check(t->reader.errors == 0, "%s", yaml);
     check(journal_open(&t->journal, &t->config, false, &e) == 0, "journal_open: %s", e.text);
-    windows_init(&t->windows, &t->config);
     t->http.config = &t->config;
     backlog_init(&t->b, &t->config, &t->journal, &t->windows, &t->http);
     t->w = t->b.webhook;
@@ -4931,7 +4927,7 @@ backlog_finish(struct test_backlog *t)
     }
     free(b->webhook);
     buf_free(&b->keys);
-    buf_free(&b->json);
+    buf_free(&b->text);
     journal_done(&t->journal);
     cfg_done(&t->reader);
 }
@@ -6202,6 +6198,7 @@ test_listen_limits(void)
     listener_finish(&x);
 
     listener_start(&x, IN_MEMORY, "");
+    listen_log_counts(&x.l, 100000, false); /* a minute begins */
     for (int i = 0; i < 1000; i++) {
         listener_gets(&x, "10.0.0.1", SLICE("/x/"), 100000);
         listener_gets(&x, "10.0.0.1", SLICE(FAILED ";x"), 100000);
@@ -6223,28 +6220,31 @@ static void
 test_listen_throttle(void)
 {
     static struct listener l;
-    struct log_throttle *t = &l.throttle[LISTEN_UNKNOWN];
+    const uint8_t from[16] = {0};
     int64_t now = 5000000;
-    int passed_now = 0;
 
     log_begin(LOG_INFO);
-    listen_log_counts(&l, now + MINUTE_MS, true);
+    listen_log_counts(&l, now, false);
     check_number(log_count("more in"), 0, "nothing to tell");
     for (int i = 0; i < 3 * LOG_MINUTE_MAX; i++)
-        passed_now += log_throttle_pass(t, now + i);
-    check_number(passed_now, LOG_MINUTE_MAX, "lines in a minute");
+        listen_log(&l, LISTEN_UNKNOWN, from, "x");
+    check_number(log_count("unknown message id: x, from ::"), LOG_MINUTE_MAX, "lines in a minute");
     listen_log_counts(&l, now + MINUTE_MS - 1, false);
     check_number(log_count("more in"), 0, "not told before");
     listen_log_counts(&l, now + MINUTE_MS, false);
     check_number(log_count("warn: 40 more in the last minute: unknown message id"), 1, "the count");
-    check(log_throttle_pass(t, now + MINUTE_MS), "the next minute begins");
-    for (int i = 0; i < LOG_MINUTE_MAX; i++)
-        log_throttle_pass(t, now + MINUTE_MS);
-    listen_log_counts(&l, now + MINUTE_MS, true);
+    for (int i = 0; i <= LOG_MINUTE_MAX; i++)
+        listen_log(&l, LISTEN_UNKNOWN, from, "y");
+    check_number(log_count("unknown message id: y, from ::"), LOG_MINUTE_MAX, "the next minute");
+    listen_log_counts(&l, now + MINUTE_MS + 1, true);
     check_number(log_count("warn: 1 more in the last minute: unknown message id"), 1,
         "the count at the end");
-    for (int i = 0; i < 100; i++)
-        check(log_throttle_pass(t, now += MINUTE_MS / 10), "few are never counted");
+    now += MINUTE_MS;
+    for (int i = 0; i < 100; i++) {
+        listen_log(&l, LISTEN_UNKNOWN, from, "z");
+        listen_log_counts(&l, now += MINUTE_MS / 10, false);
+    }
+    check_number(log_count("unknown message id: z, from ::"), 100, "few have a line each");
     listen_log_counts(&l, now, true);
     check_number(log_count("more in the last minute: unknown message id"), 2, "none");
 }
