@@ -98,7 +98,7 @@ TSAN = -g -O1 -fsanitize=thread
 ANALYZER = -*,clang-analyzer-*,-*.DeprecatedOrUnsafeBufferHandling,-*.performance.Padding
 SHORT = -DTIMEOUT_UNIT_MS=200 -DAGE_UNIT_MS=84 -DSTATE_UNIT=65536 -DIDLE_MS=1000 -DREWRITE_MIN=16384 -DHEAL_MS=300
 
-SHIM = $(foreach f,open open64 read pread pread64 write fdatasync fsync ftruncate ftruncate64 rename close clock_gettime socket \
+SHIM = $(foreach f,open open64 read pread pread64 write fdatasync fsync ftruncate ftruncate64 rename close clock_gettime socket send \
 	getaddrinfo,-Wl,--wrap=$f)
 
 # The variants for the tests: each is made from the first prerequisite and the objects among the others.

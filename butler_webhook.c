@@ -540,10 +540,9 @@ plat_folder_sync(const char *path)
 
 /*
  * Writes to STDOUT_FILENO or STDERR_FILENO until that blocks for wait_ms; -1, and on
- * Windows always: for ever. Errors are ignored: there is nowhere to report them.
- * Async-signal-safe.
+ * Windows always: for ever. -1: it does not take all of it. Async-signal-safe.
  */
-static void
+static int
 plat_console_write(int handle, const char *data, size_t len, int wait_ms)
 {
     struct pollfd p = {handle, POLLOUT, 0};
@@ -553,8 +552,9 @@ plat_console_write(int handle, const char *data, size_t len, int wait_ms)
         /* A pipe that polls as writable takes so much without blocking. */
         n = write(handle, data, len < PIPE_BUF ? len : PIPE_BUF);
         if (n < 0)
-            return;
+            break;
     }
+    return len > 0 ? -1 : 0;
 }
 
 /* Adds the roots that the system trusts for servers. Skips what cannot be read. */
@@ -1074,13 +1074,13 @@ plat_remove(const char *path)
     return DeleteFileW(plat_wide(path).text) ? 0 : plat_fail(PLAT_LAST_ERROR);
 }
 
-static void
+static int
 plat_console_write(int handle, const char *data, size_t len, int wait_ms)
 {
     DWORD n;
 
     (void)wait_ms;
-    WriteFile((HANDLE)_get_osfhandle(handle), data, (DWORD)len, &n, NULL);
+    return WriteFile((HANDLE)_get_osfhandle(handle), data, (DWORD)len, &n, NULL) ? 0 : -1;
 }
 
 /* A function of crypt32.dll. */
@@ -1270,7 +1270,7 @@ plat_transferred(int n)
     if (n >= 0)
         return n;
     plat_fail(PLAT_LAST_ERROR);
-    return errno == EWOULDBLOCK ? PLAT_AGAIN : -1;
+    return errno == EWOULDBLOCK || errno == ENOBUFS ? PLAT_AGAIN : -1;
 }
 
 /* Returns the number of bytes sent, PLAT_AGAIN or -1. Async-signal-safe. */
@@ -1426,6 +1426,8 @@ plat_stop_reason(int64_t *came_ms)
 
 /* -- Addresses -- */
 
+static const char PLAT_SHORT[] = "no descriptor, memory or thread is left for that";
+
 /*
  * Asks getaddrinfo for at most max addresses, without a port, in the system's order; may
  * take long. Returns their number or -1; *why then is a constant text.
@@ -1434,11 +1436,17 @@ static int
 plat_getaddrinfo(const char *host, int flags, struct plat_addr *out, int max, const char **why)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = flags}, *list;
-    int n = 0, failed = getaddrinfo(host, NULL, &hints, &list);
+    int n = 0, failed;
 
-    *why = failed == EAI_AGAIN ? "no answer from a name server" : "Name does not resolve";
-    if (failed)
+    errno = 0;
+    failed = getaddrinfo(host, NULL, &hints, &list);
+    if (failed) {
+        plat_fail(PLAT_LAST_ERROR);
+        *why = plat_is_want_of_ours() ? PLAT_SHORT
+            : failed == EAI_AGAIN     ? "no answer from a name server"
+                                      : "Name does not resolve";
         return -1;
+    }
     for (struct addrinfo *a = list; a && n < max; a = a->ai_next) {
         memcpy(&out[n].ss, a->ai_addr, a->ai_addrlen);
         out[n++].len = (socklen_t)a->ai_addrlen;
@@ -1519,7 +1527,7 @@ plat_lookup_start(const char *host)
  * Resolves host without waiting. Returns the number of addresses, at most max, without
  * a port. PLAT_AGAIN: a thread, shared by all that ask for this name, looks it up and
  * then calls plat_wake; call this again with the same *l, which is NULL at first. -1:
- * *why is a constant text, errno is ENOMEM if no thread can be started. Loop only.
+ * *why is a constant text, errno is ENOMEM for a want of ours. Loop only.
  */
 static int
 plat_resolve(
@@ -1532,8 +1540,8 @@ plat_resolve(
     *l = *l ? *l : plat_lookup_start(host);
     if (*l && atomic_load(&(*l)->running))
         return PLAT_AGAIN;
-    errno = *l ? 0 : ENOMEM;
-    *why = *l ? (*l)->why : "no thread can be started for that";
+    *why = *l ? (*l)->why : PLAT_SHORT;
+    errno = *why == PLAT_SHORT ? ENOMEM : 0;
     n = !*l ? -1 : (*l)->count < max ? (*l)->count : max;
     for (int i = 0; i < n; i++)
         out[i] = (*l)->addr[i];
@@ -2207,7 +2215,8 @@ log_thread(void *arg)
             the_log.file = -1;
             count = 0;
         }
-        plat_console_write(STDOUT_FILENO, lines.data, lines.len, -1);
+        if (plat_console_write(STDOUT_FILENO, lines.data, lines.len, -1) != 0 && !the_log.folder)
+            count = 0;
         buf_free(&lines);
         the_log.unwritten -= count;
         if (count > 0 && missing > 0 &&

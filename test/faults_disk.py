@@ -618,6 +618,52 @@ def test_stop_with_a_broken_disk(t):
 
 @base.limits(60, 60)
 @base.waits
+def test_stop_with_a_disk_that_failed_and_hangs(t):
+    """The journal has failed, and the new one, which would heal that, does not get onto the disk: exit code 1."""
+    shim = base.Shim(t)
+    down = t.add(base.Sink(up=False))
+    place = base.Place(t, [{'url': down.url()}], butlerWebhook=OURS)
+    process = place.start(binary=t.binary_test, env=shim.env)
+    base.send(process, 1)
+    shim.set(write_errno=errno.EIO)
+    base.send(process, 1)
+    t.check('the error is told', process.wait_log(TOLD), base.tail(process))
+    before = shim.get('hits')
+    shim.set(write_errno=0, sync_delay_ms=60000)
+    t.check('it hangs', base.until(lambda: shim.get('hits') > before, 10))
+    process.expect_exit = 1
+    process.expect_stderr = True
+    begin = time.monotonic()
+    process.send_signal()
+    t.equal('exit code', process.wait(8), 1)
+    t.check('within 5 s', time.monotonic() - begin < 5.5 * harness.SLOW, time.monotonic() - begin)
+    t.check('it is told', re.search(r'^butler_webhook: a disk or the log hangs, .*: 2 received, 2 accepted', process.stderr, re.M),
+            process.stderr)
+
+
+@base.limits(60, 60)
+@base.waits
+def test_stop_counts_from_the_signal(t):
+    """A write that takes half of a stop's time: calls get what is left of it, and the stop is in order."""
+    shim = base.Shim(t)
+    sink = t.add(base.Sink(lambda call: 'hang'))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(OURS, timeoutSeconds=300))
+    process = place.start(binary=t.binary_test, env=shim.env)
+    executions = base.send(process, 1)
+    t.check('a call is under way', base.until(lambda: sink.seen[executions[0]], 10))
+    shim.set(write_delay_ms=60000)
+    executions.append(harness.guid())
+    process.send(base.alert(executions[-1]))
+    t.check('a write hangs', base.until(lambda: shim.get('hits') > 0, 10))
+    process.send_signal()
+    time.sleep(2.5)
+    shim.set(write_delay_ms=0)
+    t.equal('exit code', process.wait(8), 0)
+    base.same(t, 'both wait in the journal', place.waiting(t.binary_test), executions)
+
+
+@base.limits(60, 60)
+@base.waits
 def test_stop_with_a_hanging_log_disk(t):
     """The disk of the log file does not come back: the same, and the state directory is in order."""
     shim = base.Shim(t)
@@ -1157,6 +1203,35 @@ def test_descriptors_none(t):
             missing = sink.wait(executions)
             t.check('%s: afterwards all arrive' % errno.errorcode[number], not missing, base.some(missing))
     t.equal('nothing is given up, no webhook is to blame', process.lines(' given up | lost for | is down'), [])
+    base.stop(t, process)
+
+
+@base.limits(60, 60)
+@base.waits
+def test_descriptors_none_for_names_and_data(t):
+    """A look-up finds no descriptor, a send no buffer: no webhook is to blame, and what waits is tried again."""
+    shim = base.Shim(t)
+    named, sink = t.add(base.Sink()), t.add(base.Sink())
+    place = base.Place(t, [{'url': named.url(host='name.invalid'), 'kind': 'aborted'}, {'url': sink.url()}], butlerWebhook=OURS)
+    process = place.start(binary=t.binary_test, env=shim.env)
+    shim.set(resolve_fail=errno.EMFILE)
+    base.send(process, 2, id='/scheduler-task-aborted/')
+    t.check('a look-up: it is told', process.wait_log(' to aborted 1: host name name.invalid not found: no descriptor', count=4),
+            base.tail(process))
+    t.equal('a look-up: no webhook is to blame', process.lines(' is down'), [])
+    shim.set(resolve_fail=1)
+    t.check('a name server that does not answer: the webhook is down', process.wait_log(' webhook aborted 1 is down: .* name server'),
+            base.tail(process))
+    before = shim.get('hits')
+    shim.set(resolve_fail=0, send_errno=errno.ENOBUFS)
+    executions = base.send(process, 5)
+    t.check('a send: the shim has struck', base.until(lambda: shim.get('hits') > before + 3, 5))
+    t.equal('a send: alerts are accepted', len(executions), 5)
+    shim.set(send_errno=0)
+    base.arrive(t, 'a send: afterwards all arrive', sink, executions)
+    t.check('a send: at the first attempt', process.wait_log(' delivered to failure 1: 200 in .*, attempt 1$', count=5),
+            base.tail(process))
+    t.equal('a send: no webhook is to blame', process.lines(' failure 1 is down| given up | lost for '), [])
     base.stop(t, process)
 
 

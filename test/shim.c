@@ -5,7 +5,7 @@
  *
  *     -Wl,--wrap=open,--wrap=read,--wrap=pread,--wrap=write,--wrap=fdatasync
  *     -Wl,--wrap=fsync,--wrap=ftruncate,--wrap=rename,--wrap=close
- *     -Wl,--wrap=clock_gettime,--wrap=socket,--wrap=getaddrinfo
+ *     -Wl,--wrap=clock_gettime,--wrap=socket,--wrap=send,--wrap=getaddrinfo
  *     -Wl,--wrap=open64,--wrap=pread64,--wrap=ftruncate64
  *
  * and does nothing unless the environment variable BUTLER_SHIM names a file of
@@ -41,29 +41,30 @@
 
 /* The faults, which the test writes, and what it may read: hits and all from syncs on. */
 struct shim {
-    _Atomic int64_t write_errno;      /* write fails with this */
-    _Atomic int64_t write_room;       /* > 0: so many more bytes, then ENOSPC; -1: ENOSPC now */
-    _Atomic int64_t sync_errno;       /* fsync and fdatasync fail with this */
-    _Atomic int64_t sync_delay_ms;    /* they take so much longer */
-    _Atomic int64_t open_errno;       /* open fails with this */
-    _Atomic int64_t rename_errno;     /* rename fails with this */
-    _Atomic int64_t read_errno;       /* read and pread fail with this */
-    _Atomic int64_t wall_offset_ms;   /* added to CLOCK_REALTIME */
-    _Atomic int64_t boot_offset_ms;   /* added to CLOCK_BOOTTIME */
-    _Atomic int64_t socket_errno;     /* socket fails with this */
-    _Atomic int64_t truncate_errno;   /* ftruncate fails with this */
-    _Atomic int64_t resolve_fail;     /* getaddrinfo of a name fails with EAI_AGAIN */
-    _Atomic int64_t hits;             /* how often a fault was made */
-    _Atomic int64_t write_delay_ms;   /* writes take so much longer */
-    _Atomic int64_t letters_errno;    /* open of a file of dead letters fails with this */
-    _Atomic int64_t read_from;        /* reading these bytes of a file fails with EIO ... */
-    _Atomic int64_t read_to;          /* ... up to here: a part that the disk cannot read */
-    _Atomic int64_t syncs;            /* files that were synced */
-    _Atomic int64_t folder_syncs;     /* directories that were synced */
-    _Atomic int64_t synced_len;       /* length of the file that was synced last, when that began */
-    _Atomic int64_t renames;          /* files that were renamed */
-    _Atomic int64_t log_delay_ms;     /* writes to a log file take so much longer */
+    _Atomic int64_t write_errno;    /* write fails with this */
+    _Atomic int64_t write_room;     /* > 0: so many more bytes, then ENOSPC; -1: ENOSPC now */
+    _Atomic int64_t sync_errno;     /* fsync and fdatasync fail with this */
+    _Atomic int64_t sync_delay_ms;  /* they take so much longer */
+    _Atomic int64_t open_errno;     /* open fails with this */
+    _Atomic int64_t rename_errno;   /* rename fails with this */
+    _Atomic int64_t read_errno;     /* read and pread fail with this */
+    _Atomic int64_t wall_offset_ms; /* added to CLOCK_REALTIME */
+    _Atomic int64_t boot_offset_ms; /* added to CLOCK_BOOTTIME */
+    _Atomic int64_t socket_errno;   /* socket fails with this */
+    _Atomic int64_t truncate_errno; /* ftruncate fails with this */
+    _Atomic int64_t resolve_fail;   /* getaddrinfo of a name fails: EAI_AGAIN, not 1: this errno */
+    _Atomic int64_t hits;           /* how often a fault was made */
+    _Atomic int64_t write_delay_ms; /* writes take so much longer */
+    _Atomic int64_t letters_errno;  /* open of a file of dead letters fails with this */
+    _Atomic int64_t read_from;      /* reading these bytes of a file fails with EIO ... */
+    _Atomic int64_t read_to;        /* ... up to here: a part that the disk cannot read */
+    _Atomic int64_t syncs;          /* files that were synced */
+    _Atomic int64_t folder_syncs;   /* directories that were synced */
+    _Atomic int64_t synced_len;     /* length of the file that was synced last, when that began */
+    _Atomic int64_t renames;        /* files that were renamed */
+    _Atomic int64_t log_delay_ms;   /* writes to a log file take so much longer */
     _Atomic int64_t resolve_delay_ms; /* getaddrinfo of a name takes so much longer */
+    _Atomic int64_t send_errno;       /* send to another address fails with this */
 };
 
 enum kind { OTHER_FILE, STATE_FILE, LOG_FILE };
@@ -79,6 +80,7 @@ int __real_rename(const char *from, const char *to);
 int __real_close(int fd);
 int __real_clock_gettime(clockid_t clock, struct timespec *t);
 int __real_socket(int family, int type, int protocol);
+ssize_t __real_send(int fd, const void *data, size_t len, int flags);
 int __real_getaddrinfo(
     const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
 
@@ -96,6 +98,7 @@ int __wrap_rename(const char *from, const char *to);
 int __wrap_close(int fd);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
 int __wrap_socket(int family, int type, int protocol);
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags);
 int __wrap_getaddrinfo(
     const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
 
@@ -401,6 +404,18 @@ __wrap_socket(int family, int type, int protocol)
     return __real_socket(family, type, protocol);
 }
 
+ssize_t
+__wrap_send(int fd, const void *data, size_t len, int flags)
+{
+    int family = 0;
+    socklen_t size = sizeof family;
+
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size);
+    if (shim && family == AF_INET && shim_fails(&shim->send_errno))
+        return -1;
+    return __real_send(fd, data, len, flags);
+}
+
 int
 __wrap_getaddrinfo(
     const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list)
@@ -412,8 +427,12 @@ __wrap_getaddrinfo(
     if (shim && name)
         shim_delay(&shim->resolve_delay_ms);
     if (shim && name && atomic_load(&shim->resolve_fail)) {
-        atomic_fetch_add(&shim->hits, 1);
-        return EAI_AGAIN;
+        if (atomic_load(&shim->resolve_fail) == 1) {
+            atomic_fetch_add(&shim->hits, 1);
+            return EAI_AGAIN;
+        }
+        if (shim_fails(&shim->resolve_fail))
+            return EAI_SYSTEM;
     }
     return __real_getaddrinfo(node, service, hints, list);
 }

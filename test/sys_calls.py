@@ -2606,6 +2606,37 @@ def test_log_read_again(t):
     t.check('none is missing', not [line for line in shown if ' are missing' in line], shorten(shown[-8:], 1200))
 
 
+@harness.unix('a FIFO for a console')
+def test_log_nobody_can_read(t):
+    """A console that refuses lines, as a pipe that nobody has open: without a log file they are counted, and that is told."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url()}])
+    fifo = os.path.join(t.tmp, 'console')
+    os.mkfifo(fifo)
+    read = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write = os.open(fifo, os.O_WRONLY)
+    program = t.start(path, stdout=write)
+    os.close(write)
+    try:
+        wait_alert(t, program, receiver)
+        text, deadline = b'', time.monotonic() + 15 * harness.SLOW
+        while b' are missing' not in text and time.monotonic() < deadline:
+            os.close(read)
+            wait_alert(t, program, receiver)
+            time.sleep(0.2 * harness.SLOW)      # until the log thread has tried to write
+            read = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+            wait_alert(t, program, receiver)
+            time.sleep(0.2 * harness.SLOW)
+            try:
+                text += os.read(read, 65536)
+            except BlockingIOError:
+                pass
+        t.check('the missing lines are told', re.search(rb'Z error: [1-9]\d* log lines are missing: the console', text), shorten(text))
+    finally:
+        os.close(read)
+    t.equal('stops', program.stop(), 0)
+
+
 def test_log_nobody_reads_at_all(t):
     """The same to the end: it stops in time though its last lines go nowhere."""
     receiver = t.receiver(harness.response(410))

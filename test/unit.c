@@ -3287,6 +3287,24 @@ test_journal_rewriting(void)
     check_number(log_count("info: state directory: works again"), 1, "logged once");
     check_number(log_count("error: "), 1, "no other error");
     state_close(&j, "w8a9a10");
+
+    /* a journal.new that cannot take the journal's place, nor the old one be opened again */
+    state_open(&j, false, "w8a9a10");
+    state_settle(&j, false);
+    state_rewrite(&j, 11);
+    unlink(state_path(state_folder, "journal").text);
+    check_number(mkdir(state_path(state_folder, "journal").text, 0700), 0, "in its way");
+    journal_place(&j, plat_now_ms());
+    check(j.failed && j.rewrite_failed && j.new_file < 0, "both have failed");
+    check_number(
+        log_count("error: state directory: cannot open the journal: "), 1, "which is told");
+    state_write(&j, JOURNAL_ACCEPTED, 12, -1);
+    rmdir(state_path(state_folder, "journal").text);
+    state_rewrite(&j, 12);
+    j.retry_ms = 0;
+    state_settle(&j, true);
+    check_number(log_count("info: state directory: works again"), 1, "told, too");
+    state_close(&j, "w12");
 }
 
 /* Links, hard links, folders and FIFOs in the place of our files. */
@@ -4404,8 +4422,8 @@ test_http_calls(void)
                 S(OK2 "\r\nok")},
             HTTP_ANSWERED, 200, -1, "", "",
             "GET /a?x=1&" QUERY("M") " HTTP/1.1\nGET /b?executionId=1 HTTP/1.1\n"},
-        {METHOD_GET, "http://h/a?executionId=1", {S(OK2 "\r\nok")}, HTTP_ANSWERED, 200, -1,
-            "", "", "GET /a?executionId=1&" QUERY("M") " HTTP/1.1\n"},
+        {METHOD_GET, "http://h/a?executionId=1", {S(OK2 "\r\nok")}, HTTP_ANSWERED, 200, -1, "", "",
+            "GET /a?executionId=1&" QUERY("M") " HTTP/1.1\n"},
     };
     struct buf json = json_of(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
 
