@@ -15,7 +15,8 @@ Unless told otherwise the program must end with exit code 0 on SIGTERM and leave
 test. BUTLER_SLOW=3 makes every limit of time three times as long (sanitizers, busy machines).
 
 BUTLER_BINARY and BUTLER_BINARY_TEST name other programs than those in build/. If they end in .exe they run under wine, and
-class Wine below makes the tests written for Linux fit: paths, signals, ends of lines.
+class Wine below makes the tests written for Linux fit: paths, signals, ends of lines. Under an emulator (wine, qemu) a test
+that fails beside the others runs once more, alone, after them; that alone counts, and the last lines say which these were.
 """
 
 import argparse
@@ -49,6 +50,7 @@ WINDOWS = BINARY.endswith('.exe')
 BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', BINARY[:-4] + '-test.exe' if WINDOWS else
                                              os.path.join(ROOT, 'build/test/butler_webhook')))
 SLOW = float(os.environ.get('BUTLER_SLOW', '3' if WINDOWS else '1'))
+EMULATED = WINDOWS or '/arm64/' in BINARY
 STOP_S = 7      # the program promises 5 s
 JOBS = 8 if WINDOWS else 20     # most tests mostly wait
 MEMORY_ONLY = r'(?: in memory only)?'   # how the log marks an accepted alert that is in no journal
@@ -84,12 +86,19 @@ class Results:
         self.skipped = 0
         self._skips = {}
         self._restarts = []
+        self._again = []
         self._lock = threading.Lock()
 
     def restarted(self, name, why):
         """Counts a program that was started again, as it had failed for a reason that is not its own."""
         with self._lock:
             self._restarts.append((name, why))
+
+    def again(self, name, failures):
+        """Takes back the failures of a test that runs once more, alone."""
+        with self._lock:
+            self.failed -= failures
+            self._again.append('%s (%d)' % (name, failures))
 
     def check(self, name, ok, detail=''):
         with self._lock:
@@ -112,6 +121,8 @@ class Results:
             print(one_line('started again in %s: %s' % (name, why)))
         if self._restarts:
             print('%d programs were started again' % len(self._restarts))
+        if self._again:
+            print(one_line('failed beside others, and ran again alone: %s' % ', '.join(self._again)))
         print('%d passed, %d failed%s' % (self.passed, self.failed,
                                           ', %d skipped' % self.skipped if self.skipped else ''), flush=True)
         return 1 if self.failed or not self.passed else 0
@@ -1116,7 +1127,7 @@ def alone(function):
 
 
 def _run_test(name, function, results, show_logs):
-    """Runs one test within its time limit; returns how long it took."""
+    """Runs one test within its time limit; returns how long it took, and how many of its checks failed."""
     test = Test(name, results)
     begin = time.monotonic()
 
@@ -1147,7 +1158,7 @@ def _run_test(name, function, results, show_logs):
                 print('---- %s: %s\n%s%s----' % (name, ' '.join(process.command),
                                                  ''.join(one_line(line) + '\n' for line in process.log[-60:]),
                                                  process.stderr), flush=True)
-    return time.monotonic() - begin
+    return time.monotonic() - begin, test.failures
 
 
 def collect(modules):
@@ -1184,7 +1195,7 @@ def run_modules(modules, argv=None, binaries=(BINARY, BINARY_TEST)):
             results.check('program', False, '%s is not there: build it first' % binary)
             return results.finish()
     SYSTEM.begin()
-    times = []
+    times, failed = [], []
     lock = threading.Lock()
     todo = [test for test in tests if not hasattr(test[1], 'alone')]
     todo.sort(key=lambda test: (not hasattr(test[1], 'early'), -getattr(test[1], 'limit', 60)))
@@ -1196,17 +1207,23 @@ def run_modules(modules, argv=None, binaries=(BINARY, BINARY_TEST)):
                 if not todo:
                     return
                 name, function = todo.pop(0)
-            seconds = _run_test(name, function, results, options.logs)
+            seconds, failures = _run_test(name, function, results, options.logs)
             with lock:
                 times.append((seconds, name))
+                if failures:
+                    failed.append((name, function, failures))
 
     workers = [threading.Thread(target=work) for _ in range(max(1, options.jobs))]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    if EMULATED:
+        for name, function, failures in failed:
+            results.again(name, failures)
+            last.append((name, function))
     for name, function in last:
-        times.append((_run_test(name, function, results, options.logs), name))
+        times.append((_run_test(name, function, results, options.logs)[0], name))
     if options.times:
         for seconds, name in sorted(times, reverse=True)[:25]:
             print('%7.1f s  %s' % (seconds, name))

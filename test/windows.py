@@ -215,11 +215,19 @@ class Held:
     """A file that another program has open, for itself alone, as editors and virus scanners do."""
 
     def __init__(self, t, path):
-        self._process = subprocess.Popen([harness.SYSTEM.loader, 'cmd', '/c', 'set /p x= >> ' + windows_path(path)],
-                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                         env=t.environment(), cwd=t.tmp)
+        self._process = None
+
+        def is_held():
+            if self._process is None or self._process.poll() is not None:
+                if self._process:
+                    t.results.restarted(t.name, "wine's cmd has ended with %d" % self._process.returncode)
+                self._process = subprocess.Popen([harness.SYSTEM.loader, 'cmd', '/c', 'set /p x= >> ' + windows_path(path)],
+                                                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                                 env=t.environment(), cwd=t.tmp)
+            return wine(t, 'cmd', '/c', 'type', windows_path(path))[0] != 0
+
         t.add(self)
-        t.require('another program has the file open', until(lambda: wine(t, 'cmd', '/c', 'type', windows_path(path))[0] != 0))
+        t.require('another program has the file open', until(is_held))
 
     def close(self):
         if self._process.poll() is None:
