@@ -54,15 +54,15 @@
  *      1. Settings         numbers that bound something, with their reason
  *      2. Platform         all that the operating system gives: plat_
  *      3. Base             buffers, numbers, UTF-8: buf_ err_ hex_ percent_ slice_ utf8_ x_
- *      4. Log              levels, lines, throttle, file, console: log_
+ *      4. Log              levels, lines, file, console: log_
  *      5. Alert            datagram -> alert -> JSON or query: alert_ json_
  *      6. URL              parsing, what may be shown, proxy exceptions: url_
  *      7. Configuration    Butler's YAML -> struct config: cfg_
- *      8. Windows of time  rate limit, de-duplication: window_ windows_
+ *      8. Windows of time  rate limit, de-duplication: window_
  *      9. Journal          what survives a crash: journal_ line_ state_ disk_ crc_
  *     10. HTTP client      one call: http_ call_ conn_ peer_ tls_
  *     11. Delivery         what waits, verdicts: backlog_ webhook_ payload_ delivery_ list_
- *     12. Listener         UDP socket, inbox, sorting: listen_
+ *     12. Listener         UDP socket, inbox, sorting, throttle of log lines: listen_
  *     13. Loop             start, the round, stop: loop_
  *     14. Command line     --check, --test, --pending, --replay, --install: cli_
  */
