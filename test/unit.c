@@ -6396,6 +6396,7 @@ main_start(const char *const *args)
         return child;
     if (!freopen(path[0], "w", stdout) || !freopen(path[1], "w", stderr))
         _exit(99);
+    signal(SIGINT, SIG_DFL); /* in the background, a shell may have it ignored, and so would we */
     butler_webhook_main(argc, argv);
     _exit(98); /* not reached */
 }
