@@ -4,7 +4,6 @@ Runs what README.md and samples/ show: every command, every YAML block, every sa
 say what is done with it:
 
     ```yaml [NAME]           --check must find it valid, without a warning; it is kept as NAME for the blocks that follow
-    ```yaml NAME invalid     --check must end with exit code 2
     ```sh                    is run by bash in a folder with NAMEs, build/, samples/ and test/; must end with exit code 0
     ```sh exit=N             must end with exit code N
     ```sh background         is started, must listen, and goes on until the next one
@@ -13,14 +12,15 @@ say what is done with it:
                              the make targets in it must exist. With `unpack`, test/unpacked.sh runs it beside the archives
     ```text output           what the command before printed (milliseconds and dates may differ)
     ```json received         the body that the receiver got from the command before
-    ```text get              the request line that the same alert makes by GET
+    ```powershell datagram   what it sends must be accepted as an alert, and its port be that of the configuration
     ```bat MARK              commands of Windows: what they name must exist. If BUTLER_BINARY is an .exe, wine runs those
                              whose mark class Server knows, in their order, in C:\\Program Files\\butler_webhook, and
                              nothing else of this page; MARK syntax: wine has no such command
     ```text log=STATUS       lines that are logged, in this order, when the same alert is answered with STATUS (times and the
                              size of the receive buffer may differ)
 
-The ports of README.md are replaced by free ones. --write puts the real output into the `text output` blocks.
+A line that ends in \\ (bat: ^) goes on in the next one, without the spaces before that. The ports of README.md are replaced
+by free ones. --write puts the real output into those `text output` blocks that differ.
 """
 
 import os
@@ -43,8 +43,9 @@ import harness
 README = os.path.join(harness.ROOT, 'README.md')
 SAMPLES = os.path.join(harness.ROOT, 'samples')
 CONFIG_DATA = os.path.join(harness.ROOT, 'test/data/config')
+COLUMNS = 130
 BLOCK = re.compile(r'^```(\w+)[ \t]*([^\n]*)\n(.*?)^```$', re.M | re.S)
-HTTP_PORT, HTTPS_PORT, UDP_PORT, PROXY_PORT = '8080', '8443', '9998', '3128'
+HTTP_PORT, HTTPS_PORT, UDP_PORT = '8080', '8443', '9998'
 
 
 class Block:
@@ -54,6 +55,10 @@ class Block:
         self.language = match[1]
         self.words = match[2].split()
         self.text = match[3]
+        if self.language in ('json', 'text'):       # the others know lines that go on by themselves
+            self.text = re.sub(r'\\\n *', '', self.text)
+        elif self.language == 'bat':
+            self.text = re.sub(r' \^\n *', ' ', self.text)
         self.line = text.count('\n', 0, match.start()) + 1
         self.span = match.span(3)
         self.name = 'README.md:%d' % self.line
@@ -106,8 +111,7 @@ class Sandbox:
         context.load_cert_chain(os.path.join(demo.CERTIFICATES, 'server.pem'), os.path.join(demo.CERTIFICATES, 'server.key'))
         self.https = t.receiver(ssl_context=context)
         self.udp = t.port()
-        self.ports = {HTTP_PORT: str(self.http.port), HTTPS_PORT: str(self.https.port), UDP_PORT: str(self.udp),
-                      PROXY_PORT: str(t.port())}
+        self.ports = {HTTP_PORT: str(self.http.port), HTTPS_PORT: str(self.https.port), UDP_PORT: str(self.udp)}
         self.output = None
         self.background = None
         self.receiver = None
@@ -144,11 +148,8 @@ class Sandbox:
         with open(os.path.join(self.t.tmp, name), 'w', encoding='utf-8') as file:
             file.write(self.real(block.text))
         done = self.t.run('--check', name, cwd=self.t.tmp)
-        if 'invalid' in block.words:
-            self.t.equal('%s: exit code of --check' % block.name, done.returncode, 2)
-        else:
-            self.t.check('%s: --check finds it valid' % block.name, done.returncode == 0 and not done.stderr,
-                         done.stderr or done.stdout)
+        self.t.check('%s: --check finds it valid' % block.name, done.returncode == 0 and not done.stderr,
+                     done.stderr or done.stdout)
 
     def sh(self, block):
         script = self.real(block.text)
@@ -174,9 +175,9 @@ class Sandbox:
             self.output = self.shown(done.stdout)
             check('%s: exit code' % block.name, done.returncode == (exits[0] if exits else 0),
                   'got %d: %s' % (done.returncode, done.stdout))
-            datagram = re.search(r"printf %s '([^']*)' >/dev/udp/", script)
+            datagram = re.search(r"printf %s ((?:'[^']*'(?: \\\n *)?)+) >/dev/udp/", script)
             if datagram:
-                self.datagram = datagram[1].encode()
+                self.datagram = ''.join(re.findall(r"'([^']*)'", datagram[1])).encode()
 
     def json(self, block):
         requests = self.http.wait(1)
@@ -204,14 +205,13 @@ class Sandbox:
         self.t.equal('%s: the program ends' % name, program.stop(), 0)
         self.t.equal('%s: ends' % name, receiver.stop(), -signal.SIGTERM)
 
-    def play(self, http_port, method='POST'):
-        """Starts the program with README's alerts.yaml, but another port and method, and sends it README's datagram."""
+    def play(self, http_port, datagram=None):
+        """Starts the program with README's alerts.yaml, but other ports, and sends it that datagram, or README's first one."""
         with open(os.path.join(self.t.tmp, 'alerts.yaml'), encoding='utf-8') as file:
             text = file.read()
         port = self.t.port()
         for old, new in (('portTaskFailure: %d' % self.udp, 'portTaskFailure: %d' % port),
-                         ('127.0.0.1:%d/' % self.http.port, '127.0.0.1:%d/' % http_port),
-                         ('httpMethod: POST', 'httpMethod: ' + method)):
+                         ('127.0.0.1:%d/' % self.http.port, '127.0.0.1:%d/' % http_port)):
             self.t.check('alerts.yaml: has %s' % old, text.count(old) == 1, text)
             text = text.replace(old, new)
         folder = os.path.join(self.t.tmp, 'play%d' % port)
@@ -220,15 +220,18 @@ class Sandbox:
             file.write(text)
         program = self.t.start('alerts.yaml', cwd=folder)
         program.port = port
-        program.send(self.datagram)
+        program.send(datagram or self.datagram)
         return program
 
-    def get(self, block):
-        """The same alert by GET."""
+    def powershell(self, block):
+        """The datagram that it sends is an alert, and it goes where the program listens."""
+        datagram = re.search(r"GetBytes\('([^']*)'\)", block.text)
+        if not self.t.check('%s: has a datagram' % block.name, datagram and "'127.0.0.1', %s)" % UDP_PORT in block.text, block.text):
+            return
         receiver = self.t.receiver()
-        program = self.play(receiver.port, 'GET')
-        self.t.equal('%s: request line' % block.name,
-                     ['%s %s' % (request.method, request.target) for request in receiver.wait(1)], [block.text.strip()])
+        program = self.play(receiver.port, datagram[1].encode())
+        self.t.equal('%s: calls' % block.name, [request.method for request in receiver.wait(1)], ['POST'])
+        self.t.check('%s: is accepted' % block.name, program.wait_log('alert 1 accepted'), program.log)
         self.t.equal('%s: the program ends' % block.name, program.stop(), 0)
 
     def log(self, block, status):
@@ -257,6 +260,8 @@ def run_readme(t, write):
     blocks = [Block(match, text) for match in BLOCK.finditer(text)]
     t.check('README.md: every fence is a block', text.count('\n```') == 2 * len(blocks), '%d blocks' % len(blocks))
     t.check('README.md: has blocks of each kind', {block.language for block in blocks} >= {'sh', 'yaml', 'json', 'text'})
+    t.equal('README.md: lines over %d columns' % COLUMNS,
+            [number + 1 for number, line in enumerate(text.splitlines()) if len(line) > COLUMNS], [])
     sandbox = Sandbox(t)
     changes = []
     for block in blocks:
@@ -267,15 +272,15 @@ def run_readme(t, write):
         elif block.language == 'json':
             sandbox.json(block)
         elif block.language == 'text' and block.words == ['output']:
-            if write:
+            same = normal(sandbox.output or '') == normal(block.text)
+            if write and not same:
                 changes.append((block.span, sandbox.output))
             else:
-                t.check('%s: is the output' % block.name, normal(sandbox.output or '') == normal(block.text),
-                        'got %r' % sandbox.output)
+                t.check('%s: is the output' % block.name, same, 'got %r' % sandbox.output)
         elif block.language == 'bat' and len(block.words) == 1 and block.words[0] in Server.MARKS + ('syntax',):
             check_bat(t, block, re.findall(r'--[a-z]+', t.run('--help').stdout))
-        elif block.language == 'text' and block.words == ['get']:
-            sandbox.get(block)
+        elif block.language == 'powershell' and block.words == ['datagram']:
+            sandbox.powershell(block)
         elif block.language == 'text' and re.fullmatch(r'log=\d{3}', ' '.join(block.words)):
             sandbox.log(block, int(block.words[0][4:]))
         else:
@@ -304,7 +309,7 @@ def check_links(t, text):
 
 # ---- The commands for Windows ----------------------------------------------------------------------------------------
 
-WINDOWS_COMMANDS = {'butler_webhook.exe', 'certutil', 'copy', 'icacls', 'mkdir', 'net', 'netsh', 'notepad', 'reg', 'sc'}
+WINDOWS_COMMANDS = {'butler_webhook.exe', 'copy', 'net', 'netsh', 'notepad', 'reg', 'sc'}
 
 
 def check_bat(t, block, options):
@@ -322,7 +327,7 @@ def check_bat(t, block, options):
 class Server:
     """A Windows server in wine, on which README's commands are typed. What a person would write with notepad is put there."""
 
-    MARKS = ('install', 'restart', 'proxy', 'uninstall', 'service')
+    MARKS = ('install', 'restart', 'proxy', 'uninstall')
     NAME = 'ButlerWebhook'
 
     def __init__(self, t):
@@ -350,10 +355,7 @@ class Server:
         for line in block.text.splitlines():
             if line.startswith('notepad '):
                 self.write(line.split()[1])
-            elif line.startswith('mkdir '):
-                shutil.rmtree(os.path.join(self.folder, line.split()[1]), ignore_errors=True)
-                self.type(line)
-            elif not line.startswith('sc failureflag '):     # wine's sc has no such verb
+            else:
                 output = self.type(line)
                 if line.startswith('net stop'):             # wine's does not wait
                     self.t.check('%s: it stops' % block.name, self.state('STOPPED'), self.log())
@@ -417,8 +419,6 @@ def run_windows(t):
             server.play(blocks[mark])
             if mark == 'proxy':
                 server.check_proxy(blocks[mark])
-            if mark == 'uninstall':
-                shutil.rmtree(os.path.join(server.folder, 'log'), ignore_errors=True)
     finally:
         server.type('butler_webhook.exe --uninstall', codes=(0, 1))
         shutil.rmtree(server.folder, ignore_errors=True)
