@@ -34,7 +34,7 @@ copy=${copy// /_}
 copy=${copy//\'/}
 mkdir -p "$copy/test"
 cp -r Makefile LICENSE butler_webhook.c "$copy/"
-cp test/install.sh "$copy/test/"
+cp test/install.sh test/test.mk "$copy/test/"
 mkdir "$copy/vendor" && cp vendor/* "$copy/vendor/" 2>/dev/null
 copy_vendor "$tmp/vendor"
 export VENDOR_DIR="$tmp/vendor"

@@ -78,7 +78,7 @@ copy=$tmp/another_folder_with_a_longer_path/butler
 mkdir -p "$copy/test" "$copy/vendor"
 cp -r Makefile LICENSE README.md butler_webhook.c samples "$copy/"
 chmod g+s "$copy" # as on a folder that a team shares
-cp test/install.sh "$copy/test/"
+cp test/install.sh test/test.mk "$copy/test/"
 cp vendor/* "$copy/vendor/" 2>/dev/null
 copy_vendor "$tmp/vendor"
 user=()

@@ -27,10 +27,11 @@ asks=$(awk '/^\/\* ==== / { platform = $4 == "Platform" } /_WIN32([^A-Za-z_]|$)/
     butler_webhook.c)
 check "_WIN32 in the platform section only${asks:+: $asks}" [ -z "$asks" ]
 # Only the loop's thread calls Mbed TLS.
-locks=$(grep -n MBEDTLS_THREADING butler_webhook.c vendor/mbedtls_config.h Makefile)
+locks=$(grep -n MBEDTLS_THREADING butler_webhook.c vendor/mbedtls_config.h Makefile test/test.mk)
 check "Mbed TLS without locks${locks:+: $locks}" [ -z "$locks" ]
 
 mkdir -p build
+check "no warning of GCC's" "${MAKE:-make}" --no-print-directory build/linux/warnings.o
 check clang-tidy clang-tidy --quiet --warnings-as-errors='*' --checks="$tidy" butler_webhook.c -- "$@"
 
 # shellcheck disable=SC2046

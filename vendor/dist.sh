@@ -8,6 +8,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 umask 022
+: "${SOURCE_DATE_EPOCH:?git does not tell the date of the last commit: set it}"
 export LC_ALL=C TZ=UTC VERSION SOURCE_DATE_EPOCH
 unset ZIPOPT ZIP GZIP TAR_OPTIONS
 libraries=$1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# Makes build/gen/roots.h out of Mozilla's certdata.txt: the certificates that are trusted to sign for servers.
-# -v date=YYYYMMDD: a root whose CKA_NSS_SERVER_DISTRUST_AFTER lies before that day is left out.
+# Makes build/gen/roots.h out of vendor/lock and Mozilla's certdata.txt: the certificates that are trusted to sign for servers.
+# A root whose CKA_NSS_SERVER_DISTRUST_AFTER lies before the date that is the list's version in vendor/lock is left out.
 # A certificate object and the trust object that speaks of it have the same issuer and serial number.
 
 # An octal dump of ASCII (\062\065...) as text.
@@ -28,6 +28,8 @@ function end_object(    after) {
     class = trust = ""
 }
 
+NR == FNR && $1 == "ca-certificates" { date = $2 }
+NR == FNR { next }
 $1 == "CKA_CLASS" { end_object(); class = $3 }
 $1 == "CKA_TRUST_SERVER_AUTH" { trust = $3 }
 $2 == "MULTILINE_OCTAL" { name = $1; next }

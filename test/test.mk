@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+#
+# The tests, and the variants of the program that they use: part of the Makefile, which includes it.
+##
+## The parts of make check: check-lint, check-unit, check-system, check-asan, check-tsan, check-short,
+## check-fuzz, check-binary, check-readme, check-demo.
+## make check-long: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a
+## soak), a minute for each fuzzer, check-windows (in wine), check-arm64 (in an emulator), check-dist (the
+## archives, and that another folder and another user make the same bytes).
+## make asan, tsan, test, fuzz: the variants that the tests use, with sanitizers, short limits, fuzzers.
+
+CLANG ?= clang
+FUZZ_SECONDS ?= 6
+FUZZ = $(patsubst test/fuzz_%.c,build/fuzz/%,$(wildcard test/fuzz_*.c))
+
+# `make` only shows a warning; here it is an error.
+STRICT = $(OWN_FLAGS) -Werror
+ASAN = $(CLANG) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+TSAN = $(CLANG) -g -O1 -fsanitize=thread
+SHORT = -DTIMEOUT_UNIT_MS=200 -DAGE_UNIT_MS=84 -DSTATE_UNIT=65536 -DIDLE_MS=1000 \
+	-DREWRITE_MIN=16384 -DHEAL_MS=300
+WRAPPED = open open64 read pread pread64 write fdatasync fsync ftruncate ftruncate64 rename close \
+	clock_gettime socket send getaddrinfo
+SHIM = $(WRAPPED:%=-Wl,--wrap=%)
+TESTED = $(OURS) $(GEN) test/test.mk
+
+asan: build/asan/butler_webhook
+tsan: build/tsan/butler_webhook build/test-tsan/butler_webhook
+test: build/test/butler_webhook
+fuzz: $(FUZZ)
+
+# The libraries with sanitizers, on the machine's own C library.
+build/asan/%.o: $(THEIRS) | install-test
+	$(RUN) $(ASAN) $(LIB_FLAGS) -c build/src/$*.c -o $@
+build/tsan/%.o: $(THEIRS) | install-test
+	$(RUN) $(TSAN) $(LIB_FLAGS) -c build/src/$*.c -o $@
+build/asan/libs.a: $(LIBS:%=build/asan/%)
+	$(RUN) rm -f $@ && $(AR) rcs $@ $^
+build/tsan/libs.a: $(LIBS:%=build/tsan/%)
+	$(RUN) rm -f $@ && $(AR) rcs $@ $^
+
+# The variants.
+build/asan/butler_webhook: $(TESTED) build/asan/libs.a
+	$(RUN) $(ASAN) $(STRICT) $< build/asan/libs.a -o $@ -lpthread -lm
+build/tsan/butler_webhook: $(TESTED) build/tsan/libs.a
+	$(RUN) $(TSAN) $(STRICT) $< build/tsan/libs.a -o $@ -lpthread -lm
+build/test/butler_webhook: $(TESTED) test/shim.c build/asan/libs.a
+	$(RUN) $(ASAN) $(STRICT) $(SHORT) $(SHIM) $< test/shim.c build/asan/libs.a -o $@ -lpthread -lm
+build/test-tsan/butler_webhook: $(TESTED) test/shim.c build/tsan/libs.a
+	$(RUN) $(TSAN) $(STRICT) $(SHORT) $(SHIM) $< test/shim.c build/tsan/libs.a -o $@ -lpthread -lm
+build/unit: test/unit.c test/done.h $(TESTED) build/asan/libs.a
+	$(RUN) $(ASAN) $(STRICT) $< build/asan/libs.a -o $@ -lpthread -lm
+build/fuzz/%: test/fuzz_%.c test/fuzz.h test/done.h $(TESTED) build/asan/libs.a
+	$(RUN) $(ASAN) -fsanitize=fuzzer $(STRICT) $< build/asan/libs.a -o $@ -lpthread -lm
+# The unit tests for ARM, without sanitizers, and a command that runs the program in an emulator.
+build/unit-arm64: test/unit.c test/done.h $(TESTED) build/arm64/libs.a
+	$(RUN) $(ARM64_CC) $(STRICT) -O1 -isystem test/plain $< build/arm64/libs.a $(ARM64_LINK) -o $@
+build/arm64/run: test/test.mk | install-emulator
+	$(RUN) printf '#!/bin/sh\nexec qemu-aarch64-static "%s" "$$@"\n' '$(CURDIR)/build/butler_webhook-arm64' >$@
+	@chmod 755 $@
+build/butler_webhook-test.exe: $(OURS) $(WINDOWS_GEN) test/test.mk build/windows/libs.a
+	$(RUN) $(WINDOWS_CC) $(STRICT) -Os $(SHORT) $< build/windows/libs.a $(WINDOWS_LINK) -lws2_32 -ladvapi32 -o $@
+# The program as `make` compiles it, to see what GCC has to say of it.
+build/linux/warnings.o: $(TESTED) | build/musl-linux/lib/libc.a
+	$(RUN) $(LINUX_CC) $(STRICT) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+
+# Each check prints what fails and ends with a line `N passed, N failed`; test/run.sh adds them up.
+check-long: all install-test test fuzz
+	+@FUZZ_SECONDS=60 test/run.sh analyzer tsan-rest faults fuzz windows arm64 dist
+check-lint: install-test $(GEN) | build/musl-linux/lib/libc.a
+	+@test/lint.sh $(OWN_FLAGS)
+check-analyzer: install-test $(GEN)
+	@$(MAKE) --no-print-directory -k -j2 analyzer-gcc analyzer-clang && echo "2 passed, 0 failed"
+analyzer-gcc:
+	@$(CC) $(STRICT) -O1 -fanalyzer -c butler_webhook.c -o build/analyzer.o
+analyzer-clang:
+	@clang-tidy --quiet --warnings-as-errors='*' butler_webhook.c \
+		--checks='-*,clang-analyzer-*,-*.DeprecatedOrUnsafeBufferHandling,-*.performance.Padding' -- $(STRICT)
+check-unit: build/unit
+	@build/unit
+check-system: all test
+	@python3 test/system.py
+check-asan: asan test
+	@BUTLER_SLOW=2 BUTLER_BINARY=build/asan/butler_webhook python3 test/system.py
+# First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
+# in the long form.
+ON_TSAN = BUTLER_SLOW=3 BUTLER_BINARY=build/tsan/butler_webhook \
+	BUTLER_BINARY_TEST=build/test-tsan/butler_webhook
+ALONE = config|datagram_|answers|hostile|trace|proxy|tls|trust
+check-tsan: tsan test
+	@$(ON_TSAN) python3 test/system.py --only '^(?!$(ALONE))'
+check-tsan-rest: tsan test
+	@$(ON_TSAN) python3 test/system.py --only '^($(ALONE))'
+check-short: all test
+	@python3 test/faults.py
+check-faults: all test
+	@python3 test/faults.py --long
+check-fuzz: fuzz
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
+check-binary: all install-test
+	@test/binary.sh
+check-readme: all install-demo
+	@python3 test/readme.py
+check-demo: demo
+check-dist: dist
+	@SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) test/dist.sh linux-x64 linux-arm64 windows-x64
+
+check-arm64: build/unit-arm64 build/arm64/run arm64 test
+	+@test/run.sh arm64-unit arm64-system
+check-arm64-unit: build/unit-arm64 | install-emulator
+	@qemu-aarch64-static build/unit-arm64
+# Without the tests that limit memory, descriptors or threads, of which the emulator needs more, or that time
+# hundreds of calls.
+HEAVY = config_(hostile|random)|hostile_memory|independent_of_all_at_once|limits_(too_few_descriptors|threads)
+check-arm64-system: build/arm64/run arm64 test
+	@BUTLER_SLOW=4 BUTLER_BINARY=build/arm64/run python3 test/system.py --jobs 8 --only '^(?!$(HEAVY))'
+
+# The program for Windows, run by wine; of the faults those of the journal: what is killed, torn, damaged,
+# dead, replayed.
+ON_WINE = BUTLER_BINARY=build/butler_webhook.exe python3
+JOURNAL = kill|torn|damaged|letter|replay|webhook_(changed|removed)|full_state
+WINDOWS_TESTS = check-windows-system check-windows-only check-windows-faults check-windows-readme \
+	check-windows-demo
+check-windows: install-test windows build/butler_webhook-test.exe | install-wine
+	+@test/run.sh $(WINDOWS_TESTS:check-%=%)
+$(WINDOWS_TESTS): windows build/butler_webhook-test.exe | install-wine
+check-windows-system:
+	@$(ON_WINE) test/system.py
+check-windows-only:
+	@$(ON_WINE) test/windows.py
+check-windows-faults:
+	@$(ON_WINE) test/faults.py --jobs 2 --only '^($(JOURNAL))'
+check-windows-readme:
+	@$(ON_WINE) test/readme.py
+check-windows-demo:
+	@$(ON_WINE) test/demo.py
+
+# What test/install.sh installs, if it is missing.
+INSTALL = install-build install-demo install-test install-bench install-arm64 install-windows \
+	install-archives install-wine install-emulator install-dist
+$(INSTALL): install-%:
+	@test/install.sh $*
+
+.PHONY: asan tsan test fuzz analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint \
+	check-analyzer check-unit check-system check-asan check-tsan check-tsan-rest check-short check-faults \
+	check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit check-arm64-system \
+	check-windows
