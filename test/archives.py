@@ -57,7 +57,8 @@ def read_tar(name, path):
         for m in members:
             check(f'{name}: {m.name} is a file or a folder', m.isfile() or m.isdir(), m.type)
             equal(f'{name}: owner of {m.name}', (m.uid, m.gid, m.uname, m.gname), (0, 0, '', ''))
-            equal(f'{name}: mode of {m.name}', oct(m.mode), oct(0o755 if m.isdir() or m.name.endswith('/butler_webhook') else 0o644))
+            equal(f'{name}: mode of {m.name}', oct(m.mode),
+                  oct(0o755 if m.isdir() or m.name.endswith('/butler_webhook') else 0o644))
             equal(f'{name}: date of {m.name}', m.mtime, EPOCH)
             if m.isfile():
                 files[m.name] = tar.extractfile(m).read()
@@ -69,11 +70,12 @@ def read_tar(name, path):
 def read_zip(name, path):
     """The same for a .zip."""
     files = {}
-    when = datetime.datetime.fromtimestamp(EPOCH + EPOCH % 2, datetime.timezone.utc) # zip rounds up to 2 s
+    when = datetime.datetime.fromtimestamp(EPOCH + EPOCH % 2, datetime.timezone.utc)  # zip rounds up to 2 s
     with zipfile.ZipFile(path) as archive:
         equal(f'{name}: checksums', archive.testzip(), None)
         for m in archive.infolist():
-            equal(f'{name}: mode of {m.filename}', oct(m.external_attr >> 16), oct(0o100755 if m.filename.endswith('.exe') else 0o100644))
+            equal(f'{name}: mode of {m.filename}', oct(m.external_attr >> 16),
+                  oct(0o100755 if m.filename.endswith('.exe') else 0o100644))
             equal(f'{name}: date of {m.filename}', m.date_time, tuple(when.timetuple()[:6]))
             equal(f'{name}: {m.filename} has no more about its owner', m.extra, b'')
             files[m.filename] = archive.read(m)
@@ -87,7 +89,8 @@ def check_files(name, files, top):
     windows = name.startswith('windows')
     samples = ['LocalLogConfig.xml', 'full.yaml', 'minimal.yaml'] + ([] if windows else ['butler_webhook.service'])
     expected = ['LICENSE', 'NOTICES.txt', 'README.md', 'butler_webhook.exe' if windows else 'butler_webhook', 'sbom.cdx.json']
-    equal(f'{name}: the files in {top}', sorted(files), sorted(f'{top}/{f}' for f in expected + ['samples/' + s for s in samples]))
+    equal(f'{name}: the files in {top}', sorted(files),
+          sorted(f'{top}/{f}' for f in expected + ['samples/' + s for s in samples]))
     for path, content in files.items():
         inner = path.partition('/')[2]
         if inner in ('LICENSE', 'README.md') or inner.startswith('samples/'):
@@ -95,8 +98,10 @@ def check_files(name, files, top):
             equal(f'{name}: {inner} is ours, with the right line ends', hashlib.sha256(content).hexdigest(),
                   hashlib.sha256(read(os.path.join(ROOT, inner)).replace(b'\n', end)).hexdigest())
     notices = files.get(f'{top}/NOTICES.txt', b'').decode()
-    equal(f'{name}: line ends of NOTICES.txt', notices.count('\n'), notices.count('\r\n') if windows else len(notices.splitlines()))
-    for word, wanted in (('The butler_webhook authors', True), ('Mbed TLS', True), ('libyaml', True), ('cJSON', True), ('libgcc', True),
+    equal(f'{name}: line ends of NOTICES.txt', notices.count('\n'),
+          notices.count('\r\n') if windows else len(notices.splitlines()))
+    for word, wanted in (('The butler_webhook authors', True), ('Mbed TLS', True), ('libyaml', True), ('cJSON', True),
+                         ('libgcc', True),
                          ('Mozilla Public License', True), ('musl', not windows), ('mingw-w64', windows),
                          ('Lucent', windows)):
         equal(f'{name}: NOTICES.txt names {word}', word in notices, wanted)
@@ -153,14 +158,17 @@ def check_sbom(name, raw, version, lock):
         refs.append(c['bom-ref'])
         check(f'{who}: type', c.get('type') in ('library', 'data'), c.get('type'))
         check(f'{who}: version', c.get('version'))
-        check(f'{who}: purl', re.fullmatch(r'pkg:(github|deb|generic)/[a-z0-9._/-]+@' + re.escape(str(c.get('version'))) + r'([?].+)?',
-                                           c.get('purl', '')), c.get('purl'))
+        check(f'{who}: purl',
+              re.fullmatch(r'pkg:(github|deb|generic)/[a-z0-9._/-]+@' + re.escape(str(c.get('version'))) + r'([?].+)?',
+                           c.get('purl', '')), c.get('purl'))
         check(f'{who}: SHA-256', digests(c) and all(re.fullmatch('[0-9a-f]{64}', d) for d in digests(c)), digests(c))
         ids = [x.get('expression') or x['license'].get('id') or x['license'].get('name') for x in c.get('licenses', [])]
         check(f'{who}: licence', ids and all(ids), ids)
-        check(f'{who}: where it comes from', any(r.get('url', '').startswith('https://') for r in c.get('externalReferences', [])))
+        check(f'{who}: where it comes from',
+              any(r.get('url', '').startswith('https://') for r in c.get('externalReferences', [])))
         if c['name'] in lock:
-            equal(f'{who}: as in vendor/lock', [c.get('version'), digests(c), ids], [lock[c['name']][0], [lock[c['name']][1]], [lock[c['name']][2]]])
+            equal(f'{who}: as in vendor/lock', [c.get('version'), digests(c), ids],
+                  [lock[c['name']][0], [lock[c['name']][1]], [lock[c['name']][2]]])
     check(f'{name}: each bom-ref once', len(set(refs)) == len(refs), refs)
     needs = {d['ref']: d['dependsOn'] for d in sbom['dependencies']}
     equal(f'{name}: dependencies name each component', sorted(needs), sorted(refs))
@@ -197,7 +205,8 @@ def main():
         equal(f'{name}: SBOM: the parts', {c['name'] for c in sbom['components']}, LINKED_BY[name.partition('-')[0]])
         equal(f'{name}: SBOM: the files of the compiler that were linked in',
               {f['name'] for c in sbom['components'] for f in c.get('components', [])}, linked_files(name))
-        equal(f'{name}: SBOM: butler_webhook depends on all', sorted(needs['pkg:generic/butler_webhook@' + version]), sorted(parts))
+        equal(f'{name}: SBOM: butler_webhook depends on all', sorted(needs['pkg:generic/butler_webhook@' + version]),
+              sorted(parts))
         inside[archive] = sorted(parts)
     sbom, needs = check_sbom('release: SBOM', read(os.path.join(folder, top + '.cdx.json')), version, lock)
     equal('release: SBOM: the archives', {c['name']: digests(c) for c in sbom['metadata']['component']['components']},

@@ -62,7 +62,12 @@ if [ "$(id -u)" = 0 ]; then
 elif unshare -r true 2>/dev/null; then
     in_root=(unshare -r chroot "$root")
 fi
-free_port() { python3 -c 'import socket, sys; s = socket.socket(type=int(sys.argv[1])); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' "$1"; }
+free_port() {
+    python3 -c 'import socket, sys
+s = socket.socket(type=int(sys.argv[1]))
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])' "$1"
+}
 if [ ${#in_root[@]} = 0 ]; then
     skip "runs in an empty root" "this system lets a normal user not change the root"
 else
@@ -95,6 +100,7 @@ YAML
     pid=$!
     pids+=("$pid")
     # wait_log PATTERN: up to ten seconds.
+    # shellcheck disable=SC2317 # check calls it
     wait_log() {
         for _ in $(seq 100); do
             grep -qE "$1" "$tmp/log" && return
@@ -112,8 +118,10 @@ YAML
     wait "$pid"
     check "stops well in an empty root" [ $? = 0 ]
     check "nothing on stderr in an empty root" [ ! -s "$tmp/err" ]
+    state=./butler_webhook.state
     check "nothing was written to the empty root but the state directory" \
-        [ "$(cd "$root" && find . -type f | sort | tr "\n" " ")" = "./butler.yaml ./butler_webhook ./butler_webhook.state/journal ./butler_webhook.state/lock ./ca.pem " ]
+        [ "$(cd "$root" && find . -type f | LC_ALL=C sort | tr "\n" " ")" = \
+        "./butler.yaml ./butler_webhook $state/journal $state/lock ./ca.pem " ]
 fi
 
 finish

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: MIT
 #
-# test/checks.sh: what the tests of finished binaries and archives share. To be sourced, with the project's folder as the current one.
+# test/checks.sh: what the tests of finished binaries and archives share. To be sourced, with the project's folder as the
+# current one.
 passed=0
 failed=0
 skipped=0
@@ -34,7 +35,8 @@ check_any() {
         "$(LC_ALL=C grep -aoE "($PWD|${HOME:-/root}/|/home/|/root/|/tmp/|/usr/lib/gcc|/usr/x86_64)[ -~]*" "$2")" .
 }
 
-# check_elf NAME FILE MACHINE PAGE BYTES: a program for Linux that needs nothing of it, its segments laid out for pages of that size.
+# check_elf NAME FILE MACHINE PAGE BYTES: a program for Linux that needs nothing of it, its segments laid out for pages of that
+# size.
 check_elf() {
     local header segments dynamic sections
     header=$(LC_ALL=C readelf -hW "$2")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# test/dist.sh NAME...: checks the archives of these platforms in build/dist, the binaries and the lists of parts in them, and that
-# a build in another folder, by another user, with another umask, time zone and language gives the same bytes. SOURCE_DATE_EPOCH
-# is the date that the archives were made with.
+# test/dist.sh NAME...: checks the archives of these platforms in build/dist, the binaries and the lists of parts in them, and
+# that a build in another folder, by another user, with another umask, time zone and language gives the same bytes.
+# SOURCE_DATE_EPOCH is the date that the archives were made with.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 names=$*

@@ -99,7 +99,7 @@ class Runner:
             if not match:
                 print('FAILED %s: it ended with %s' % (name, child.returncode))
             print('%-36s %4d passed %3d failed %6.1f s%s' % (name, numbers[0], numbers[1], time.monotonic() - begin,
-                                                              '  skipped' if numbers[2] else ''), flush=True)
+                                                             '  skipped' if numbers[2] else ''), flush=True)
 
     def end(self):
         """Tells all tests to end; they clean up."""

@@ -588,7 +588,8 @@ def test_stop_with_a_hanging_state_disk(t):
         hangs(t, name, process, begin, (4, 4, 0, 0, 4))
         shim.set(**{name: 0})
         waiting = place.waiting(t.binary_test)
-        t.check('%s: what was written is in the journal' % name, set(executions) | ({last} if name == 'sync_delay_ms' else set()) <=
+        t.check('%s: what was written is in the journal' % name,
+                set(executions) | ({last} if name == 'sync_delay_ms' else set()) <=
                 set(waiting), waiting)
 
 
@@ -637,7 +638,8 @@ def test_stop_with_a_disk_that_failed_and_hangs(t):
     process.send_signal()
     t.equal('exit code', process.wait(8), 1)
     t.check('within 5 s', time.monotonic() - begin < 5.5 * harness.SLOW, time.monotonic() - begin)
-    t.check('it is told', re.search(r'^butler_webhook: a disk or the log hangs, .*: 2 received, 2 accepted', process.stderr, re.M),
+    t.check('it is told',
+            re.search(r'^butler_webhook: a disk or the log hangs, .*: 2 received, 2 accepted', process.stderr, re.M),
             process.stderr)
 
 
@@ -1061,7 +1063,8 @@ def test_full_state_made_smaller(t):
     t.check('the oldest are dead letters', set(executions) - set(place.waiting(t.binary_test)) == set(dead) and
             oldest(sorted(first, key=executions.index), executions), len(dead))
     t.equal('for want of room', reasons, NO_ROOM)
-    t.check('the journal becomes small', base.until(lambda: journal_bytes(place) <= 16 * base.TEST_MEGABYTE), journal_bytes(place))
+    t.check('the journal becomes small', base.until(lambda: journal_bytes(place) <= 16 * base.TEST_MEGABYTE),
+            journal_bytes(place))
     base.kill(process)
     others = [execution for execution in executions if execution not in set(dead)]
     base.same(t, 'the others wait', place.waiting(t.binary_test), others)
@@ -1175,7 +1178,8 @@ def test_descriptors_few(t):
         process.expect_exit = 1
         process.expect_stderr = True
         t.equal('limit %d: it does not start, exit code' % limit, process.wait(), 1)
-        t.check('limit %d: it says why' % limit, 'descriptors' in process.stderr or 'open files' in process.stderr, process.stderr)
+        t.check('limit %d: it says why' % limit, 'descriptors' in process.stderr or 'open files' in process.stderr,
+                process.stderr)
 
 
 @base.limits(60, 60)
@@ -1220,7 +1224,8 @@ def test_descriptors_none_for_names_and_data(t):
             base.tail(process))
     t.equal('a look-up: no webhook is to blame', process.lines(' is down'), [])
     shim.set(resolve_fail=1)
-    t.check('a name server that does not answer: the webhook is down', process.wait_log(' webhook aborted 1 is down: .* name server'),
+    t.check('a name server that does not answer: the webhook is down',
+            process.wait_log(' webhook aborted 1 is down: .* name server'),
             base.tail(process))
     before = shim.get('hits')
     shim.set(resolve_fail=0, send_errno=errno.ENOBUFS)

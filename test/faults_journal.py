@@ -261,7 +261,8 @@ def test_journal_form_two_webhooks(t):
     t.equal('webhook lines', known,
             [(keys[0], 'failure', '1', '2', '"A"'), (keys[1], 'failure', '2', '2', '"B \\"quoted\\""'),
              (keys[2], 'aborted', '1', '1', '""')])
-    t.equal('accepted lines, and their webhooks', [line.keys.split(',') for line in records if line.word == 'accepted'], [keys[:2]])
+    t.equal('accepted lines, and their webhooks', [line.keys.split(',') for line in records if line.word == 'accepted'],
+            [keys[:2]])
     for secret in (b'geheim', b'topsecret', b'/hook'):
         t.check('no URL in the journal', secret not in data, repr(data[:800]))
 

@@ -227,7 +227,7 @@ def test_replay_not_running(t):
     base.write(place.path('dead-letters.ndjson'), letter(base.webhook_key(sink.url()), harness.guid()))
     result = t.run('--replay', place.config)
     t.check('a replay under way is said', result.returncode == 1 and BUSY in result.stderr, [result.returncode, result.stdout,
-                                                                                           result.stderr])
+                                                                                             result.stderr])
     t.equal('and then nothing is changed', (len(place.letters()), len(place.pending()['handedOver'])), (1, 13))
     os.unlink(place.path('dead-letters.ndjson'))
     process = place.start()
@@ -273,7 +273,8 @@ def test_replay_running(t):
         replay(t, place, 40, binary=binary)
         base.arrive(t, 'all arrive', sink, executions, 10)
         t.equal('each once', len(sink.calls), 41)
-        t.check('the letters are gone', base.until(lambda: is_done(place) and not place.pending()['dead'], 5), place.letters()[:1])
+        t.check('the letters are gone', base.until(lambda: is_done(place) and not place.pending()['dead'], 5),
+                place.letters()[:1])
         base.arrive(t, 'other alerts arrive', sink, base.send(process, 3))
         sink.behave = lambda call: 410
         again = base.send(process, 2)
@@ -620,7 +621,8 @@ def test_letters_unwritable(t):
     os.makedirs(place.path('dead-letters.ndjson'))
     process = place.start(binary=t.binary_test)
     dead = base.send(process, 3, id='/scheduler-task-aborted/')
-    t.check('they are given up', process.wait_log(r' error: alert \d+ given up for aborted 1 after 1 attempt: status 404', count=3),
+    t.check('they are given up',
+            process.wait_log(r' error: alert \d+ given up for aborted 1 after 1 attempt: status 404', count=3),
             base.tail(process))
     t.check('it is told', process.wait_log(UNWRITTEN, 5), base.tail(process))
     executions = base.send(process, 150, sink=sink, window=20)
@@ -779,7 +781,8 @@ def test_webhooks_change_twice(t):
     sinks = [t.add(base.Sink(up=False)) for _ in range(3)]
     execution = None
     for number, sink in enumerate(sinks):
-        place = base.Place(t, [{'url': sink.url(), 'description': 'Desk'}, {'url': sinks[0].url('/other'), 'description': 'Desk'}],
+        place = base.Place(t,
+                           [{'url': sink.url(), 'description': 'Desk'}, {'url': sinks[0].url('/other'), 'description': 'Desk'}],
                            name='round%d' % number, state=os.path.join(t.tmp, 'kept'))
         if number == 2:
             sink.up()

@@ -651,7 +651,7 @@ class Request:
 
 
 class Connection:
-    """One accepted connection; `number` counts from 1, `served` its answered requests, `closed` is set when the peer closed it."""
+    """One accepted connection; `number` counts from 1, `served` its answered requests, `closed` is set when the peer closes."""
 
     def __init__(self, sock, number, peer):
         self.sock = sock
@@ -1142,7 +1142,7 @@ def _run_test(name, function, results, show_logs):
         except Exception as error:      # a test must not end the others
             place = traceback.extract_tb(error.__traceback__)[-1]
             test.check('runs to its end', False, '%s: %s (%s:%d)' % (type(error).__name__, error,
-                                                                    os.path.basename(place.filename), place.lineno))
+                                                                     os.path.basename(place.filename), place.lineno))
 
     thread = threading.Thread(target=body, daemon=True)
     thread.start()

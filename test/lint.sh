@@ -23,8 +23,8 @@ tidy="$tidy,-bugprone-easily-swappable-parameters,-bugprone-implicit-widening-of
 tidy="$tidy,-bugprone-reserved-identifier,-bugprone-sizeof-expression"
 
 # Only the section that hides the system may ask which one it is.
-asks=$(awk '/^\/\* ==== / { platform = $4 == "Platform" } /_WIN32([^A-Za-z_]|$)/ && !platform { print FILENAME ":" FNR ": " $0 }' \
-    butler_webhook.c)
+asks=$(awk '/^\/\* ==== / { platform = $4 == "Platform" }
+    /_WIN32([^A-Za-z_]|$)/ && !platform { print FILENAME ":" FNR ": " $0 }' butler_webhook.c)
 check "_WIN32 in the platform section only${asks:+: $asks}" [ -z "$asks" ]
 # Only the loop's thread calls Mbed TLS.
 locks=$(grep -n MBEDTLS_THREADING butler_webhook.c vendor/mbedtls_config.h Makefile test/test.mk)
@@ -36,11 +36,21 @@ check clang-tidy clang-tidy --quiet --warnings-as-errors='*' --checks="$tidy" bu
 
 # shellcheck disable=SC2046
 check form clang-format --dry-run -Werror butler_webhook.c $(find test -name '*.[ch]')
-for f in vendor/*.sh test/*.sh .ci/run; do
-    case $(head -n 1 "$f") in
-    *bash*) check "syntax of $f" bash -n "$f" ;;
-    *) check "syntax of $f" sh -n "$f" ;;
-    esac
+
+# What is not C.
+shells=".ci/run $(find test vendor -path vendor/cache -prune -o -name '*.sh' -print | LC_ALL=C sort)"
+for f in $shells; do
+    check "shellcheck $f" shellcheck -x "$f"
 done
+# Debian's flake8 belongs to Debian's python3. E402: before its imports a script may say where they are, and that they leave no
+# bytecode behind.
+# shellcheck disable=SC2046
+check flake8 /usr/bin/python3 -m flake8 --isolated --max-line-length 130 --extend-ignore E402 \
+    $(find test vendor -path vendor/cache -prune -o -name '*.py' -print)
+# shellcheck disable=SC2086
+long=$(awk 'length > 130 { print FILENAME ":" FNR }' $shells &&
+    awk 'length > 110 { print FILENAME ":" FNR }' Makefile test/test.mk)
+check "line length${long:+: $long}" [ -z "$long" ]
+check "the Makefile has at most 150 lines" [ "$(wc -l <Makefile)" -le 150 ]
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

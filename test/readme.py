@@ -537,7 +537,8 @@ def run_full(t):
             file.write(text.replace(old, new, 1))
         t.check('full.yaml: has %s' % old, old in text)
         done = t.run('--check', name)
-        t.check('full.yaml: %s counts' % new, done.returncode == 0 and wanted in done.stdout, [done.returncode, done.stdout, done.stderr])
+        t.check('full.yaml: %s counts' % new, done.returncode == 0 and wanted in done.stdout,
+                [done.returncode, done.stdout, done.stderr])
 
 
 def run_unit(t):

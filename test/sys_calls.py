@@ -371,7 +371,8 @@ def cut_fields(text):
     """
     parts = text.split(';')
     if len(parts) == 10 and is_id(parts[4]) and is_id(parts[5]):
-        fields = dict(zip(('host', 'task', 'app', 'user', 'task_id', 'app_id', 'date', 'level', 'execution_id', 'message'), parts))
+        fields = dict(zip(('host', 'task', 'app', 'user', 'task_id', 'app_id', 'date', 'level', 'execution_id', 'message'),
+                          parts))
         return {name: '' if value == '(null)' and name != 'message' else value for name, value in fields.items()}
     for level in range(7, len(parts) - 2):
         if parts[level] in ('INFO', 'ERROR', 'FATAL', 'WARN') and is_id(parts[level - 3]) and is_id(parts[level - 2]):
@@ -723,7 +724,8 @@ def test_call_id_says_what_it_is_about(t):
         while len(t.letters(path)) < count and time.monotonic() < deadline:
             time.sleep(0.02)
         keys = webhook_keys(t, path)
-        t.equal('server %d: webhooks with dead letters' % server, sorted(keys), ['aborted 1'] + ['failure %d' % n for n in range(1, 6)])
+        t.equal('server %d: webhooks with dead letters' % server, sorted(keys),
+                ['aborted 1'] + ['failure %d' % n for n in range(1, 6)])
         t.equal('server %d: stops' % server, program.stop(), 0)
         wanted = collections.Counter()
         for given in sent:
@@ -734,7 +736,8 @@ def test_call_id_says_what_it_is_about(t):
                 if name.startswith(given['kind']):
                     wanted['msg_%s_%s_%s' % (about, given['kind'][0], key[:8])] += 1
         found = collections.Counter(request.get('webhook-id') for request in got)
-        t.check('server %d: ids' % server, found == wanted, 'only got %s, only wanted %s' % (shorten(found - wanted), shorten(wanted - found)))
+        t.check('server %d: ids' % server, found == wanted,
+                'only got %s, only wanted %s' % (shorten(found - wanted), shorten(wanted - found)))
         letters = collections.Counter(letter['webhookId'] for letter in t.letters(path))
         t.check('server %d: ids of the dead letters' % server, letters == found, shorten(letters - found))
         seen.append(found)
@@ -1783,7 +1786,7 @@ def check_sources(t, allowed, accepted, refused, host='127.0.0.1', serverHost=No
     receiver = t.receiver()
     path, _ = t.config([{'url': receiver.url()}],
                        udp=dict({'serverHost': serverHost or host, 'enableSourceValidation': True,
-                                                            'allowedSources': allowed}, **more))
+                                 'allowedSources': allowed}, **more))
     program = t.start(path)
     if any(re.search('[g-z]', source) for source in allowed or []):
         time.sleep(0.3 * harness.SLOW)      # for the look-up of names, until which they let nobody in
@@ -1874,7 +1877,8 @@ def test_sources_slow_look_up(t):
     got = receiver.wait(1, 3)
     t.equal('the alert arrives', [request.json().get('logMessage') for request in got], ['127.0.0.2'])
     send_from(program, '127.0.0.3')
-    t.check('who is not known is refused', program.wait_log(r' warn: datagram ignored, .* not in allowedSources, from 127\.0\.0\.3$', 3),
+    t.check('who is not known is refused',
+            program.wait_log(r' warn: datagram ignored, .* not in allowedSources, from 127\.0\.0\.3$', 3),
             shorten(program.log))
     begin = time.monotonic()
     t.equal('stops', program.stop(), 0)
@@ -2081,8 +2085,10 @@ def test_log_limits_what_others_can_cause(t):
                              ('held back', ' info: held back by the rate limit: ', 'held back')):
         t.equal('%s: lines' % name, len(program.lines(line)), MINUTE_LINES)
         t.equal('%s: lines with the count' % name, len(program.lines(r': %d more .*(%s)' % (count - MINUTE_LINES, more))), 1)
-    t.check('all are counted', program.lines(r'info: no alerts: 0 ignored, %d malformed, %d unknown, %d duplicates, %d rate limited, '
-                                             r'%d refused, 0 dropped$' % (count, count, count, count, 2 * count)), program.log[-2:])
+    t.check('all are counted',
+            program.lines(r'info: no alerts: 0 ignored, %d malformed, %d unknown, %d duplicates, %d rate limited, '
+                          r'%d refused, 0 dropped$' % (count, count, count, count, 2 * count)),
+            program.log[-2:])
 
 
 @harness.early
@@ -2095,7 +2101,8 @@ def test_log_limit_of_the_next_minute(t):
     for number in range(25):
         program.send(b'/scheduler-task-failed/;%d' % number)
     begin = time.monotonic()
-    t.check('the first count', program.wait_log(r' warn: 5 more in the last minute: malformed', 75 / harness.SLOW), shorten(program.log[-2:]))
+    t.check('the first count', program.wait_log(r' warn: 5 more in the last minute: malformed', 75 / harness.SLOW),
+            shorten(program.log[-2:]))
     took = time.monotonic() - begin
     t.check('it comes after a minute', 50 < took < 75, '%.1f s' % took)
     for number in range(22):
@@ -2175,7 +2182,7 @@ def test_log_lines(t):
     path, port = t.config([{'url': receiver.url('/ok'), 'description': 'Ops "desk" ö'},
                            {'url': receiver.url('/gone'), 'method': 'PUT'},
                            {'url': receiver.url('/ok'), 'method': 'GET', 'kind': 'aborted'}],
-                           deduplication={'enable': True, 'ttlMinutes': 10})
+                          deduplication={'enable': True, 'ttlMinutes': 10})
     program = t.start(path)
     one = harness.guid()
     program.send(harness.datagram(task_id=TASK, execution_id=one))
@@ -2392,14 +2399,17 @@ def test_log_has_no_secrets_in_paths(t):
 
     receiver = t.receiver(answer)
     secret = 'aB3dHushHushHush'
-    paths = ['/services/T00000000/B00000000/%s' % secret, '/404/%s' % secret, '/500/%s/slack' % secret, '/moved/%s?wait=true' % secret,
+    paths = ['/services/T00000000/B00000000/%s' % secret, '/404/%s' % secret, '/500/%s/slack' % secret,
+             '/moved/%s?wait=true' % secret,
              '/api/webhooks/123456789012345678/aB3dHush_Hush-Hush~Hush']
-    urls = [receiver.url(path) for path in paths] + ['%s://127.0.0.1:%d/%s' % (scheme, closed, secret) for scheme in ('http', 'https')]
+    urls = [receiver.url(path) for path in paths]
+    urls += ['%s://127.0.0.1:%d/%s' % (scheme, closed, secret) for scheme in ('http', 'https')]
     path, _ = t.config([{'url': url} for url in urls], logLevel='silly')
     program = t.start(path)
     program.send(harness.datagram())
     for number in range(1, len(urls) + 1):
-        t.check('failure %d is told' % number, program.wait_log(r'alert 1 .*failure %d\b|webhook failure %d is down' % (number, number), 15),
+        t.check('failure %d is told' % number,
+                program.wait_log(r'alert 1 .*failure %d\b|webhook failure %d is down' % (number, number), 15),
                 shorten(program.log[-2:]))
     t.equal('stops', program.stop(), 0)
     t.equal('the server got the whole paths', {request.target for request in receiver.requests}, set(paths))
@@ -2411,7 +2421,8 @@ def test_log_has_no_secrets_in_paths(t):
         done = t.run(*args, path, timeout=120)
         outputs.append((' '.join(args), done.stdout + done.stderr))
     for what, text in outputs:
-        t.check('%s: no secret' % what, 'Hush' not in text, shorten([line for line in text.splitlines() if 'Hush' in line][:2], 1500))
+        t.check('%s: no secret' % what, 'Hush' not in text,
+                shorten([line for line in text.splitlines() if 'Hush' in line][:2], 1500))
     for what in ('log', 'dead letters', '--check', '--test'):
         text = dict(outputs)[what]
         t.check('%s: its beginning and that it was cut' % what, '/aB3d…' in text, shorten(text, 1500))
@@ -2631,7 +2642,8 @@ def test_log_nobody_can_read(t):
                 text += os.read(read, 65536)
             except BlockingIOError:
                 pass
-        t.check('the missing lines are told', re.search(rb'Z error: [1-9]\d* log lines are missing: the console', text), shorten(text))
+        t.check('the missing lines are told', re.search(rb'Z error: [1-9]\d* log lines are missing: the console', text),
+                shorten(text))
     finally:
         os.close(read)
     t.equal('stops', program.stop(), 0)
@@ -2692,7 +2704,8 @@ def test_timeout_seconds(t):
         runs.append((seconds, begin, ended, receiver, program))
     for seconds, begin, ended, receiver, program in runs:
         what = 'timeoutSeconds %d: ' % seconds
-        t.check(what + 'another attempt is delivered', program.wait_log(r'alert 1 delivered to failure 1: 200 in .*attempt [2-9]', 30),
+        t.check(what + 'another attempt is delivered',
+                program.wait_log(r'alert 1 delivered to failure 1: 200 in .*attempt [2-9]', 30),
                 shorten(program.log[-2:]))
         took = [at - begin for at in ended]
         t.check(what + 'the first call was ended after its time',
@@ -2904,7 +2917,8 @@ def test_restart_calls_only_who_has_it_not(t):
 # ---- What waits and what is dead ------------------------------------------------------------------------------------
 
 WAITING = ('webhookId', 'webhook', 'acceptedAt', 'attempts', 'ageSeconds', 'lastAttemptAt', 'lastError', 'alert')
-DEAD = ('webhookId', 'webhook', 'acceptedAt', 'attempts', 'deadAt', 'reason', 'webhookKey', 'description', 'place', 'count', 'url',
+DEAD = ('webhookId', 'webhook', 'acceptedAt', 'attempts', 'deadAt', 'reason', 'webhookKey', 'description', 'place', 'count',
+        'url',
         'alert')
 
 
@@ -3002,7 +3016,8 @@ def test_replay(t):
     good.set()
     replay('the service is stopped')
     t.equal('nobody is called', len(receiver.requests), 4)
-    t.equal('--pending lists them as handed over', {entry['alert']['executionId']: entry['webhookId'] for entry in handed_over(2)}, ids)
+    t.equal('--pending lists them as handed over',
+            {entry['alert']['executionId']: entry['webhookId'] for entry in handed_over(2)}, ids)
     kept.settle(0, 0)
     table = t.run('--pending', kept.path).stdout
     t.check('the table, too', len(table.partition('handed over by --replay')[2].splitlines()) == 3, repr(table))
@@ -3012,7 +3027,8 @@ def test_replay(t):
     kept.start()
     got = receiver.wait(6)
     t.equal('the next start sends them', len(got), 6)
-    t.check('each time with the same webhook-ids', all(request.get('webhook-id') == ids[request.json()['executionId']] for request in got),
+    t.check('each time with the same webhook-ids',
+            all(request.get('webhook-id') == ids[request.json()['executionId']] for request in got),
             repr(ids))
     t.check('they are delivered', kept.program.wait_log(' delivered to ', count=2))
     kept.settle(0, 0)

@@ -38,7 +38,7 @@ def write(t, text, name='butler.yaml'):
 
 
 def copy_program(t, path):
-    """Copies the program by a command: a file that we had open for writing ourselves, a child could hold, and it would be busy."""
+    """Copies the program by a command: a child could hold a file that we had open for writing, and it would be busy."""
     subprocess.run(['cp', t.binary, path], check=True)
 
 
@@ -360,18 +360,22 @@ OTHER_VALUES = [
     ('allowedSources is text', udp('enableSourceValidation: true\nallowedSources: @@10.0.0.1\n'),
      ('error', 'allowedSources', 'list')),
     ('allowedSources with a bad prefix length',
-     udp('enableSourceValidation: true\nallowedSources:\n  - 10.0.0.1\n  - @@10.0.0.0/33\n'), ('error', 'allowedSources', 'range')),
+     udp('enableSourceValidation: true\nallowedSources:\n  - 10.0.0.1\n  - @@10.0.0.0/33\n'),
+     ('error', 'allowedSources', 'range')),
     ('allowedSources with a bad address', udp('enableSourceValidation: true\nallowedSources: [10.0.0.1, @@10.0.0.256]\n'),
      ('error', 'allowedSources', 'address')),
     ('allowedSources with a bad IPv6 prefix', udp("enableSourceValidation: true\nallowedSources: [10.0.0.1, @@'fe80::/129']\n"),
      ('error', 'allowedSources', 'range')),
-    ('allowedSources with a number', udp('enableSourceValidation: true\nallowedSources: [10.0.0.1, @@10]\n'), ('error', 'allowedSources')),
+    ('allowedSources with a number', udp('enableSourceValidation: true\nallowedSources: [10.0.0.1, @@10]\n'),
+     ('error', 'allowedSources')),
     ('allowedSources with an empty entry', udp("enableSourceValidation: true\nallowedSources: [10.0.0.1, @@'']\n"),
      ('error', 'allowedSources')),
-    ('allowedSources with a name and a prefix', udp('enableSourceValidation: true\nallowedSources: [10.0.0.1, @@qs1.example.com/24]\n'),
+    ('allowedSources with a name and a prefix',
+     udp('enableSourceValidation: true\nallowedSources: [10.0.0.1, @@qs1.example.com/24]\n'),
      ('error', 'allowedSources', 'range')),
     ('allowedSources with a range over more than IPv4-mapped addresses',
-     udp("enableSourceValidation: true\nallowedSources: [10.0.0.1, @@'::ffff:10.0.0.0/64']\n"), ('error', 'allowedSources', 'range')),
+     udp("enableSourceValidation: true\nallowedSources: [10.0.0.1, @@'::ffff:10.0.0.0/64']\n"),
+     ('error', 'allowedSources', 'range')),
     ('allowedSources with IPv4-mapped ranges',
      udp("enableSourceValidation: true\nallowedSources: ['::ffff:10.0.0.0/8', '::ffff:10.0.0.0/104']\n")),
     ('allowedSources of every kind',
@@ -387,7 +391,8 @@ OTHER_VALUES = [
     ('all addresses with the source check off',
      udp('serverHost: @@0.0.0.0\nenableSourceValidation: false\nallowedSources: [10.0.0.1]\n'), OPEN),
     ('all addresses with an empty source check',
-     udp('serverHost: @@0.0.0.0\nenableSourceValidation: true\nallowedSources: @@[]\n'), OPEN, ('warning', 'allowedSources is empty')),
+     udp('serverHost: @@0.0.0.0\nenableSourceValidation: true\nallowedSources: @@[]\n'), OPEN,
+     ('warning', 'allowedSources is empty')),
     ('one address without a source check', udp('serverHost: @@10.20.30.40\n'), OPEN),
     ('all IPv6 addresses without a source check', udp("serverHost: @@'::'\n"), OPEN),
     ('an IPv6 address without a source check', udp("serverHost: @@'2001:db8::ffff:7f00:1'\n"), OPEN),
@@ -473,7 +478,8 @@ def test_config_cert(t):
     write(t, subprocess.run(['openssl', 'x509', '-in', ca, '-outform', 'DER'], capture_output=True, check=True).stdout,
           'ca.der')
     write(t, pem, 'sub folder/åäö.pem')
-    constrained = subprocess.run(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes',
+    constrained = subprocess.run(['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1',
+                                  '-nodes',
                                   '-keyout', os.devnull, '-subj', '/CN=Constrained', '-addext',
                                   'nameConstraints=critical,permitted;DNS:example.com'], capture_output=True, check=True).stdout
     write(t, constrained, 'constrained.pem')
@@ -575,13 +581,15 @@ SHAPES = [
     ('webhooks null', failure('rateLimit: 5\nwebhooks:\n')),
     ('webhooks empty', failure('webhooks: []\n')),
     ('webhooks missing', failure('rateLimit: 5\n')),
-    ('both kinds null', with_udp('Butler:\n  webhookNotification:\n    enable: true\n    reloadTaskFailure:\n    reloadTaskAborted:\n')),
+    ('both kinds null',
+     with_udp('Butler:\n  webhookNotification:\n    enable: true\n    reloadTaskFailure:\n    reloadTaskAborted:\n')),
     ('no webhook at all', with_udp('Butler:\n  webhookNotification:\n    enable: true\n')),
     ('no kind of event', notification('enable: true\nreloadTaskFailure:\n')),
     ('butlerWebhook null', under_butler('butlerWebhook:\n')),
     ('flow style', '{Butler: {udpServerConfig: {enable: true}, webhookNotification: {enable: true, reloadTaskFailure: {webhooks: '
      '[{webhookURL: "http://h/", httpMethod: GET}]}}}}'),
-    ('JSON', json.dumps({'Butler': {'udpServerConfig': {'enable': True}, 'webhookNotification': {'enable': True, 'reloadTaskFailure': {
+    ('JSON',
+     json.dumps({'Butler': {'udpServerConfig': {'enable': True}, 'webhookNotification': {'enable': True, 'reloadTaskFailure': {
         'webhooks': [{'webhookURL': 'http://h/', 'httpMethod': 'GET'}]}}}}, indent=4)),
     ('other keys beside Butler', 'x-common: {a: 1}\n' + GOOD),
     ('document marks', '%YAML 1.1\n---\n' + GOOD + '...\n'),
@@ -621,7 +629,8 @@ def test_config_section_twice(t):
     rows = []
     for one, two in ((60, 1), (1, 60), (60, 60), (0, 60), (60, 0), (200, 250)):
         lists = [', '.join('10.%d.0.%d' % (number, i + 1) for i in range(count)) for number, count in enumerate((one, two))]
-        rows.append(('allowedSources of %d, then %d' % (one, two), udp(sources % tuple(lists)), ('error', 'allowedSources', 'twice')))
+        rows.append(('allowedSources of %d, then %d' % (one, two), udp(sources % tuple(lists)),
+                     ('error', 'allowedSources', 'twice')))
     webhooks = 'webhookURL: https://h/\nhttpMethod: POST\n'
     for name, one, two in (('off, off', 'enable: false', 'rejectUnauthorized: false'),
                            ('empty, off', '', 'enable: false'), ('off, empty', 'enable: false', ''),
@@ -658,7 +667,8 @@ KEYS = [
     ('misspelt allowedSources', udp('@@allowedSource: []\n'), ('warning', 'known here', 'allowedSources')),
     ('misspelt ttlMinutes', udp('deduplication:\n  @@ttlMinute: 5\n'), ('warning', 'known here', 'ttlMinutes')),
     ('misspelt serverHost of ours', own('@@serverhost: 127.0.0.1\n'), ('warning', 'known here', 'serverHost')),
-    ('nothing like it', webhook('webhookURL: http://h/\nhttpMethod: POST\n@@colour: red\n'), ('warning', 'colour', 'known here: description, webhookURL, httpMethod, cert$')),
+    ('nothing like it', webhook('webhookURL: http://h/\nhttpMethod: POST\n@@colour: red\n'),
+     ('warning', 'colour', 'known here: description, webhookURL, httpMethod, cert$')),
     ('number as a key', failure('@@1: a\nwebhooks: []\n'), ('warning', '1')),
     ('Butler\'s own keys in what we read',
      'Butler:\n'
@@ -722,7 +732,7 @@ Butler:
                 part, ('PUT', 'PUT', 'POST', 'PUT'), ('Operations desk', 'Second desk', 'Third', ''))):
             t.check('%s %d' % (kind, number + 1),
                     re.search(r'^%s +%d\b.*\b%s\b.*http://%s' % (kind, number + 1, method,
-                                                               'fourth' if number == 3 else 'desk.example.com'), line)
+                                                                 'fourth' if number == 3 else 'desk.example.com'), line)
                     and description in line, repr(line))
     t.check('no secret', 'secret' not in stdout, repr(stdout))
 
@@ -777,7 +787,8 @@ def test_config_hostile(t):
         ('512 KB of keys', b''.join(b'key%05d:\n' % number for number in range(52000)), ('20000 values',)),
         ('512 KB of list items', b'a: [' + b'b,' * (255 << 10) + b']\n', ('20000 values',)),
         ('512 KB of anchors', b''.join(b'k%d: &a%d v\n' % (number, number) for number in range(30000)), ('1000 anchors',)),
-        ('512 KB of anchors in a row', b'a: [' + b''.join(b'&%x,' % number for number in range(80000)) + b']\n', ('1000 anchors',)),
+        ('512 KB of anchors in a row', b'a: [' + b''.join(b'&%x,' % number for number in range(80000)) + b']\n',
+         ('1000 anchors',)),
         ('30,000 aliases', b'a: [' + b''.join(b'&%x,' % number for number in range(900)) + b'*383,' * 30000 + b']\n',
          ('20000 values',)),
         ('512 KB in quotes', b'Butler: "' + b'x' * (511 << 10), ()),
@@ -859,7 +870,8 @@ def test_config_encodings(t):
     check_file(t, 'UTF-8', write(t, text), [])
     check_file(t, 'UTF-8 with a BOM', write(t, b'\xef\xbb\xbf' + text.encode()), [])
     check_file(t, 'CRLF', write(t, text.replace('\n', '\r\n')), [])
-    check_file(t, 'BOM and a document mark', write(t, b'\xef\xbb\xbf' + (text if text.startswith('---') else '---\n' + text).encode()), [])
+    check_file(t, 'BOM and a document mark',
+               write(t, b'\xef\xbb\xbf' + (text if text.startswith('---') else '---\n' + text).encode()), [])
     check_file(t, 'BOM and CRLF', write(t, b'\xef\xbb\xbf' + text.replace('\n', '\r\n').encode()), [])
     check_file(t, 'CR', write(t, text.replace('\n', '\r')), [])
     check_file(t, 'no line end at the end', write(t, text.rstrip('\n')), [])
@@ -871,7 +883,8 @@ def test_config_encodings(t):
     bad, marked = places(failure('webhooks: [{description: åäö 🚀, webhookURL: "http://h/", httpMethod: @@DELETE}]\n'))
     check_file(t, 'column in characters', write(t, bad), [('error', 'httpMethod')], marked)
 
-    for name, data in (('UTF-16LE', b'\xff\xfe' + text.encode('utf-16-le')), ('UTF-16BE', b'\xfe\xff' + text.encode('utf-16-be'))):
+    for name, data in (('UTF-16LE', b'\xff\xfe' + text.encode('utf-16-le')),
+                       ('UTF-16BE', b'\xfe\xff' + text.encode('utf-16-be'))):
         check_file(t, '%s with a BOM' % name, write(t, data), [])
         check_file(t, '%s without one' % name, write(t, data[2:]), [('error', 'UTF-8')], [(1, 2 if name == 'UTF-16LE' else 1)])
     latin = url('http://h/').replace('POST', 'POST # blå').encode('latin-1')
@@ -1012,7 +1025,8 @@ def test_config_production(t):
     path = os.path.join(t.tmp, 'butler-production.yaml')
     stdout = check_file(t, 'check', path, [])
     for words in (r'(?m)^listens on 0\.0\.0\.0:9998 \(UDP\)$', 'failure 300 s, aborted 60 s', '10 min',
-                  r'failure +1 .*POST.*https://incidents\.example\.com/api/v2/qlik.*CA file .*ca\.pem \(1 certificate\).*Operations',
+                  r'failure +1 .*POST.*https://incidents\.example\.com/api/v2/qlik.*CA file .*ca\.pem \(1 certificate\)'
+                  r'.*Operations',
                   r'failure +2 .*PUT.*http://bi-dashboard\.example\.com:8080/hooks/reload-failed.*none \(http\)',
                   r'failure +3 .*GET.*10\.20\.30\.40:8088/send.*none \(http\).*Pager',
                   r'aborted +1 .*PUT.*https://bi-dashboard\.example\.com/hooks/reload-aborted.*public roots'):
@@ -1037,7 +1051,8 @@ def test_config_production(t):
 def test_config_environment(t):
     """Proxies that cannot be used are warnings, each once; STATE_DIRECTORY can hold several folders."""
     path = write(t, GOOD)
-    for env, words in (({'all_proxy': 'socks5://u:hush@p'}, 'all_proxy'), ({'HTTPS_PROXY': 'http://u:hush@p:99999'}, 'HTTPS_PROXY'),
+    for env, words in (({'all_proxy': 'socks5://u:hush@p'}, 'all_proxy'),
+                       ({'HTTPS_PROXY': 'http://u:hush@p:99999'}, 'HTTPS_PROXY'),
                        ({'http_proxy': 'https://p'}, 'http_proxy'), ({'http_proxy': '', 'HTTP_PROXY': '127.0.0.1:3128'}, '')):
         done = t.run('--check', path, env=env)
         t.equal('%s: exit code' % env, done.returncode, 0)
@@ -1157,7 +1172,8 @@ Butler:
     t.check('no control characters', all(line.isprintable() for line in out.splitlines()), repr(out))
 
     for text, line in (('', r'keeps alerts in %s/butler_webhook\.state, at most 256 MB, for 72 h' % re.escape(t.tmp)),
-                       ('stateDirectory: some where\nmaxStateMB: 70\n', r'keeps alerts in %s/some where, at most 70 MB, for 72 h' % re.escape(t.tmp)),
+                       ('stateDirectory: some where\nmaxStateMB: 70\n',
+                        r'keeps alerts in %s/some where, at most 70 MB, for 72 h' % re.escape(t.tmp)),
                        ('maxAgeHours: 5\n', r'keeps alerts in .*, for 5 h'),
                        ('timeoutSeconds: 3\nmaxConcurrent: 2\n', r'a call may take 3 s; calls to one webhook at a time: 2'),
                        ("stateDirectory: ''\n", r"keeps alerts in memory only: butlerWebhook\.stateDirectory is ''")):
@@ -1213,7 +1229,8 @@ def test_config_command_line(t):
     t.check('--version is one line', re.fullmatch(r'butler_webhook \d+\.\d+\.\d+[^\n]*\n', done.stdout), repr(done.stdout))
     done = t.run('--licenses')
     t.equal('--licenses', (done.returncode, done.stderr), (0, ''))
-    for word in ('Mbed TLS', 'libyaml', 'mingw-w64' if harness.WINDOWS else 'musl', 'Mozilla', 'MIT', 'Apache', 'Permission is hereby granted', 'WITHOUT WARRANT'):
+    for word in ('Mbed TLS', 'libyaml', 'mingw-w64' if harness.WINDOWS else 'musl', 'Mozilla', 'MIT', 'Apache',
+                 'Permission is hereby granted', 'WITHOUT WARRANT'):
         t.check('--licenses has %r' % word, re.search(word, done.stdout, re.I))
 
     # A file that looks like an option, and a reader that goes away.
@@ -1268,7 +1285,8 @@ def test_config_log_directory(t):
         path, _ = t.config([{'url': 'http://127.0.0.1:1/'}], fileLogging=True, logDirectory=directory)
         done = t.run(path)
         t.equal('%s: exit code' % name, done.returncode, 1)
-        t.check('%s: says which key and path' % name, 'logDirectory' in done.stderr and os.path.basename(directory) in done.stderr,
+        t.check('%s: says which key and path' % name,
+                'logDirectory' in done.stderr and os.path.basename(directory) in done.stderr,
                 repr(done.stderr))
     path, _ = t.config([{'url': 'http://127.0.0.1:1/'}], fileLogging=True, logDirectory='new')
     program = t.start(path)
@@ -1361,12 +1379,14 @@ def test_config_state_directory_unusable(t):
         refused('not writable', 'read only', 'denied|writ', 'read only')
         refused('cannot be made', 'read only/state', 'denied|writ', 'read only/state')
     path, _ = t.config([{'url': 'http://127.0.0.1:1/'}], butlerWebhook={'stateDirectory': 'shared'})
-    second, _ = t.config([{'url': 'http://127.0.0.1:1/'}], butlerWebhook={'stateDirectory': os.path.join(t.tmp, 'shared')}, name='b.yaml')
+    second, _ = t.config([{'url': 'http://127.0.0.1:1/'}], butlerWebhook={'stateDirectory': os.path.join(t.tmp, 'shared')},
+                         name='b.yaml')
     program = t.start(path)
     done = t.run(second)
     t.equal('used by another: exit code', done.returncode, 1)
     t.equal('used by another: stderr', done.stderr,
-            'butler_webhook: butlerWebhook.stateDirectory: %s is used by another butler_webhook\n' % os.path.join(t.tmp, 'shared'))
+            'butler_webhook: butlerWebhook.stateDirectory: %s is used by another butler_webhook\n'
+            % os.path.join(t.tmp, 'shared'))
     t.equal('the first one stops', program.stop(), 0)
 
 

@@ -249,7 +249,8 @@ def wait_letter(t, program, number, webhook='failure 1', timeout=10):
 
     def is_there():
         found.extend(letter['alert'] for letter in t.letters(program.config) if match and
-                     letter['alert'].get('executionId') == match.group(1) and re.match(name_pattern(webhook) + '$', letter['webhook']))
+                     letter['alert'].get('executionId') == match.group(1)
+                     and re.match(name_pattern(webhook) + '$', letter['webhook']))
         return found
 
     wait_until(is_there, timeout)
@@ -278,7 +279,7 @@ def wait_up(t, program, webhook='failure 1', timeout=30):
 
 def wait_accepted(t, program, count, timeout=10):
     t.check('%d alerts are accepted' % count, program.wait_log(r' info: alert \d+ accepted%s: ' % harness.MEMORY_ONLY,
-                                                              timeout, count),
+                                                               timeout, count),
             '%d were' % len(program.lines(r' accepted')))
 
 
@@ -392,7 +393,8 @@ def all_told(t, program, sent, webhook='failure 1'):
     for line in program.lines(r' alert \d+ delivered to ' + name_pattern(webhook) + ':'):
         name = numbers.get(re.search(r' alert (\d+) ', line).group(1))
         told.setdefault(name, []).append('delivered')
-    letters = [letter['alert'] for letter in t.letters(program.config) if re.match(name_pattern(webhook) + '$', letter['webhook'])]
+    letters = [letter['alert'] for letter in t.letters(program.config)
+               if re.match(name_pattern(webhook) + '$', letter['webhook'])]
     whole = [(word, event) for word in (('lost',) if letters else ('given up', 'lost'))
              for event in alerts_in(program, r' error: alert \d+ %s for %s' % (word, name_pattern(webhook)))]
     whole += [('given up', event) for event in letters]
@@ -1744,8 +1746,9 @@ def redirect_to_another_host(t, scheme):
         what = '%d, %s' % (status, target)
         count, text, event = wait_given_up(t, program, 1, 'failure %d' % (i + 1))
         t.equal('%s: attempts' % what, count, 1)
-        t.check('%s: the new URL and what to do' % what, 'moved to http' in text and target.partition('//')[2].split('/')[0].split(
-            ':')[0] in text and 'change webhookURL' in text, text)
+        host = target.partition('//')[2].split('/')[0].split(':')[0]
+        t.check('%s: the new URL and what to do' % what,
+                'moved to http' in text and host in text and 'change webhookURL' in text, text)
         t.equal('%s: fields' % what, list(event), FIELDS)
     wait_delivered(t, program, 1, 'failure %d' % (len(kinds) * len(targets) + 1))
     end(t, program, given_up=len(kinds) * len(targets), delivered=1, lost=0)
@@ -1770,11 +1773,12 @@ def redirect_bad_location(t, scheme):
             ('port 0', '%s://127.0.0.1:0/' % scheme), ('port negative', 'http://127.0.0.1:-1/'),
             ('port 65536', 'http://127.0.0.1:65536/'), ('two ports', 'http://127.0.0.1:80:80/'),
             ('two hosts', 'http://a@b@c@/'), ('no slashes', scheme + ':name'), ('one slash', scheme + ':/name'),
-            ('backslashes', '\\\\127.0.0.1\\x'), ('hexadecimal', '%s://0x7f.1/' % scheme), ('IDN', 'http://b\xfccher.example/'.encode()),
+            ('backslashes', '\\\\127.0.0.1\\x'), ('hexadecimal', '%s://0x7f.1/' % scheme),
+            ('IDN', 'http://b\xfccher.example/'.encode()),
             ('percent-encoded host', scheme + '://%31%32%37.0.0.1/')]
     kinds = [(307, 'POST'), (302, 'GET'), (301, 'POST')]
     receiver = server(t, scheme, by_path({'/%d/%d' % (status, i): location(status, *row[1:])
-                                   for status, _ in kinds for i, row in enumerate(rows)}))
+                                          for status, _ in kinds for i, row in enumerate(rows)}))
     path, _ = t.config([hook(receiver, '/%d/%d' % (status, i), method=method)
                         for status, method in kinds for i in range(len(rows))], butlerWebhook=harness.PATIENT)
     program = t.start(path)
@@ -1822,8 +1826,8 @@ def test_redirect_moved_hides_secrets(t):
 def redirect_then_failure(t, scheme):
     """What the second server says counts; the retry begins at the first."""
     receiver = server(t, scheme, by_path({'/start': location(307, '/busy'), '/busy': [response(500), response(503)],
-                                   '/gate': location(308, '/denied'), '/denied': response(401),
-                                   '/door': location(307, '/cut', close_after=True), '/cut': [None]}))
+                                          '/gate': location(308, '/denied'), '/denied': response(401),
+                                          '/door': location(307, '/cut', close_after=True), '/cut': [None]}))
     path, _ = t.config([hook(receiver, path) for path in ('/start', '/gate', '/door')])
     program = t.start(path)
     program.send(datagram())
@@ -2001,7 +2005,7 @@ def wait_retry_after_forms(t, scheme):
         ('no such time', 503, 'Sun, 36 Nov 2138 24:49:37 GMT', 3600, 3600),
     ]
     receiver = server(t, scheme, by_path({'/%d' % i: response(row[1], b'', [('Retry-After', row[2])])
-                                   for i, row in enumerate(rows)}))
+                                          for i, row in enumerate(rows)}))
     path, _ = t.config([hook(receiver, '/%d' % i, description=row[0]) for i, row in enumerate(rows)],
                        butlerWebhook=MEMORY)
     program = t.start(path)
@@ -2504,7 +2508,8 @@ def no_room_test(**settings):
         t.check('some are given up', program.wait_log(r' error: alert \d+ given up for failure 1 .*no room', count=20),
                 len(program.lines('no room')))
         if not settings:
-            t.check('a warning when most of the room is used', program.lines(r' warn: state directory: .*%'), program.log[-1][:300])
+            t.check('a warning when most of the room is used', program.lines(r' warn: state directory: .*%'),
+                    program.log[-1][:300])
         receiver = t.receiver(port=port)
         wait_up(t, program)
         gone = len(program.lines(' given up for failure 1 '))
@@ -2634,7 +2639,7 @@ def memory_now_kb(program):
 
 
 def descriptors(program):
-    """What each open descriptor of the program leads to, sorted; sockets without their numbers. Wine has pipes for each thread."""
+    """What each open descriptor of the program leads to, sorted; sockets without numbers. Wine has pipes for each thread."""
     path = '/proc/%d/fd' % program.pid
     found = []
     for name in os.listdir(path):
@@ -3400,7 +3405,8 @@ def test_proxy_no_proxy_names(t):
         runs.append(('%s, no_proxy=%r' % (host, value), past, program, proxy))
     for what, past, program, proxy in runs:
         match = program.wait_log(r' is down: host name .* not found| delivered to ', 20)
-        t.equal('%s: past the proxy' % what, (bool(match) and 'down' in match.group(), len(proxy.requests)), (past, 0 if past else 1))
+        t.equal('%s: past the proxy' % what, (bool(match) and 'down' in match.group(), len(proxy.requests)),
+                (past, 0 if past else 1))
 
 
 def test_proxy_that_cannot_be_used(t):
@@ -3410,7 +3416,8 @@ def test_proxy_that_cannot_be_used(t):
     for name, value in (('all_proxy', 'socks5://127.0.0.1:1080'), ('ALL_PROXY', 'socks5h://bob:Hush-1@127.0.0.1:1080'),
                         ('http_proxy', 'https://127.0.0.1:8080'), ('HTTP_PROXY', 'http://127.0.0.1:99999/')):
         done = t.run('--check', path, env={name: value})
-        t.check('%s=%s: --check warns' % (name, value), done.returncode == 0 and re.search('(?i)warning: .*%s' % name, done.stderr) and
+        t.check('%s=%s: --check warns' % (name, value),
+                done.returncode == 0 and re.search('(?i)warning: .*%s' % name, done.stderr) and
                 'Hush' not in done.stderr, [done.returncode, done.stderr])
     program = t.start(path, env={'all_proxy': 'socks5://127.0.0.1:1080'})
     t.check('the log warns, too', program.lines(' warn: .*all_proxy'), program.log[:5])
@@ -3604,7 +3611,8 @@ def test_stop_with_thousands(t):
         os.close(reader)
     program.log = b''.join(chunks).decode().splitlines()
     lost = [event.get('taskName', 'cut') for event in alerts_in(program, ' error: alert [0-9]+ lost for failure 1: ')]
-    missing = sum(int(count) for line in program.log for count in re.findall(r' error: (\d+) log lines (?:dropped|are missing)', line))
+    missing = sum(int(count) for line in program.log
+                  for count in re.findall(r' error: (\d+) log lines (?:dropped|are missing)', line))
     t.check('each alert is logged as lost, whole, or counted', len(set(lost)) == len(lost) and set(lost) <= set(sent) and
             len(sent) <= len(lost) + missing, '%d and %d of %d' % (len(lost), missing, len(sent)))
     totals(t, program, received=2000, accepted=2000, lost=2000)
@@ -3982,7 +3990,8 @@ def unread_end(t, program):
     """Stops a program whose console nobody reads: if that makes its log hang, exit code 1, and the counts on stderr."""
     program.expect_exit, program.expect_stderr = None, True
     code = program.stop(STOPS_S)
-    t.check('exit code', code == 0 and program.stderr == '' or code == 1 and re.search(r'\d accepted\b.*\d delivered\b', program.stderr),
+    t.check('exit code',
+            code == 0 and program.stderr == '' or code == 1 and re.search(r'\d accepted\b.*\d delivered\b', program.stderr),
             [code, program.stderr])
 
 
@@ -3995,7 +4004,8 @@ def test_stop_log_disk_hangs(t):
     for day in (0, 86400):
         path = os.path.join(folder, 'butler_webhook.%s.log' % time.strftime('%Y-%m-%d', time.gmtime(time.time() + day)))
         os.mkfifo(path)
-        held.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))      # a reader that never reads: what is written fills it, and waits
+        # A reader that never reads: what is written fills it, and waits.
+        held.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
     try:
         receiver = t.receiver()
         path, _ = t.config([{'url': receiver.url()}], fileLogging=True, logDirectory='log')
@@ -4006,7 +4016,8 @@ def test_stop_log_disk_hangs(t):
         program.expect_exit, program.expect_stderr = 1, True
         t.equal('exit code', program.stop(STOPS_S), 1)
         t.check('in time', time.monotonic() - begin < 5.5 * harness.SLOW, time.monotonic() - begin)
-        t.check('stderr has the counts', re.search(r'\b500 received\b.*\b500 accepted\b.*\b500 delivered\b.*\blost\b', program.stderr),
+        t.check('stderr has the counts',
+                re.search(r'\b500 received\b.*\b500 accepted\b.*\b500 delivered\b.*\blost\b', program.stderr),
                 repr(program.stderr))
     finally:
         for descriptor in held:

@@ -626,7 +626,8 @@ def case_chain_reversed():
 def large_key(bits):
     """A key that is too large for its time to be made in the usual way: of five primes instead of two."""
     path = os.path.join(certificate_directory(), 'rsa%d.key' % bits)
-    openssl('genpkey', '-algorithm', 'RSA', '-pkeyopt', 'rsa_keygen_bits:%d' % bits, '-pkeyopt', 'rsa_keygen_primes:5', '-out', path)
+    openssl('genpkey', '-algorithm', 'RSA', '-pkeyopt', 'rsa_keygen_bits:%d' % bits, '-pkeyopt', 'rsa_keygen_primes:5', '-out',
+            path)
     return path
 
 
@@ -657,14 +658,14 @@ def case_leaf_as_ca():
 
 def case_path_length():
     first = issue('/CN=No CAs below me', root(), extensions=('basicConstraints = critical,CA:TRUE,pathlen:0',
-                                                            'keyUsage = critical,keyCertSign,cRLSign'))
+                                                             'keyUsage = critical,keyCertSign,cRLSign'))
     second = issue('/CN=One too many', first, extensions=CA_EXTENSIONS)
     return issue('/CN=localhost', second, san=LOCAL_NAMES), root()
 
 
 def case_ca_may_not_sign():
     above = issue('/CN=Only for CRLs', root(), extensions=('basicConstraints = critical,CA:TRUE',
-                                                          'keyUsage = critical,cRLSign'))
+                                                           'keyUsage = critical,cRLSign'))
     return issue('/CN=localhost', above, san=LOCAL_NAMES), root()
 
 
@@ -1116,7 +1117,8 @@ def test_tls_chain_in_wrong_order_gives_no_trust(t):
     chains = {'another root': (certificate, root('B')),
               'one is missing': (certificate.with_chain(certificate.chain[0], certificate.chain[2]), root()),
               'one is an impostor': (certificate.with_chain(stranger, *certificate.chain[1:]), root()),
-              'the name is wrong': (issue('/CN=other', certificate.chain[-1], san='DNS:other.example').with_chain(*certificate.chain), root())}
+              'the name is wrong': (issue('/CN=other', certificate.chain[-1], san='DNS:other.example')
+                                    .with_chain(*certificate.chain), root())}
     servers = [t.add(OpensslServer(one)) for one, _ in chains.values()]
     program = start(t, *[webhook(server.url(), ca, description=name)
                          for server, (name, (_, ca)) in zip(servers, chains.items())])
@@ -1369,6 +1371,7 @@ def check_delivered_once(t, play):
                  r'alert %d delivered to failure 1\b.*, attempt 1' % number)
         program.stop()
         t.equal('TLS %s: each arrives once' % name, ids_of(server.requests), execution_ids)
+
 
 def test_tls_no_close_notify_after_whole_answer(t):
     check_delivered_once(t, lambda tls, request, number: tls.write(OK))
@@ -2083,7 +2086,7 @@ def warned_unchecked(program):
 def test_trust_reject_unauthorized_false(t):
     """No check of chain, name and time, whatever enable says; and a warning at each start."""
     servers = [OpensslServer(certificate) for certificate in (good(), expired(), other_name(), self_signed(),
-                                                             chained().without_chain(), not_yet_valid())]
+                                                              chained().without_chain(), not_yet_valid())]
     for server in servers:
         t.add(server)
     for enable in (True, False):
@@ -2182,7 +2185,8 @@ def test_trust_ca_file_with_unknown_critical_extension(t):
     server = t.add(OpensslServer(good()))
     path, _ = t.config([webhook(server.url(), cert=cert(both))])
     result = t.run('--check', path)
-    t.check('beside a good one: a warning', result.returncode == 0 and re.search(r'warning: .*certCA: certificate 1 of .*(?i:critical|extension)', result.stderr),
+    t.check('beside a good one: a warning',
+            result.returncode == 0 and re.search(r'warning: .*certCA: certificate 1 of .*(?i:critical|extension)', result.stderr),
             repr(result.stderr))
     program = t.start(path)
     require_delivered(t, program, server, send(program))
@@ -2455,7 +2459,8 @@ def test_test_silent_server(t):
     t.equal('exit code', result.returncode, 1)
     rows = rows_of(result.stdout)
     for place in range(1, 7):
-        t.check('silent one %d FAILED by time' % place, re.search(r'(?s)FAILED.*(%s)' % TIMES_OUT, rows.get('failure %d' % place, '')),
+        t.check('silent one %d FAILED by time' % place,
+                re.search(r'(?s)FAILED.*(%s)' % TIMES_OUT, rows.get('failure %d' % place, '')),
                 repr(result.stdout))
     t.check('the good one is ok', re.search(r'\bok\b', rows.get('failure 7', '')), repr(result.stdout))
     t.equal('its line comes first', list(rows)[:1], ['failure 7'])

@@ -24,7 +24,11 @@ try() {
 
 says_version() { [ "$("$run" --version | tr -d '\r')" = "butler_webhook $version" ]; }
 says_licences() { "$run" --licenses | tr -d '\r' | cmp - <(tr -d '\r' <NOTICES.txt); }
-demo() { BUTLER_BINARY=$(if [ -e butler_webhook.exe ]; then echo "$PWD/butler_webhook.exe"; else echo "$run"; fi) python3 "$repo/test/demo.py"; }
+demo() {
+    local binary=$run
+    [ ! -e butler_webhook.exe ] || binary=$PWD/butler_webhook.exe
+    BUTLER_BINARY=$binary python3 "$repo/test/demo.py"
+}
 
 repo=$PWD
 found=0
@@ -60,6 +64,7 @@ done
 # The commands of README.md for Linux, where somebody has downloaded to.
 mkdir "$tmp/downloads"
 cp build/dist/SHA256SUMS "build/dist/$top-linux-x64.tar.gz" "$tmp/downloads/"
+# shellcheck disable=SC2016 # the backticks are README.md's
 sed -n '/^```sh syntax unpack$/,/^```$/{/^```/!p}' README.md >"$tmp/unpack.sh"
 try "README's commands unpack the archive" test -s "$tmp/unpack.sh"
 try "README's commands unpack the archive" env -C "$tmp/downloads" bash -e "$tmp/unpack.sh"

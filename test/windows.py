@@ -250,7 +250,8 @@ def test_files_letters_held(t):
             program.log[-3:])
     for number in range(60):        # enough for the journal to be rewritten
         alert_arrives(t, 'an alert arrives meanwhile', receiver, port)
-    t.check('the journal is rewritten', until(lambda: len(read_bytes(os.path.join(t.tmp, 'butler_webhook.state/journal'))) < 30000))
+    t.check('the journal is rewritten',
+            until(lambda: len(read_bytes(os.path.join(t.tmp, 'butler_webhook.state/journal'))) < 30000))
     waiting = json.loads(t.run('--pending', '--json', path).stdout)['waiting']
     t.equal('the letters wait', sorted(entry['alert']['taskName'] for entry in waiting), ['dead 0', 'dead 1', 'dead 2'])
     held.close()
@@ -319,7 +320,7 @@ def test_senders_that_are_gone(t):
 
 
 def on_terminal(t, args, stop=None, seconds=15):
-    """Runs the program on a terminal, as in a console window; what it wrote, without the terminal's commands, and the exit code."""
+    """Runs the program on a terminal, as in a console window; returns what it wrote, without control codes, and the exit code."""
     process, terminal = pty.fork()
     if process == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 250, 0, 0))
@@ -392,7 +393,7 @@ class Stored:
 def trust(t, what, server, wanted):
     """One alert through a program that has just been started, to a server whose CA is in no built-in list."""
     path, port = t.config([{'url': server.url('/x', host='localhost')}, {'url': server.url('/y', host='localhost'),
-                                                                        'cert': {'enable': False}}])
+                                                                         'cert': {'enable': False}}])
     program = t.start(path)
     program.send(harness.datagram())
     for number in (1, 2):
@@ -427,7 +428,8 @@ class Service:
         self.t = t
         self.name = name or 'BW%s' % harness.guid()[:8]
         if name is None:
-            code, text = self.sc('create', 'binPath=', '"%s" "%s"' % (windows_path(t.binary), windows_path(path)), 'start=', 'demand')
+            code, text = self.sc('create', 'binPath=', '"%s" "%s"' % (windows_path(t.binary), windows_path(path)), 'start=',
+                                 'demand')
             t.require('sc create', code == 0, text)
         t.add(self)
 
@@ -496,7 +498,8 @@ def test_service(t):
     for words, count in ((' info: listening on ', 2), ('info: stopping: service stop received', 2), (' delivered to ', 4),
                          (' info: stopped: 2 received, 2 accepted', 2)):
         t.equal('the log has %r' % words, len([line for line in lines if words in line]), count)
-    t.check('events tell each start', len([e for e in events(tag) if 'started with' in e[1] and e[0] == 'trace']) == 2, events(tag))
+    t.check('events tell each start', len([e for e in events(tag) if 'started with' in e[1] and e[0] == 'trace']) == 2,
+            events(tag))
     t.check('events tell stops', events('stopped: 2 received, 2 accepted, 2 delivered'), events('stopped:'))
     t.equal('sc delete', service.sc('delete')[0], 0)
     t.equal('it is gone', until(lambda: service.state() is None), True)
@@ -513,7 +516,8 @@ def test_service_net(t):
     alert_arrives(t, 'an alert is tried', receiver, port, 'waits')
     code, text = wine(t, 'net', 'stop', service.name)
     t.check('net stop', code == 0 and service.reaches(1) == (1, 0, 0), [code, text, service.state()])
-    t.equal('it waits', [entry['alert']['taskName'] for entry in json.loads(t.run('--pending', '--json', path).stdout)['waiting']],
+    t.equal('it waits',
+            [entry['alert']['taskName'] for entry in json.loads(t.run('--pending', '--json', path).stdout)['waiting']],
             ['waits'])
     receiver.answer = harness.response(200)
     service.start()
@@ -535,8 +539,10 @@ def test_service_that_cannot_start(t):
     for name, code, words in (('broken.yaml', 2, 'logLevel'), ('wide.yaml', 2, 'UTF-8'), ('missing.yaml', 2, 'No such file')):
         service = Service(t, os.path.join(t.tmp, name))
         service.sc('start')
-        t.check('%s: stopped, with exit code %d' % (name, code), until(lambda: service.state() == (1, 1066, code)), service.state())
-        t.check('%s: an error event says why' % name, [e for e in events(name) if tag in e[1] and words in e[1] and e[0] == 'err'],
+        t.check('%s: stopped, with exit code %d' % (name, code), until(lambda: service.state() == (1, 1066, code)),
+                service.state())
+        t.check('%s: an error event says why' % name,
+                [e for e in events(name) if tag in e[1] and words in e[1] and e[0] == 'err'],
                 events(name))
     for what, settings, words in (
             ('nostate', {'butlerWebhook': {'stateDirectory': 'Z:/proc/1/state'}}, 'butlerWebhook.stateDirectory: '),
@@ -551,7 +557,8 @@ def test_service_that_cannot_start(t):
     service = Service(t, good)
     service.sc('start')
     t.check('state directory in use: stopped, with exit code 1', until(lambda: service.state() == (1, 1066, 1)), service.state())
-    t.check('state directory in use: an error event says so', [e for e in events(tag) if 'is used by another' in e[1]], events(tag))
+    t.check('state directory in use: an error event says so', [e for e in events(tag) if 'is used by another' in e[1]],
+            events(tag))
     t.equal('the other one goes on, exit code', program.stop(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(('127.0.0.1', port))
@@ -600,7 +607,8 @@ def test_service_installed(t):
                 [done.returncode, done.stdout, done.stderr])
         for words in ('.exe: the service may read it', '/butler.yaml: the service may read it',
                       'butler_webhook.state: the service may write in it', 'log: the service may write in it'):
-            t.check('%s: it says %s' % (turn, words), len([line for line in done.stdout.splitlines() if line.endswith(words)]) == 1,
+            t.check('%s: it says %s' % (turn, words),
+                    len([line for line in done.stdout.splitlines() if line.endswith(words)]) == 1,
                     done.stdout)
         check_registered(t, turn, path)
         for name in ('butler_webhook.state', 'log') if turn == 'first' else ():

@@ -3,8 +3,8 @@
 #
 # vendor/dist.sh 'LIBRARY...' [NAME FILE COMPILER]...: makes the archives in build/dist, for each platform NAME (linux-x64,
 # linux-arm64, windows-x64) one around the binary FILE, which COMPILER made with those libraries of vendor/lock; then the parts
-# list of all of them, and SHA256SUMS. VERSION and SOURCE_DATE_EPOCH, the date of all files in the archives, are in the environment.
-# Nothing of the machine, the user, the folder, the umask, the time zone or the language gets into an archive.
+# list of all of them, and SHA256SUMS. VERSION and SOURCE_DATE_EPOCH, the date of all files in the archives, are in the
+# environment. Nothing of the machine, the user, the folder, the umask, the time zone or the language gets into an archive.
 set -eu
 cd "$(dirname "$0")/.."
 umask 022

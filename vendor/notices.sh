@@ -40,13 +40,14 @@ TEXT
         title "musl $(version musl), with the patches of Debian's package $(version musl-patches)"
         cat "$src/musl/COPYRIGHT"
     fi
-    title "Mozilla's list of root certificates (Debian's package ca-certificates $(version ca-certificates))"
+    roots=$(version ca-certificates)
+    title "Mozilla's list of root certificates (Debian's package ca-certificates $roots)"
     cat <<TEXT
 Copyright Mozilla Contributors
 
 This part is subject to the terms of the Mozilla Public License, v. 2.0. A copy of that licence is at
 https://mozilla.org/MPL/2.0/. Its source is the file mozilla/certdata.txt of Debian's source package ca-certificates, version
-$(version ca-certificates), and before that the file lib/ckfw/builtins/certdata.txt of Mozilla's NSS (https://github.com/nss-dev/nss).
+$roots, and before that the file lib/ckfw/builtins/certdata.txt of Mozilla's NSS (https://github.com/nss-dev/nss).
 The binary holds its certificates in DER, unchanged.
 TEXT
     title "GCC's run-time library ($([ "$system" != windows ] || echo "libssp, ")libgcc)"

@@ -31,7 +31,7 @@ LIBGCC = ('libgcc', GPL, 'https://gcc.gnu.org/', ['crtbeginS.o', 'crtendS.o', 'l
 LIBGCC_WINDOWS = ('libgcc', GPL, 'https://gcc.gnu.org/', ['crtbegin.o', 'crtend.o', 'libgcc.a'])
 LIBSSP = ('libssp', GPL, 'https://gcc.gnu.org/', ['libssp.a'])
 MINGW = ('mingw-w64', ZPL, 'https://www.mingw-w64.org/', ['crt2.o', 'libadvapi32.a', 'libkernel32.a', 'libmingw32.a',
-                                                                 'libmingwex.a', 'libmsvcrt.a', 'libws2_32.a'])
+                                                          'libmingwex.a', 'libmsvcrt.a', 'libws2_32.a'])
 
 # What vendor/lock does not say of its files.
 HOMES = {
@@ -44,7 +44,8 @@ HOMES = {
 }
 DESCRIPTIONS = {
     'musl-patches': "The patches of Debian's package, applied to musl before it is built",
-    'ca-certificates': "Mozilla's list of root certificates, as Debian's source package carries it; those for servers are built in",
+    'ca-certificates': "Mozilla's list of root certificates, as Debian's source package carries it; those for servers are "
+                       "built in",
 }
 
 
