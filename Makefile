@@ -108,8 +108,8 @@ build/windows/libs.a: $(LIBS:%=build/windows/%)
 	$(RUN) rm -f $@ && $(WINDOWS)ar rcs $@ $^
 build/windows/butler_webhook.o: $(OURS) $(WINDOWS_GEN) | install-windows
 	$(RUN) $(WINDOWS_CC) $(OWN_FLAGS) $(CPPFLAGS) $(CFLAGS) -Os -c $< -o $@
-build/windows/resource.o: vendor/windows.rc vendor/windows.manifest build/gen/windows/version.h \
-		| install-windows
+build/windows/resource.o: vendor/release/windows.rc vendor/release/windows.manifest \
+		build/gen/windows/version.h | install-windows
 	$(RUN) $(WINDOWS)windres -I build/gen/windows $< $@
 build/butler_webhook.exe: build/windows/butler_webhook.o build/windows/resource.o build/windows/libs.a
 	$(RUN) $(WINDOWS_CC) $(CFLAGS) $(WINDOWS_LINK),-Map=build/windows/map $(LDFLAGS) $^ -lws2_32 -ladvapi32 -o $@
@@ -120,7 +120,7 @@ build/butler_webhook.exe: build/windows/butler_webhook.o build/windows/resource.
 LAST_COMMIT = $(shell git -c safe.directory='$(CURDIR)' log -1 --format=%ct)
 SOURCE_DATE_EPOCH ?= $(if $(wildcard .git),$(LAST_COMMIT),1767225600)
 archives: build/butler_webhook build/butler_webhook-arm64 build/butler_webhook.exe | install-archives
-	@VERSION=$(VERSION) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) vendor/dist.sh 'cjson libyaml mbedtls' \
+	@VERSION=$(VERSION) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) vendor/release/dist.sh 'cjson libyaml mbedtls' \
 		linux-x64 build/butler_webhook '$(CC)' linux-arm64 build/butler_webhook-arm64 $(ARM64)gcc \
 		windows-x64 build/butler_webhook.exe $(WINDOWS)gcc
 dist: archives | install-dist

@@ -80,6 +80,7 @@ cp -r Makefile LICENSE README.md butler_webhook.c samples "$copy/"
 chmod g+s "$copy" # as on a folder that a team shares
 cp test/install.sh test/test.mk "$copy/test/"
 cp vendor/* "$copy/vendor/" 2>/dev/null
+cp -r vendor/release "$copy/vendor/"
 copy_vendor "$tmp/vendor"
 user=()
 if [ "$(id -u)" = 0 ]; then

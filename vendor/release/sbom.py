@@ -20,7 +20,7 @@ import sys
 import urllib.parse
 import uuid
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+VENDOR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VERSION = os.environ['VERSION']
 MAIN = 'pkg:generic/butler_webhook@' + VERSION
 
@@ -51,7 +51,7 @@ DESCRIPTIONS = {
 
 def read_lock():
     """Returns the lines of vendor/lock as {name: (version, SHA-256, licence, file, pool, URL)}."""
-    with open(os.path.join(HERE, 'lock'), encoding='utf-8') as f:
+    with open(os.path.join(VENDOR, 'lock'), encoding='utf-8') as f:
         rows = [line.split() for line in f if line.strip() and not line.startswith('#')]
     return {row[0]: row[1:] for row in rows}
 
@@ -208,7 +208,7 @@ def main(arguments):
     elif arguments[:1] == ['release'] and len(arguments) >= 3 and len(arguments) % 2 == 1:
         result = release(list(zip(arguments[1::2], arguments[2::2])))
     else:
-        sys.exit('usage: vendor/sbom.py platform NAME COMPILER LIBRARY... | release [SBOM ARCHIVE]...')
+        sys.exit('usage: vendor/release/sbom.py platform NAME COMPILER LIBRARY... | release [SBOM ARCHIVE]...')
     json.dump(result, sys.stdout, indent=2, sort_keys=False)
     print()
 

@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# vendor/dist.sh 'LIBRARY...' [NAME FILE COMPILER]...: makes the archives in build/dist, for each platform NAME (linux-x64,
-# linux-arm64, windows-x64) one around the binary FILE, which COMPILER made with those libraries of vendor/lock; then the parts
-# list of all of them, and SHA256SUMS. VERSION and SOURCE_DATE_EPOCH, the date of all files in the archives, are in the
-# environment. Nothing of the machine, the user, the folder, the umask, the time zone or the language gets into an archive.
+# vendor/release/dist.sh 'LIBRARY...' [NAME FILE COMPILER]...: makes the archives in build/dist, for each platform NAME
+# (linux-x64, linux-arm64, windows-x64) one around the binary FILE, which COMPILER made with those libraries of vendor/lock; then
+# the parts list of all of them, and SHA256SUMS. VERSION and SOURCE_DATE_EPOCH, the date of all files in the archives, are in
+# the environment. Nothing of the machine, the user, the folder, the umask, the time zone or the language gets into an archive.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 umask 022
 : "${SOURCE_DATE_EPOCH:?git does not tell the date of the last commit: set it}"
 export LC_ALL=C TZ=UTC VERSION SOURCE_DATE_EPOCH
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
     cp LICENSE README.md "$folder/"
     (cd samples && cp LocalLogConfig.xml butler_webhook.service full.yaml minimal.yaml "$folder/samples/")
     # shellcheck disable=SC2086
-    python3 vendor/sbom.py platform "$name" "$compiler" $libraries >"$tmp/$name.cdx.json"
+    python3 vendor/release/sbom.py platform "$name" "$compiler" $libraries >"$tmp/$name.cdx.json"
     cp "$tmp/$name.cdx.json" "$folder/sbom.cdx.json"
     case $name in
     windows-*)
@@ -66,9 +66,9 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$dist"
-# shellcheck disable=SC2046
-python3 "$OLDPWD/vendor/sbom.py" release $(while read -r name; do
-    echo "$tmp/$name.cdx.json $(ls "$top-$name".*)"
-done <"$tmp/names") >"$top.cdx.json"
+while read -r name; do
+    set -- "$@" "$tmp/$name.cdx.json" "$(ls "$top-$name".*)"
+done <"$tmp/names"
+python3 ../../vendor/release/sbom.py release "$@" >"$top.cdx.json"
 sha256sum "$top"* >SHA256SUMS
 cat SHA256SUMS
