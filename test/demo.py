@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
 Shows the main job of butler_webhook on real datagrams: starts two receivers (http and https), starts the program with
-samples/demo.yaml, sends it what Qlik Sense's scheduler sends, and prints each call that arrives. Ends by itself: with
-exit code 0 if every call that should arrive did and no other, else with 1 and a message. The ports of samples/demo.yaml are
+test/demo.yaml, sends it what Qlik Sense's scheduler sends, and prints each call that arrives. Ends by itself: with
+exit code 0 if every call that should arrive did and no other, else with 1 and a message. The ports of test/demo.yaml are
 replaced by free ones, in a copy of the file.
 """
 
@@ -27,7 +27,7 @@ import harness
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = harness.BINARY
-SAMPLE = os.path.join(ROOT, 'samples/demo.yaml')
+SAMPLE = os.path.join(ROOT, 'test/demo.yaml')
 CERTIFICATES = os.path.join(ROOT, 'build/demo')
 DATAGRAMS = os.path.join(ROOT, 'test/data/datagrams')
 
@@ -95,7 +95,7 @@ def make_certificates():
 
 
 class Setup:
-    """A folder with a copy of samples/demo.yaml in which free ports stand; a second demo beside this one has another."""
+    """A folder with a copy of test/demo.yaml in which free ports stand; a second demo beside this one has another."""
 
     def __init__(self):
         os.makedirs(CERTIFICATES, exist_ok=True)
@@ -106,7 +106,7 @@ class Setup:
             text = file.read()
         for name, port in SAMPLE_PORTS.items():
             if str(port) not in text:
-                raise Failure('samples/demo.yaml does not use port %d' % port)
+                raise Failure('test/demo.yaml does not use port %d' % port)
             text = re.sub(r'\b%d\b' % port, str(self.ports[name]), text)
         text = text.replace('../build/demo/', '../')    # where the certificates are, as seen from the copy
         with open(self.config, 'w', encoding='utf-8') as file:
@@ -331,7 +331,7 @@ def play(receivers, program, ports):
     base = 'http://127.0.0.1:%d' % ports['http']
     failure_routes = ['POST %s/failed' % base, 'GET %s/pager' % base, 'POST https://localhost:%d/tickets' % ports['https']]
 
-    headline('butler_webhook starts with samples/demo.yaml, in which free ports were put')
+    headline('butler_webhook starts with test/demo.yaml, in which free ports were put')
     program.wait_line(r' info: listening on 127\.0\.0\.1:%d ' % udp)
 
     headline('1. A reload task has failed: three webhooks are called, one of them by https with a CA of its own')

@@ -42,6 +42,7 @@ import harness
 
 README = os.path.join(harness.ROOT, 'README.md')
 SAMPLES = os.path.join(harness.ROOT, 'samples')
+TEST = os.path.join(harness.ROOT, 'test')
 CONFIG_DATA = os.path.join(harness.ROOT, 'test/data/config')
 COLUMNS = 130
 BLOCK = re.compile(r'^```(\w+)[ \t]*([^\n]*)\n(.*?)^```$', re.M | re.S)
@@ -514,8 +515,8 @@ def misspelt(path):
 
 def run_samples(t):
     names = sorted(name for name in os.listdir(SAMPLES) if name.endswith('.yaml'))
-    t.check('samples', {'minimal.yaml', 'full.yaml', 'demo.yaml'} <= set(names), repr(names))
-    for folder, name in [(SAMPLES, name) for name in names] + [(CONFIG_DATA, 'butler-production.yaml')]:
+    t.check('samples', {'minimal.yaml', 'full.yaml'} <= set(names), repr(names))
+    for folder, name in [(SAMPLES, name) for name in names] + [(CONFIG_DATA, 'butler-production.yaml'), (TEST, 'demo.yaml')]:
         done = t.run('--check', os.path.join(folder, name))
         t.check('%s: --check finds it valid' % name, done.returncode == 0 and not done.stderr, done.stderr or done.stdout)
     with open(os.path.join(SAMPLES, 'minimal.yaml'), encoding='utf-8') as file:

@@ -53,8 +53,8 @@ for archive in "$repo/build/dist/$top"-*.tar.gz "$repo/build/dist/$top"-*.zip; d
     before=$failed
     try "$name: --version" says_version
     try "$name: --licenses are those of NOTICES.txt" says_licences
-    for sample in minimal full; do
-        try "$name: --check samples/$sample.yaml" "$run" --check "samples/$sample.yaml"
+    for sample in samples/*.yaml; do
+        try "$name: --check $sample" "$run" --check "$sample"
     done
     # The demo runs an exe in wine by itself.
     try "$name: the demo" demo
