@@ -87,7 +87,8 @@ def read_zip(name, path):
 def check_files(name, files, top):
     """The names and the contents of the files in an archive."""
     windows = name.startswith('windows')
-    samples = ['LocalLogConfig.xml', 'full.yaml', 'minimal.yaml'] + ([] if windows else ['butler_webhook.service'])
+    samples = ['LocalLogConfig-with-Butler.xml', 'LocalLogConfig.xml', 'full.yaml', 'minimal.yaml']
+    samples += [] if windows else ['butler_webhook.service']
     expected = ['LICENSE', 'NOTICES.txt', 'README.md', 'butler_webhook.exe' if windows else 'butler_webhook', 'sbom.cdx.json']
     equal(f'{name}: the files in {top}', sorted(files),
           sorted(f'{top}/{f}' for f in expected + ['samples/' + s for s in samples]))

@@ -523,7 +523,8 @@ def run_samples(t):
         t.check('minimal.yaml: under 15 lines', len(file.readlines()) < 15)
     run_full(t)
     run_unit(t)
-    run_appender(t)
+    run_appenders(t, 'LocalLogConfig.xml', '9998')
+    run_appenders(t, 'LocalLogConfig-with-Butler.xml', '9998', '9997')
 
 
 def run_full(t):
@@ -560,10 +561,25 @@ def run_unit(t):
             done.stderr)
 
 
-def run_appender(t):
-    """Each appender of LocalLogConfig.xml prints every field of an alert, in the order that the program reads."""
-    root = xml.etree.ElementTree.parse(os.path.join(SAMPLES, 'LocalLogConfig.xml')).getroot()
-    t.equal('LocalLogConfig.xml: root', root.tag, 'configuration')
+def run_appenders(t, file, *ports):
+    """The appenders of that sample send each event to these ports."""
+    root = xml.etree.ElementTree.parse(os.path.join(SAMPLES, file)).getroot()
+    t.equal('%s: root' % file, root.tag, 'configuration')
+    appenders = list(root.iter('appender'))
+    references = [reference.get('ref') for logger in root.iter('logger') for reference in logger.iter('appender-ref')]
+    t.equal('%s: each appender is used' % file, sorted(references), sorted(appender.get('name') for appender in appenders))
+    t.equal('%s: logger' % file, [logger.get('name') for logger in root.iter('logger')],
+            ['System.Scheduler.Scheduler.Master.Task.TaskSession'])
+    t.equal('%s: ports' % file, sorted(appender.find('param[@name="remotePort"]').get('value') for appender in appenders),
+            sorted(ports * 2))
+    for port in ports:
+        run_appenders_of(t, '%s, port %s' % (file, port), port,
+                         [appender for appender in appenders
+                          if appender.find('param[@name="remotePort"]').get('value') == port])
+
+
+def run_appenders_of(t, what, remote_port, appenders):
+    """Each appender prints every field of an alert, in the order that the program reads."""
     values = {'%hostname': 'QS-NODE1', '%property{TaskName}': 'Reload of Sales; daily', '%property{AppName}': 'Sales åäö',
               '%property{User}': 'LAB\\goran', '%property{TaskId}': harness.guid(), '%property{AppId}': harness.guid(),
               '%date': '2026-11-22 09:30:00,123', '%level': 'INFO', '%property{ExecutionId}': harness.guid()}
@@ -575,17 +591,12 @@ def run_appender(t):
     receiver = t.receiver()
     path, port = t.config([{'url': receiver.url('/failure')}, {'url': receiver.url('/aborted'), 'kind': 'aborted'}])
     program = t.start(path)
-    appenders = {appender.get('name'): appender for appender in root.iter('appender')}
-    t.equal('LocalLogConfig.xml: appenders', len(appenders), len(events))
-    references = [reference.get('ref') for logger in root.iter('logger') for reference in logger.iter('appender-ref')]
-    t.equal('LocalLogConfig.xml: each appender is used', sorted(references), sorted(appenders))
-    t.equal('LocalLogConfig.xml: logger', [logger.get('name') for logger in root.iter('logger')],
-            ['System.Scheduler.Scheduler.Master.Task.TaskSession'])
     seen = set()
-    for name, appender in appenders.items():
+    for appender in appenders:
+        name = '%s: %s' % (what, appender.get('name'))
         t.equal('%s: type' % name, appender.get('type'), 'log4net.Appender.UdpAppender')
         settings = {param.get('name'): param.get('value') for param in appender.findall('param')}
-        t.equal('%s: settings' % name, settings, {'remoteAddress': '127.0.0.1', 'remotePort': '9998', 'encoding': 'utf-8'})
+        t.equal('%s: settings' % name, settings, {'remoteAddress': '127.0.0.1', 'remotePort': remote_port, 'encoding': 'utf-8'})
         filters = [item.get('type').split('.')[-1] for item in appender.findall('filter')]
         t.equal('%s: filters' % name, filters, ['StringMatchFilter', 'DenyAllFilter'])
         message = appender.find('filter/param').get('value')
@@ -604,7 +615,8 @@ def run_appender(t):
         t.equal('%s: logMessage' % name, alert.get('logMessage'), message)
         for field, variable in fields.items():
             t.equal('%s: %s' % (name, field), alert.get(field), values[variable])
-    t.equal('LocalLogConfig.xml: messages', seen, set(events))
+    t.equal('%s: messages' % what, seen, set(events))
+    t.equal('%s: the program ends' % what, program.stop(), 0)
 
 
 def main():
