@@ -1,11 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# test/install.sh GROUP: installs what that group of make's targets needs, by name with apt-get, as root or with sudo. Does
-# nothing if all is there. A word is PACKAGE:COMMAND if the command is enough, else the package is asked for.
+# test/install.sh GROUP: installs what that group of make's targets needs, by name with apt-get, as root or with sudo; without
+# apt-get, says what is missing. Does nothing if all is there. A word is PACKAGE:COMMAND if the command is enough, else the
+# package is asked for.
 set -eu
 
-build='gcc:gcc libc6-dev make:make binutils:readelf bzip2:bzip2 xz-utils:xz patch:patch'
+compiler=${CC:-gcc}
+build="gcc:${compiler%% *} libc6-dev make:make binutils:readelf mawk:awk tar:tar gzip:gzip bzip2:bzip2 xz-utils:xz patch:patch"
 arm64='gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc libc6-dev-arm64-cross'
 windows='gcc-mingw-w64-x86-64-win32:x86_64-w64-mingw32-gcc binutils-mingw-w64-x86-64:x86_64-w64-mingw32-windres'
 case ${1:-} in
@@ -23,19 +25,37 @@ dist) words="python3:python3 openssl:openssl unzip:unzip qemu-user-static:qemu-a
 *) echo "usage: test/install.sh build|demo|test|bench|arm64|windows|archives|wine|emulator|dist" >&2 && exit 2 ;;
 esac
 
+PATH=$PATH:/usr/sbin:/sbin
+
+# Sets missing to the packages, and tools to the commands, that are not there. Without dpkg only commands can be looked for.
+look() {
+    missing=
+    tools=
+    for word in $words; do
+        package=${word%%:*}
+        case $word in
+        *:*) command -v "${word##*:}" >/dev/null && continue ;;
+        *)
+            command -v dpkg-query >/dev/null || continue
+            dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' && continue
+            ;;
+        esac
+        missing="$missing $package"
+        tools="$tools ${word##*:}"
+    done
+}
+
+look
+[ -n "$missing" ] || exit 0
+if ! command -v apt-get >/dev/null; then
+    echo "missing:$tools
+There is no apt-get here to install them with. Install them and run make again; Debian's packages are$missing." >&2
+    exit 1
+fi
+
 exec 9<"$0" # make -j may want several groups at once: one after the other
 flock 9
-
-PATH=$PATH:/usr/sbin:/sbin
-missing=
-for word in $words; do
-    package=${word%%:*}
-    case $word in
-    *:*) command -v "${word##*:}" >/dev/null && continue ;;
-    *) dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -q '^installed$' && continue ;;
-    esac
-    missing="$missing $package"
-done
+look
 [ -n "$missing" ] || exit 0
 
 sudo=
@@ -59,7 +79,7 @@ fi
 log=$(mktemp)
 # shellcheck disable=SC2086
 if ! { $sudo apt-get -q update && $sudo env DEBIAN_FRONTEND=noninteractive \
-    apt-get -q -y install --no-install-recommends $missing; } >"$log" 2>&1; then
+    apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     echo "apt-get could not install:$missing" >&2
     rm -f "$log"
