@@ -227,7 +227,8 @@ class Sandbox:
     def powershell(self, block):
         """The datagram that it sends is an alert, and it goes where the program listens."""
         datagram = re.search(r"GetBytes\('([^']*)'\)", block.text)
-        if not self.t.check('%s: has a datagram' % block.name, datagram and "'127.0.0.1', %s)" % UDP_PORT in block.text, block.text):
+        is_whole = datagram and "'127.0.0.1', %s)" % UDP_PORT in block.text
+        if not self.t.check('%s: has a datagram' % block.name, is_whole, block.text):
             return
         receiver = self.t.receiver()
         program = self.play(receiver.port, datagram[1].encode())
