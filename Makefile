@@ -129,7 +129,7 @@ dist: archives | install-dist
 # What does not build fails in its own part of the tests, too; the others are run.
 check: install-test
 	-$(MAKE) -k -j$$(nproc) all asan tsan test fuzz build/unit
-	+@test/run.sh lint unit system asan tsan short fuzz binary readme demo
+	+@test/run.sh lint unit system alone asan tsan short fuzz binary readme demo
 demo: all install-demo
 	@python3 test/demo.py
 bench: all install-bench

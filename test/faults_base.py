@@ -21,7 +21,7 @@ import zlib
 
 import harness
 
-LONG = False        # set by faults.py
+LONG = bool(os.environ.get('BUTLER_LONG'))
 ARRIVE_S = 20       # for alerts to arrive once nothing is wrong any more, their short backoffs included
 
 HOUR_MS = 3600 * 1000
@@ -29,28 +29,16 @@ TEST_HOUR_MS = 84   # what an hour of maxAgeHours is in the test builds
 TEST_MEGABYTE = 65536   # and a megabyte of maxStateMB
 
 
+OURS = {'timeoutSeconds': 1, 'maxAgeHours': 8760}
+
+
 def pick(short, long):
     return long if LONG else short
 
 
-def limits(short, long):
-    """Decorator: how many seconds the test may take, in each form."""
-    def mark(function):
-        function.limits = (short, long)
-        return function
-    return mark
-
-
-def waits(function):
-    """Decorator: a test that mostly waits, and takes little of the machine."""
-    function.waits = True
-    return function
-
-
 def note(t, text):
-    """A line that is no result: a number that was measured."""
-    with t.results._lock:
-        print(harness.one_line('%s: %s' % (t.name, text)), flush=True)
+    """A line that is no result: a number that was measured. pytest shows it if the test fails, or with -rP."""
+    print(harness.one_line('%s: %s' % (t.name, text)), flush=True)
 
 
 def rng(t):
@@ -672,3 +660,31 @@ def journal_with(t, place, count, binary=None, messages=None):
 def exec_wrap(code):
     """A wrap that runs a line of Python in the process that becomes the program."""
     return [sys.executable, '-c', 'import os, resource, sys\n%s\nos.execv(sys.argv[1], sys.argv[1:])' % code]
+
+
+def refused_place(t, **config):
+    """A place whose webhook refuses connections until sink.up()."""
+    sink = t.add(Sink(up=False))
+    return Place(t, [{'url': sink.url()}], **config), sink
+
+
+def settled(shim):
+    """Waits until nothing has been synced for half a second: what the start had to do is done."""
+    before = -1
+    while before != shim.get('syncs') or not shim.get('folder_syncs'):
+        before = shim.get('syncs')
+        time.sleep(0.5)
+
+
+def cut_power(place, process, shim):
+    """kill -9, and what was not synced is gone from the journal."""
+    kill(process)
+    os.truncate(place.path(), shim.get('synced_len'))
+
+
+def status(pid, name):
+    """A number of /proc/PID/status, in kB."""
+    for line in read('/proc/%d/status' % pid).decode().splitlines():
+        if line.startswith(name + ':'):
+            return int(line.split()[1])
+    return 0

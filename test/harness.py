@@ -1,7 +1,7 @@
 """What the system tests share: results, running processes, receivers, datagrams.
 
-A test is a plain function `def test_xxx(t)` in a module; `run_modules([...])` runs them, several at a time, as most of a
-test's time is waiting. `t` (class Test) makes what a test needs and ends all of it when the test ends:
+A test is a plain function `def test_xxx(t)`, and pytest runs it, several at a time, as most of a test's time is waiting.
+The fixture `t` (class Test) makes what a test needs and ends all of it when the test ends:
 
     def test_post_arrives(t):
         receiver = t.receiver()                             # answers 200 to everything
@@ -12,14 +12,11 @@ test's time is waiting. `t` (class Test) makes what a test needs and ends all of
         t.equal('task name', request.json()['taskName'], 'Sales')
 
 Unless told otherwise the program must end with exit code 0 on SIGTERM and leave stderr empty; both are checked after each
-test. BUTLER_SLOW=3 makes every limit of time three times as long (sanitizers, busy machines).
-
-BUTLER_BINARY and BUTLER_BINARY_TEST name other programs than those in build/. If they end in .exe they run under wine, and
-class Wine below makes the tests written for Linux fit: paths, signals, ends of lines. Under an emulator (wine, qemu) a test
-that fails beside the others runs once more, alone, after them; that alone counts, and the last lines say which these were.
+test. pytest's options (conftest.py) come in as environment variables, so that this module knows them from the beginning:
+--binary names another program than build/butler_webhook. If it ends in .exe it runs under wine, and class Wine below makes
+the tests written for Linux fit: paths, signals, ends of lines.
 """
 
-import argparse
 import atexit
 import collections
 import errno
@@ -35,14 +32,14 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import traceback
-import types
 import urllib.parse
 import uuid
+import warnings
+
+import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
@@ -50,9 +47,7 @@ WINDOWS = BINARY.endswith('.exe')
 BINARY_TEST = os.path.abspath(os.environ.get('BUTLER_BINARY_TEST', BINARY[:-4] + '-test.exe' if WINDOWS else
                                              os.path.join(ROOT, 'build/test/butler_webhook')))
 SLOW = float(os.environ.get('BUTLER_SLOW', '3' if WINDOWS else '1'))
-EMULATED = WINDOWS or '/arm64/' in BINARY
 STOP_S = 7      # the program promises 5 s
-JOBS = 8 if WINDOWS else 20     # most tests mostly wait
 MEMORY_ONLY = r'(?: in memory only)?'   # how the log marks an accepted alert that is in no journal
 PATIENT = {'timeoutSeconds': round(10 * SLOW)}      # the program's own limit, for dozens of TLS handshakes at once
 
@@ -72,60 +67,6 @@ def take_signals():
 
 if threading.current_thread() is threading.main_thread():
     take_signals()
-
-
-# ---- Results --------------------------------------------------------------------------------------------------------
-
-
-class Results:
-    """Counts checks; prints one line for each that failed, and the sum at the end. Safe to use from threads."""
-
-    def __init__(self):
-        self.passed = 0
-        self.failed = 0
-        self.skipped = 0
-        self._skips = {}
-        self._restarts = []
-        self._again = []
-        self._lock = threading.Lock()
-
-    def restarted(self, name, why):
-        """Counts a program that was started again, as it had failed for a reason that is not its own."""
-        with self._lock:
-            self._restarts.append((name, why))
-
-    def again(self, name, failures):
-        """Takes back the failures of a test that runs once more, alone."""
-        with self._lock:
-            self.failed -= failures
-            self._again.append('%s (%d)' % (name, failures))
-
-    def check(self, name, ok, detail=''):
-        with self._lock:
-            if ok:
-                self.passed += 1
-            else:
-                self.failed += 1
-                print(one_line('FAILED %s%s' % (name, ': %s' % detail if detail else '')), flush=True)
-        return bool(ok)
-
-    def skip(self, name, why):
-        with self._lock:
-            self.skipped += 1
-            self._skips.setdefault(str(why), []).append(name)
-
-    def finish(self):
-        for why, names in self._skips.items():
-            print(one_line('skipped %s: %s' % (', '.join(names), why)))
-        for name, why in self._restarts:
-            print(one_line('started again in %s: %s' % (name, why)))
-        if self._restarts:
-            print('%d programs were started again' % len(self._restarts))
-        if self._again:
-            print(one_line('failed beside others, and ran again alone: %s' % ', '.join(self._again)))
-        print('%d passed, %d failed%s' % (self.passed, self.failed,
-                                          ', %d skipped' % self.skipped if self.skipped else ''), flush=True)
-        return 1 if self.failed or not self.passed else 0
 
 
 def one_line(text, limit=2000):
@@ -204,7 +145,7 @@ class Wine(Unix):
     LOADED = re.compile(rb'(?m)^[0-9a-f]+:trace:loaddll:[^\n]*\n')
     OWN_WORDS = re.compile(rb'(?m)^wine(?: client error)?:[^\n]*')
     STOP = (signal.SIGTERM, signal.SIGHUP)
-    trace = None        # a file that gets what services report to the event log
+    trace = os.path.join(ROOT, 'build/wine.trace')      # gets what services report to the event log
     memory_kb = 64 * 1024
     others = 0o007      # wine takes Administrators for the group
     others_file = 0     # files inherit nothing in wine
@@ -249,7 +190,7 @@ class Wine(Unix):
             self._make()
         self._stop()
         self._run(self.server, '-p')
-        with open(self.trace or os.devnull, 'wb') as stderr:
+        with open(self.trace, 'wb') as stderr:
             self._run(self.loader, 'cmd', '/c', 'exit', stderr=stderr, WINEDEBUG='-all,trace+eventlog,err+eventlog')
 
     def _stop(self):
@@ -332,16 +273,8 @@ SYSTEM = Wine() if WINDOWS else Unix()
 
 
 def unix(why):
-    """Decorator: the test shows something that only a program for Unix does, or that wine cannot show."""
-    def mark(function):
-        if not WINDOWS:
-            return function
-
-        @functools.wraps(function)
-        def skipped(t):
-            t.skip(why)
-        return skipped
-    return mark
+    """Mark: the test shows something that only a program for Unix does, or that wine cannot show."""
+    return pytest.mark.skipif(WINDOWS, reason=why)
 
 
 # ---- Ports ----------------------------------------------------------------------------------------------------------
@@ -885,10 +818,6 @@ class Receiver:
 # ---- One test -------------------------------------------------------------------------------------------------------
 
 
-class Skip(Exception):
-    pass
-
-
 class Abort(Exception):
     pass
 
@@ -896,14 +825,13 @@ class Abort(Exception):
 class Test:
     """What a test function gets."""
 
-    def __init__(self, name, results):
+    def __init__(self, name):
         self.name = name
-        self.results = results
         self.binary = BINARY
         self.binary_test = BINARY_TEST
         self.processes = []
         self.checks = 0
-        self.failures = 0
+        self.failures = []      # a text for each check that failed
         self.over = False
         self._closeables = []
         self._ports = {}
@@ -924,8 +852,9 @@ class Test:
         if self.over:
             return bool(ok)
         self.checks += 1
-        self.failures += not ok
-        return self.results.check('%s: %s' % (self.name, what), ok, detail)
+        if not ok:
+            self.failures.append(one_line('%s: %s' % (what, detail) if detail else what))
+        return bool(ok)
 
     def equal(self, what, got, want):
         return self.check(what, got == want, 'got %r, wanted %r' % (got, want))
@@ -936,7 +865,7 @@ class Test:
             raise Abort()
 
     def skip(self, why):
-        raise Skip(why)
+        pytest.skip(why)
 
     def port(self):
         return free_port()
@@ -1042,7 +971,7 @@ class Test:
         """True if a program that has failed was never run by the system below it; that is counted, and told at the end."""
         why = SYSTEM.failure(binary, stderr) if has_failed else None
         if why:
-            self.results.restarted(self.name, why)
+            warnings.warn('started again: %s' % why)
         return why is not None
 
     def start(self, config_path=None, binary=None, env=None, args=None, cwd=None, wait=True, wrap=(), stdout=None):
@@ -1103,132 +1032,34 @@ class Test:
             shutil.rmtree(self._tmp, ignore_errors=True)
 
 
-def limit(seconds):
-    """Decorator: the test may take this long (60 s otherwise)."""
-    def mark(function):
-        function.limit = seconds
-        return function
-    return mark
+@functools.lru_cache(maxsize=None)
+def namespace_wrap():
+    """What to put before a program so that it may mount over files which only it sees; None where that is forbidden."""
+    wrap = ['unshare', '-m'] if os.getuid() == 0 else ['unshare', '-r', '-m']
+    try:
+        result = subprocess.run(wrap + ['mount', '--bind', '/etc/hosts', '/etc/hosts'], stdin=subprocess.DEVNULL,
+                                capture_output=True)
+    except OSError:
+        return None
+    return wrap if result.returncode == 0 else None
 
 
-def early(function):
-    """Decorator: the test takes long and so starts before the others."""
-    function.early = True
-    return function
+def with_files(t, files):
+    """A wrap in which each path of files (path: content) has that content for the program alone."""
+    wrap = namespace_wrap()
+    if wrap is None:
+        t.skip('no mount namespace of our own is allowed here')
+    script = ''
+    for number, (path, content) in enumerate(files.items()):
+        if not os.path.exists(path):
+            t.skip('%s is not there to mount over' % path)
+        source = os.path.join(t.tmp, 'mounted-%d' % number)
+        with open(source, 'wb') as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        script += "mount --bind '%s' '%s' && " % (source, os.path.realpath(path))
+    return wrap + ['sh', '-c', script + 'exec "$@"', 'sh']
 
 
-def alone(function):
-    """Decorator: the test runs when no other does."""
-    function.alone = True
-    return function
-
-
-# ---- Running --------------------------------------------------------------------------------------------------------
-
-
-def _run_test(name, function, results, show_logs):
-    """Runs one test within its time limit; returns how long it took, and how many of its checks failed."""
-    test = Test(name, results)
-    begin = time.monotonic()
-
-    def body():
-        try:
-            function(test)
-            test.check('has checked something', test.checks > 0)
-        except Skip as why:
-            test.results.skip(name, why)
-        except Abort:
-            pass
-        except Exception as error:      # a test must not end the others
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            test.check('runs to its end', False, '%s: %s (%s:%d)' % (type(error).__name__, error,
-                                                                     os.path.basename(place.filename), place.lineno))
-
-    thread = threading.Thread(target=body, daemon=True)
-    thread.start()
-    seconds = getattr(function, 'limit', 60)
-    thread.join(seconds * SLOW)
-    if thread.is_alive():
-        test.check('ends within %d s' % seconds, False, 'the program last said %r' %
-                   [process.log[-1:] for process in test.processes])
-    test.finish()
-    if test.failures and show_logs:
-        with results._lock:
-            for process in test.processes:
-                print('---- %s: %s\n%s%s----' % (name, ' '.join(process.command),
-                                                 ''.join(one_line(line) + '\n' for line in process.log[-60:]),
-                                                 process.stderr), flush=True)
-    return time.monotonic() - begin, test.failures
-
-
-def collect(modules):
-    """(name, function) of every test of the modules, in the order in which they stand there."""
-    tests = []
-    for module in modules:
-        for name, value in vars(module).items():
-            if name.startswith('test_') and isinstance(value, types.FunctionType) and \
-                    value.__module__ == module.__name__:
-                tests.append((name[5:], value))
-    return tests
-
-
-def run_modules(modules, argv=None, binaries=(BINARY, BINARY_TEST)):
-    """Runs the tests of the modules, which need these programs, as the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--jobs', type=int, default=JOBS, help='tests at a time')
-    parser.add_argument('--only', metavar='REGEX', help='only tests whose name matches')
-    parser.add_argument('--list', action='store_true', help='print the names of the tests')
-    parser.add_argument('--times', action='store_true', help='print the slowest tests')
-    parser.add_argument('--logs', action='store_true', help='print what the program said in each failed test')
-    options = parser.parse_args(argv)
-    tests = [(name, function) for name, function in collect(modules)
-             if not options.only or re.search(options.only, name)]
-    if options.list:
-        for name, _ in tests:
-            print(name)
-        return 0
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536), hard))
-    results = Results()
-    for binary in binaries:
-        if not os.access(binary, os.X_OK):
-            results.check('program', False, '%s is not there: build it first' % binary)
-            return results.finish()
-    SYSTEM.begin()
-    times, failed = [], []
-    lock = threading.Lock()
-    todo = [test for test in tests if not hasattr(test[1], 'alone')]
-    todo.sort(key=lambda test: (not hasattr(test[1], 'early'), -getattr(test[1], 'limit', 60)))
-    last = [test for test in tests if hasattr(test[1], 'alone')]
-
-    def work():
-        while True:
-            with lock:
-                if not todo:
-                    return
-                name, function = todo.pop(0)
-            seconds, failures = _run_test(name, function, results, options.logs)
-            with lock:
-                times.append((seconds, name))
-                if failures:
-                    failed.append((name, function, failures))
-
-    workers = [threading.Thread(target=work) for _ in range(max(1, options.jobs))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if EMULATED:
-        for name, function, failures in failed:
-            results.again(name, failures)
-            last.append((name, function))
-    for name, function in last:
-        times.append((_run_test(name, function, results, options.logs)[0], name))
-    if options.times:
-        for seconds, name in sorted(times, reverse=True)[:25]:
-            print('%7.1f s  %s' % (seconds, name))
-        print('%7.1f s  sum of %d tests' % (sum(seconds for seconds, _ in times), len(times)))
-    SYSTEM.end()
-    code = results.finish()
-    sys.stdout.flush()
-    return code
+limit = pytest.mark.limit       # how many seconds the test may take (60 otherwise), in the short and in the long form
+early = pytest.mark.early       # the test takes long, and so begins before the others
+alone = pytest.mark.alone       # it runs when no other does

@@ -14,7 +14,8 @@ case ${1:-} in
 build) words=$build ;;
 demo) words="$build python3:python3 openssl:openssl" ;;
 test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-tidy:clang-tidy llvm:llvm-symbolizer
-    shellcheck:shellcheck python3-flake8 python3:python3 openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
+    shellcheck:shellcheck python3-flake8 python3-pytest python3-pytest-xdist python3-pytest-timeout python3-pytest-rerunfailures
+    openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
 bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
 arm64) words="$build $arm64" ;;
 windows) words="$build $windows" ;;

@@ -2,8 +2,8 @@
 #
 # The tests, and the variants of the program that they use: part of the Makefile, which includes it.
 ##
-## The parts of make check: check-lint, check-unit, check-system, check-asan, check-tsan, check-short,
-## check-fuzz, check-binary, check-readme, check-demo.
+## The parts of make check: check-lint, check-unit, check-system, check-alone, check-asan, check-tsan,
+## check-short, check-fuzz, check-binary, check-readme, check-demo.
 ## make check-long: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a
 ## soak), a minute for each fuzzer, check-windows (in wine), check-arm64 (in an emulator), check-dist (the
 ## archives, and that another folder and another user make the same bytes).
@@ -64,6 +64,12 @@ build/butler_webhook-test.exe: $(OURS) $(WINDOWS_GEN) test/test.mk build/windows
 build/linux/warnings.o: $(TESTED) | build/musl-linux/lib/libc.a
 	$(RUN) $(LINUX_CC) $(STRICT) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
 
+# The tests in Python. Most of them wait most of the time, so a dozen run side by side. Debian's pytest
+# belongs to Debian's python3.
+PYTEST = /usr/bin/python3 -m pytest
+SYSTEM = $(addprefix test/test_,calls.py config.py http.py tls.py)
+FAULTS = $(addprefix test/test_,journal.py disk.py letters.py network.py load.py)
+
 # Each check prints what fails and ends with a line `N passed, N failed`; test/run.sh adds them up.
 check-long: all install-test test fuzz
 	+@FUZZ_SECONDS=60 test/run.sh analyzer tsan-rest faults fuzz windows arm64 dist
@@ -79,28 +85,29 @@ analyzer-clang:
 check-unit: build/unit
 	@build/unit
 check-system: all test
-	@python3 test/system.py
+	@$(PYTEST) -n 12 $(SYSTEM)
+check-alone: all test
+	@$(PYTEST) -m alone $(SYSTEM)
 check-asan: asan test
-	@BUTLER_SLOW=2 BUTLER_BINARY=build/asan/butler_webhook python3 test/system.py
+	@$(PYTEST) -n 12 --binary build/asan/butler_webhook --slow 2 $(SYSTEM)
 # First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
 # in the long form.
-ON_TSAN = BUTLER_SLOW=3 BUTLER_BINARY=build/tsan/butler_webhook \
-	BUTLER_BINARY_TEST=build/test-tsan/butler_webhook
-ALONE = config|datagram_|answers|hostile|trace|proxy|tls|trust
+ON_TSAN = -n 12 --binary build/tsan/butler_webhook --binary-test build/test-tsan/butler_webhook --slow 3
+ALONE = config or datagram_ or answers or hostile or trace or proxy or tls or trust
 check-tsan: tsan test
-	@$(ON_TSAN) python3 test/system.py --only '^(?!$(ALONE))'
+	@$(PYTEST) $(ON_TSAN) -k 'not ($(ALONE))' $(SYSTEM)
 check-tsan-rest: tsan test
-	@$(ON_TSAN) python3 test/system.py --only '^($(ALONE))'
+	@$(PYTEST) $(ON_TSAN) -k '$(ALONE)' $(SYSTEM)
 check-short: all test
-	@python3 test/faults.py
+	@$(PYTEST) -n 6 $(FAULTS)
 check-faults: all test
-	@python3 test/faults.py --long
+	@$(PYTEST) -n 6 --long $(FAULTS)
 check-fuzz: fuzz
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
 	@test/binary.sh
-check-readme: all install-demo
-	@python3 test/readme.py
+check-readme: all install-test
+	@$(PYTEST) test/test_readme.py
 check-demo: demo
 check-dist: dist
 	@SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) test/dist.sh linux-x64 linux-arm64 windows-x64
@@ -111,29 +118,32 @@ check-arm64-unit: build/unit-arm64 | install-emulator
 	@qemu-aarch64-static build/unit-arm64
 # Without the tests that limit memory, descriptors or threads, of which the emulator needs more, or that time
 # hundreds of calls.
-HEAVY = config_(hostile|random)|hostile_memory|independent_of_all_at_once|limits_(too_few_descriptors|threads)
+HEAVY = config_hostile or config_random or hostile_memory or of_all_at_once or too_few_descriptors \
+	or limits_threads
 check-arm64-system: build/arm64/run arm64 test
-	@BUTLER_SLOW=4 BUTLER_BINARY=build/arm64/run python3 test/system.py --jobs 8 --only '^(?!$(HEAVY))'
+	@$(PYTEST) -n 8 --reruns 1 --binary build/arm64/run --slow 4 -k 'not ($(HEAVY))' $(SYSTEM)
 
 # The program for Windows, run by wine; of the faults those of the journal: what is killed, torn, damaged,
 # dead, replayed.
-ON_WINE = BUTLER_BINARY=build/butler_webhook.exe python3
-JOURNAL = kill|torn|damaged|letter|replay|webhook_(changed|removed)|full_state
-WINDOWS_TESTS = check-windows-system check-windows-only check-windows-faults check-windows-readme \
-	check-windows-demo
+ON_WINE = --reruns 1 --binary build/butler_webhook.exe --binary-test build/butler_webhook-test.exe
+JOURNAL = kill or torn or damaged or letter or replay or webhook_changed or webhook_removed or full_state
+WINDOWS_TESTS = check-windows-system check-windows-only check-windows-alone check-windows-faults \
+	check-windows-readme check-windows-demo
 check-windows: install-test windows build/butler_webhook-test.exe | install-wine
 	+@test/run.sh $(WINDOWS_TESTS:check-%=%)
 $(WINDOWS_TESTS): windows build/butler_webhook-test.exe | install-wine
 check-windows-system:
-	@$(ON_WINE) test/system.py
+	@$(PYTEST) -n 8 $(ON_WINE) $(SYSTEM)
 check-windows-only:
-	@$(ON_WINE) test/windows.py
+	@$(PYTEST) -n 8 $(ON_WINE) test/test_windows.py
+check-windows-alone:
+	@$(PYTEST) -m alone $(ON_WINE) $(SYSTEM) test/test_windows.py
 check-windows-faults:
-	@$(ON_WINE) test/faults.py --jobs 2 --only '^($(JOURNAL))'
+	@$(PYTEST) -n 2 $(ON_WINE) -k '$(JOURNAL)' $(FAULTS)
 check-windows-readme:
-	@$(ON_WINE) test/readme.py
+	@$(PYTEST) $(ON_WINE) test/test_readme.py
 check-windows-demo:
-	@$(ON_WINE) test/demo.py
+	@BUTLER_BINARY=build/butler_webhook.exe python3 test/demo.py
 
 # What test/install.sh installs, if it is missing.
 INSTALL = install-build install-demo install-test install-bench install-arm64 install-windows \
@@ -142,6 +152,6 @@ $(INSTALL): install-%:
 	@test/install.sh $*
 
 .PHONY: asan tsan test fuzz analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint \
-	check-analyzer check-unit check-system check-asan check-tsan check-tsan-rest check-short check-faults \
-	check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit check-arm64-system \
-	check-windows
+	check-analyzer check-unit check-system check-alone check-asan check-tsan check-tsan-rest check-short \
+	check-faults check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit \
+	check-arm64-system check-windows

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """
 Runs what README.md and samples/ show: every command, every YAML block, every sample. The words after a block's language
 say what is done with it:
@@ -20,7 +19,7 @@ say what is done with it:
                              size of the receive buffer may differ)
 
 A line that ends in \\ (bat: ^) goes on in the next one, without the spaces before that. The ports of README.md are replaced
-by free ones. --write puts the real output into those `text output` blocks that differ.
+by free ones. pytest --write puts the real output into those `text output` blocks that differ.
 """
 
 import os
@@ -29,13 +28,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-import traceback
 import xml.etree.ElementTree
 
-sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import pytest
 
 import demo
 import harness
@@ -552,7 +548,6 @@ def run_unit(t):
                     'RestrictAddressFamilies=AF_INET AF_INET6', 'SystemCallFilter=@system-service', 'Restart=on-failure'):
         t.check('butler_webhook.service: %s' % setting, ('\n%s\n' % setting) in unit)
     if not shutil.which('systemd-analyze'):
-        t.results.skip('butler_webhook.service', 'no systemd-analyze to verify it')
         return
     path = os.path.join(t.tmp, 'butler_webhook.service')
     with open(path, 'w', encoding='utf-8') as file:
@@ -620,32 +615,23 @@ def run_appenders_of(t, what, remote_port, appenders):
     t.equal('%s: the program ends' % what, program.stop(), 0)
 
 
-def main():
-    if sys.argv[1:] not in ([], ['--write']):
-        print('usage: test/readme.py [--write]', file=sys.stderr)
-        return 2
-    results = harness.Results()
-    if not os.access(harness.BINARY, os.X_OK):
-        results.check('program', False, '%s is not there: build it first' % harness.BINARY)
-        return results.finish()
-    harness.SYSTEM.begin()
-    if not harness.WINDOWS:
-        demo.make_certificates()
-    for name, function in (('windows', run_windows),) if harness.WINDOWS else \
-            (('readme', lambda t: run_readme(t, bool(sys.argv[1:]))), ('samples', run_samples)):
-        t = harness.Test(name, results)
-        try:
-            function(t)
-        except harness.Abort:
-            pass
-        except Exception as error:      # so that the rest is run, and the sum printed
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            t.check('runs to its end', False, '%s: %s (line %d)' % (type(error).__name__, error, place.lineno))
-        finally:
-            t.finish()
-    harness.SYSTEM.end()
-    return results.finish()
+@pytest.fixture(scope='module')
+def certificates():
+    demo.make_certificates()
 
 
-if __name__ == '__main__':
-    sys.exit(main())
+@harness.unix('its commands are for a shell')
+@harness.limit(300)
+def test_readme(t, certificates, request):
+    run_readme(t, request.config.getoption('write'))
+
+
+@harness.unix('they were checked with the program for Unix')
+def test_samples(t, certificates):
+    run_samples(t)
+
+
+@pytest.mark.skipif(not harness.WINDOWS, reason='for the program for Windows')
+@harness.limit(300)
+def test_readme_windows(t):
+    run_windows(t)

@@ -18,9 +18,7 @@ import threading
 import time
 
 import faults_base as base
-import faults_journal
 import harness
-import sys_tls
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454ca
@@ -234,8 +232,7 @@ class Scene:
 # ---- Tests ----------------------------------------------------------------------------------------------------------
 
 
-@base.limits(60, 300)
-@base.waits
+@harness.limit(60, 300)
 def test_network_cable_out(t):
     """The cable is out, at a switch between and then at the machine itself; then it is in again."""
     scene = Scene(t, timeoutSeconds=2)
@@ -252,8 +249,7 @@ def test_network_cable_out(t):
     t.equal('nothing arrived while it was out', arrived, 5)
 
 
-@base.limits(60, 300)
-@base.waits
+@harness.limit(60, 300)
 def test_network_link_down(t):
     """The program's own network device goes down, and up again."""
     scene = Scene(t, timeoutSeconds=2)
@@ -266,8 +262,7 @@ def test_network_link_down(t):
     scene.finish(base.pick(30, 120))
 
 
-@base.limits(60, 300)
-@base.waits
+@harness.limit(60, 300)
 def test_network_loss(t):
     """30 % of all packets are lost, each way."""
     scene = Scene(t, timeoutSeconds=3)
@@ -283,8 +278,7 @@ def test_network_loss(t):
     scene.finish(base.pick(30, 60))
 
 
-@base.limits(60, 300)
-@base.waits
+@harness.limit(60, 300)
 def test_network_delay(t):
     """2 s for each round trip."""
     scene = Scene(t)
@@ -296,8 +290,7 @@ def test_network_delay(t):
     t.check('no alert came twice', scene.there.doubles() == 0, scene.there.doubles())
 
 
-@base.limits(60, 300)
-@base.waits
+@harness.limit(60, 300)
 def test_network_jumps(t):
     """All of it by turns, and the process killed in between."""
     numbers = base.rng(t)
@@ -357,8 +350,7 @@ class Names:
         self._socket.close()
 
 
-@base.limits(60, 300)
-@base.waits
+@harness.limit(60, 300)
 def test_network_names(t):
     """The webhook's name is not found, in all ways of a name server; then it is."""
     scene = Scene(t, url='hook.example', timeoutSeconds=3,
@@ -380,15 +372,14 @@ def test_network_names(t):
     scene.finish(30)
 
 
-@base.limits(60, 120)
-@base.waits
+@harness.limit(60, 120)
 def test_names_fail_in_the_library(t):
     """getaddrinfo fails for a while: the webhooks with names wait, one with an address does not."""
     shim = base.Shim(t)
     named = t.add(base.Sink())
     plain = t.add(base.Sink())
-    wrap = sys_tls.with_files(t, {'/etc/hosts': '127.0.0.1 localhost hook.example\n'})
-    place = base.Place(t, [{'url': named.url(host='hook.example')}, {'url': plain.url()}], butlerWebhook=faults_journal.OURS)
+    wrap = harness.with_files(t, {'/etc/hosts': '127.0.0.1 localhost hook.example\n'})
+    place = base.Place(t, [{'url': named.url(host='hook.example')}, {'url': plain.url()}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env, wrap=wrap)
     first = base.send(process, 1)
     t.equal('at first all is well', (named.wait(first), plain.wait(first)), ([], []))

@@ -13,7 +13,6 @@ import time
 import faults_base as base
 import harness
 
-OURS = {'timeoutSeconds': 1, 'maxAgeHours': 8760}
 TOLD = r' error: state directory: .*; alerts go on from memory'
 HEALED = r' info: state directory: works again$'
 REWRITE_TOLD = r' error: state directory: cannot rewrite the journal: .*; trying again$'
@@ -47,7 +46,8 @@ class Broken:
         self.shim = base.Shim(t)
         self.good = t.add(base.Sink())
         self.down = t.add(base.Sink(up=False))
-        self.place = base.Place(t, [{'url': self.good.url()}, {'url': self.down.url(), 'kind': 'aborted'}], butlerWebhook=OURS)
+        self.place = base.Place(t, [{'url': self.good.url()}, {'url': self.down.url(), 'kind': 'aborted'}],
+                                butlerWebhook=base.OURS)
         self.process = self.start()
         self.fields = fields
         self.waiting = []       # of the webhook that is down
@@ -133,23 +133,23 @@ def broken_disk(t, rounds=2, **fields):
     broken.kill_and_deliver()
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_write_error(t):
     broken_disk(t, write_errno=errno.EIO)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_read_only(t):
     """The system makes it read-only while the program runs, as ext4 does on errors."""
     broken_disk(t, write_errno=errno.EROFS, open_errno=errno.EROFS, rename_errno=errno.EROFS, truncate_errno=errno.EROFS)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_full(t):
     broken_disk(t, write_room=-1)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_short_write(t):
     """A write that ends inside a record: what is torn is cut off before the next."""
     for room in base.pick((1, 150), (1, 8, 9, 60, 150, 400, 700)):
@@ -157,13 +157,13 @@ def test_disk_short_write(t):
         shutil.rmtree(os.path.join(t.tmp, 'butler'))
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_short_write_that_cannot_be_cut(t):
     """A short write, and ftruncate fails, too: the torn record must not spoil the next one."""
     broken_disk(t, rounds=1, write_room=200, truncate_errno=errno.EIO)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_sync_error(t):
     broken_disk(t, sync_errno=errno.EIO)
 
@@ -201,7 +201,7 @@ def while_rewriting(t, **fields):
     broken.kill_and_deliver()
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_open_error(t):
     """Rewriting finds no descriptor left; in the long form no right, either."""
     for number in base.pick((errno.EMFILE,), (errno.EMFILE, errno.ENFILE, errno.EACCES)):
@@ -209,12 +209,12 @@ def test_disk_open_error(t):
         shutil.rmtree(os.path.join(t.tmp, 'butler'))
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_rename_error(t):
     while_rewriting(t, rename_errno=errno.EIO)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_room_ends_while_rewriting(t):
     """The room ends anywhere, many times: in the journal's own lines, or in the new one."""
     numbers = base.rng(t)
@@ -230,13 +230,13 @@ def test_disk_room_ends_while_rewriting(t):
     broken.kill_and_deliver()
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_unreadable_sector(t):
     """A part of the journal that the disk cannot read is passed over and told; the rest is used, and written anew."""
     numbers = base.rng(t)
     shim = base.Shim(t)
     sink = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=base.OURS)
     data, executions = base.journal_with(t, place, 60, binary=t.binary_test)
     size = len(data)
     cases = [(0, 512), (4096, 8192), (size - 100, 1 << 40), (512, 1024), (0, size - 4096)]
@@ -277,13 +277,13 @@ def whole_lines(data, begin, end):
     return found
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_errors_at_random(t):
     """Every fault of the disk at random, one after another, with load and a fickle webhook; then kill -9."""
     numbers = base.rng(t)
     shim = base.Shim(t)
     sink = t.add(base.Sink(base.fickle(numbers, good=0.8, error=0.2)))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     load = t.add(base.Load(place, 20))
     faults = ('write_errno', 'write_room', 'sync_errno', 'open_errno', 'rename_errno', 'read_errno', 'truncate_errno')
@@ -310,14 +310,14 @@ def test_disk_errors_at_random(t):
     base.stop(t, process)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_full_for_real(t):
     """A tmpfs of 256 KiB that something else fills: the kernel's own ENOSPC."""
     state = os.path.join(t.tmp, 'small.state')
     mount = Tmpfs(t, state, '256k')
     sink = t.add(base.Sink())
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], state=state, butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], state=state, butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test)
     waiting = base.send(process, 2, id='/scheduler-task-aborted/')
     mount.fill()
@@ -340,13 +340,13 @@ def test_disk_full_for_real(t):
     base.stop(t, process)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_disk_full_at_start(t):
     """No room at all when the program starts: it starts all the same, tells, goes on from memory, and loses nothing."""
     state = os.path.join(t.tmp, 'small.state')
     mount = Tmpfs(t, state, '256k')
     sink = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}], state=state, butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], state=state, butlerWebhook=base.OURS)
     _, executions = base.journal_with(t, place, 4)
     for fresh in (False, True):
         what = 'a new directory' if fresh else 'alerts wait'
@@ -424,7 +424,7 @@ def refused(t, what, place, why, **options):
                                            if why in line], base.tail(process))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_directory_wrong_at_start(t):
     sink = t.add(base.Sink())
     number = 0
@@ -457,7 +457,7 @@ def test_directory_wrong_at_start(t):
     refused(t, 'a link to nothing', link, '')
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_directory_is_made(t):
     """Absent: made with mode 0700, whatever the umask; a directory that is there keeps its mode and what is in it."""
     sink = t.add(base.Sink())
@@ -481,7 +481,7 @@ def test_directory_is_made(t):
     t.equal('a file of somebody else stays', base.read(place.path('notes.txt')), b'mine')
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('modes of files, and users who may not write')
 def test_directory_not_writable(t):
     """Started by a user who may not write there."""
@@ -514,7 +514,7 @@ def test_directory_not_writable(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_directory_in_use(t):
     """One process for each directory. The lock goes with the process, not with the file."""
     sink = t.add(base.Sink())
@@ -534,7 +534,7 @@ def test_directory_in_use(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('systemd')
 def test_directory_of_systemd(t):
     """STATE_DIRECTORY may name several paths, separated by colons: the first one counts, and only without our own key."""
@@ -568,8 +568,7 @@ def hangs(t, what, process, begin, numbers):
     return int(match.group(6)) if match else -1
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_stop_with_a_hanging_state_disk(t):
     """A write, or a sync, that does not come back: exit code 1 within 5 s, the counts told; what was written is not lost."""
     for name in ('write_delay_ms', 'sync_delay_ms'):
@@ -593,12 +592,12 @@ def test_stop_with_a_hanging_state_disk(t):
                 set(waiting), waiting)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_stop_with_a_broken_disk(t):
     """A disk that has failed: what stands in memory only is logged whole, what is in the journal is there at the next start."""
     shim = base.Shim(t)
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': down.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': down.url()}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     kept = base.send(process, 3)
     shim.set(write_errno=errno.EIO)
@@ -617,13 +616,12 @@ def test_stop_with_a_broken_disk(t):
     base.same(t, 'what was in the journal is there', place.waiting(t.binary_test), kept)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_stop_with_a_disk_that_failed_and_hangs(t):
     """The journal has failed, and the new one, which would heal that, does not get onto the disk: exit code 1."""
     shim = base.Shim(t)
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': down.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': down.url()}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     base.send(process, 1)
     shim.set(write_errno=errno.EIO)
@@ -643,13 +641,12 @@ def test_stop_with_a_disk_that_failed_and_hangs(t):
             process.stderr)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_stop_counts_from_the_signal(t):
     """A write that takes half of a stop's time: calls get what is left of it, and the stop is in order."""
     shim = base.Shim(t)
     sink = t.add(base.Sink(lambda call: 'hang'))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(OURS, timeoutSeconds=300))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(base.OURS, timeoutSeconds=300))
     process = place.start(binary=t.binary_test, env=shim.env)
     executions = base.send(process, 1)
     t.check('a call is under way', base.until(lambda: sink.seen[executions[0]], 10))
@@ -664,8 +661,7 @@ def test_stop_counts_from_the_signal(t):
     base.same(t, 'both wait in the journal', place.waiting(t.binary_test), executions)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_stop_with_a_hanging_log_disk(t):
     """The disk of the log file does not come back: the same, and the state directory is in order."""
     shim = base.Shim(t)
@@ -689,12 +685,12 @@ def test_stop_with_a_hanging_log_disk(t):
     base.same(t, 'what waits is in the journal', place.waiting(t.binary_test), executions)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_rewriting_always_fails(t):
     """Without rewriting the journal only grows: it stops at its bound, is told once, and alerts go on from memory."""
     shim = base.Shim(t)
     sink = t.add(base.Sink())
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(OURS, maxStateMB=16))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(base.OURS, maxStateMB=16))
     process = place.start(binary=t.binary_test, env=shim.env)
     shim.set(rename_errno=errno.EIO)
     most, executions = 0, []
@@ -762,7 +758,7 @@ def trapped(t, name, content=b''):
             continue
         sink = t.add(base.Sink())
         place = base.Place(t, [{'url': sink.url()}, {'url': sink.url('/gone'), 'kind': 'aborted'}],
-                           name='%s %s' % (kind, name), butlerWebhook=OURS)
+                           name='%s %s' % (kind, name), butlerWebhook=base.OURS)
         os.mkdir(place.state, 0o700)
         trap = Trap(t, kind, place.path(name), content)
         if os.geteuid() == 0:
@@ -770,7 +766,7 @@ def trapped(t, name, content=b''):
         yield '%s is a %s' % (name, kind), place, sink, trap
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('links, FIFOs and devices')
 def test_link_in_place_of_what_a_start_needs(t):
     """The lock or the journal is a link, FIFO, directory or device: the start is refused, and what it leads to untouched."""
@@ -788,7 +784,7 @@ def test_link_in_place_of_what_a_start_needs(t):
             t.check('%s: what it leads to is still untouched' % what, trap.untouched(), trap.look())
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('links, FIFOs and devices')
 def test_link_in_place_of_the_new_journal(t):
     """journal.new is a link, or worse: it is what is deleted, not what it leads to."""
@@ -805,7 +801,7 @@ def test_link_in_place_of_the_new_journal(t):
             t.equal('%s: nothing is left of it' % what, sorted(os.listdir(place.state)), ['journal', 'lock'])
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('links, FIFOs and devices')
 def test_link_in_place_of_damaged_lines(t):
     """journal.damaged is a link, or worse: the damaged line is not copied there; the rest goes on."""
@@ -819,7 +815,7 @@ def test_link_in_place_of_damaged_lines(t):
         t.check('%s: what it leads to is untouched' % what, trap.untouched(), trap.look())
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('links, FIFOs and devices')
 def test_link_in_place_of_dead_letters(t):
     """dead-letters.ndjson is a link, or worse: not written, not read, not handed over; letters wait, and the rest goes on."""
@@ -841,7 +837,7 @@ def test_link_in_place_of_dead_letters(t):
         t.check('%s: what it leads to is untouched' % what, trap.untouched(), trap.look())
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('links, FIFOs and devices')
 def test_link_in_place_of_a_replay(t):
     """replay.ndjson is a link, or worse: nothing of what it leads to is sent, deleted or changed; the rest goes on."""
@@ -861,7 +857,7 @@ def test_link_in_place_of_a_replay(t):
 # ---- Memory only ----------------------------------------------------------------------------------------------------
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_memory_only(t):
     """stateDirectory '': a warning at the start, the log says it of each alert, nothing on disk, and a stop logs what is lost."""
     sink = t.add(base.Sink())
@@ -953,12 +949,12 @@ DURING_A_SYNC = 512 * 1024
 NO_ROOM = {'no room: too many alerts wait; see butlerWebhook.maxStateMB'}
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_full_state(t):
     """maxStateMB: what waits takes a third of it; beyond that the oldest become dead letters; the newest arrive."""
     count = base.pick(2000, 10000)
     sink = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(OURS, maxStateMB=16))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(base.OURS, maxStateMB=16))
     process = place.start(binary=t.binary_test)
     watch = Watch(t, place)
     executions = base.send(process, count)
@@ -987,12 +983,12 @@ def test_full_state(t):
     t.equal('the numbers at the end', numbers and (numbers['delivered'], numbers['lost'], numbers['waiting']), (len(kept), 0, 0))
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_full_state_two_webhooks(t):
     """The webhook that is down has most waiting, and so its oldest become dead letters; the one that works loses none."""
     sink = t.add(base.Sink())
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}, {'url': down.url()}], butlerWebhook=dict(OURS, maxStateMB=16))
+    place = base.Place(t, [{'url': sink.url()}, {'url': down.url()}], butlerWebhook=dict(base.OURS, maxStateMB=16))
     process = place.start(binary=t.binary_test)
     watch = Watch(t, place)
     executions = base.send(process, 600, message='x' * 3000, sink=sink, window=20)
@@ -1013,7 +1009,7 @@ def test_full_state_two_webhooks(t):
     base.stop(t, process)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_full_state_with_windows(t):
     """Rate limit and de-duplication of thousands of tasks: the journal stays small, alerts are as fast as ever."""
     count = base.pick(6000, 30000)
@@ -1039,13 +1035,13 @@ def test_full_state_with_windows(t):
     base.stop(t, process)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_full_state_made_smaller(t):
     """maxStateMB is less than what waits already: the oldest become dead letters, each of them, also if that is interrupted."""
     numbers = base.rng(t)
     sink = t.add(base.Sink(up=False))
     key = base.webhook_key(sink.url())
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(OURS, maxStateMB=16))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(base.OURS, maxStateMB=16))
     executions = [harness.guid() for _ in range(3000)]
     place.fill(base.webhook_record(key) + b''.join(base.accepted_record(key, execution) for execution in executions))
     for n in range(base.pick(3, 20)):
@@ -1074,7 +1070,7 @@ def test_full_state_made_smaller(t):
     base.stop(t, process)
 
 
-@base.limits(60, 120)
+@harness.limit(60, 120)
 def test_growth_is_bounded(t):
     """Many deliveries leave a small journal: it is rewritten when it is mostly done."""
     count = base.pick(6000, 20000)
@@ -1095,7 +1091,7 @@ def test_growth_is_bounded(t):
     base.note(t, '%d delivered, journal at most %d bytes' % (len(executions), watch.most))
 
 
-@base.limits(60, 180)
+@harness.limit(60, 180)
 def test_100000_waiting(t):
     """100,000 waiting alerts: at most 96 MB of memory, right after a start (and in the long form as they come, too)."""
     count = 100000
@@ -1129,30 +1125,21 @@ def test_100000_waiting(t):
 
 
 def check_memory(t, process, when, most):
-    kilobytes = status(process.pid, 'VmHWM')
+    kilobytes = base.status(process.pid, 'VmHWM')
     base.note(t, '%s: VmHWM %.1f MB' % (when, kilobytes / 1024))
     t.check('%s: at most %d MB of memory' % (when, most), 0 < kilobytes <= (most << 10) + harness.SYSTEM.memory_kb,
             '%d kB' % kilobytes)
 
 
-def status(pid, name):
-    """A number of /proc/PID/status, in kB."""
-    for line in base.read('/proc/%d/status' % pid).decode().splitlines():
-        if line.startswith(name + ':'):
-            return int(line.split()[1])
-    return 0
-
-
 # ---- Descriptors ----------------------------------------------------------------------------------------------------
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 @harness.unix('a limit on descriptors hits wine itself')
 def test_descriptors_few(t):
     """RLIMIT_NOFILE, the hard one, too low for all calls at a time: they take turns, nothing is lost, no crash."""
     sinks = [t.add(base.Sink()) for _ in range(8)]
-    place = base.Place(t, [{'url': sink.url()} for sink in sinks], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()} for sink in sinks], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test)
     rest = len(os.listdir('/proc/%d/fd' % process.pid))     # what it has open without a call
     base.stop(t, process)
@@ -1182,13 +1169,12 @@ def test_descriptors_few(t):
                 process.stderr)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_descriptors_none(t):
     """socket() fails while the program runs: the alerts wait, and arrive when it works again."""
     shim = base.Shim(t)
     sinks = [t.add(base.Sink()) for _ in range(2)]
-    place = base.Place(t, [{'url': sink.url()} for sink in sinks], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()} for sink in sinks], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     first = base.send(process, 2)
     t.equal('at first all is well', [sink.wait(first) for sink in sinks], [[], []])
@@ -1210,13 +1196,13 @@ def test_descriptors_none(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_descriptors_none_for_names_and_data(t):
     """A look-up finds no descriptor, a send no buffer: no webhook is to blame, and what waits is tried again."""
     shim = base.Shim(t)
     named, sink = t.add(base.Sink()), t.add(base.Sink())
-    place = base.Place(t, [{'url': named.url(host='name.invalid'), 'kind': 'aborted'}, {'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': named.url(host='name.invalid'), 'kind': 'aborted'}, {'url': sink.url()}],
+                       butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     shim.set(resolve_fail=errno.EMFILE)
     base.send(process, 2, id='/scheduler-task-aborted/')
@@ -1240,12 +1226,12 @@ def test_descriptors_none_for_names_and_data(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 @harness.unix('a limit on descriptors hits wine itself')
 def test_descriptors_are_raised(t):
     """The soft limit, which many systems set low, is raised to the hard one: many webhooks at a time need more."""
     sink = t.add(base.Sink())
-    place = base.Place(t, [{'url': sink.url('/%d' % number)} for number in range(60)], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url('/%d' % number)} for number in range(60)], butlerWebhook=base.OURS)
     process = place.start(wrap=base.exec_wrap('resource.setrlimit(resource.RLIMIT_NOFILE, (32, 4096))'))
     soft = [line.split()[3] for line in base.read('/proc/%d/limits' % process.pid).decode().splitlines()
             if line.startswith('Max open files')]

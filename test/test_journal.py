@@ -10,7 +10,6 @@ import time
 import faults_base as base
 import harness
 
-OURS = {'timeoutSeconds': 1, 'maxAgeHours': 8760}
 TORN = r' warn: journal: a torn last line \(%d bytes\) was cut off'
 DAMAGED = r' error: journal: %s damaged lines? set aside in .*/journal\.damaged'
 
@@ -23,7 +22,7 @@ def kill_rounds(t, binary, rounds, rate):
     numbers = base.rng(t)
     bad = t.add(base.Sink(base.fickle(numbers)))
     good = t.add(base.Sink())
-    place = base.Place(t, [{'url': bad.url()}, {'url': good.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': bad.url()}, {'url': good.url()}], butlerWebhook=base.OURS)
     load = t.add(base.Load(place, rate))
     accepted = []
     stops = 0
@@ -59,18 +58,18 @@ def kill_rounds(t, binary, rounds, rate):
     t.check('few doubles for each kill', doubles <= rounds * 40 + 5, doubles)
 
 
-@base.limits(60, 900)
+@harness.limit(60, 900)
 def test_kill_release(t):
     kill_rounds(t, t.binary, base.pick(8, 200), 150)
 
 
-@base.limits(60, 900)
+@harness.limit(60, 900)
 def test_kill_rewriting(t):
     """The same with the test build, which rewrites its journal all the time."""
     kill_rounds(t, t.binary_test, base.pick(8, 100), 120)
 
 
-@base.limits(60, 300)
+@harness.limit(60, 300)
 def test_kill_with_a_slow_disk(t):
     """
     Syncs that take long, while alerts for a webhook that is down come in between many that are delivered: also those that
@@ -81,7 +80,7 @@ def test_kill_with_a_slow_disk(t):
     shim.set(sync_delay_ms=150)
     sink = t.add(base.Sink())
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], butlerWebhook=base.OURS)
     aborted = []
     rewritten = 0
     for n in range(base.pick(4, 40)):
@@ -112,8 +111,7 @@ def milliseconds(text):
     return datetime.datetime.fromisoformat(text.replace('Z', '+00:00')).timestamp() * 1000
 
 
-@base.limits(30, 60)
-@base.waits
+@harness.limit(30, 60)
 def test_restart_keeps_order_age_and_attempts(t):
     """After a start: oldest first, the old webhook-id, the age counted from the acceptance, the attempts go on."""
     sink = t.add(base.Sink(lambda call: 500))
@@ -151,10 +149,10 @@ def test_restart_keeps_order_age_and_attempts(t):
     t.check('attempts are counted on', match and max(attempts) > 2, attempts)
 
 
-@base.limits(30, 60)
+@harness.limit(30, 60)
 def test_restart_keeps_the_largest_alerts(t):
     """Datagrams of 65 kB, also such that their JSON is six times as long."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     process = place.start()
     bodies = {}
     for message in ('\1' * 64000, '"' * 64000, 'ä' * 31000, 'x' * 65000, '\U0001F600' * 16000):
@@ -174,10 +172,10 @@ def test_restart_keeps_the_largest_alerts(t):
     base.stop(t, process)
 
 
-@base.limits(30, 60)
+@harness.limit(30, 60)
 def test_stop_journals_the_inbox(t):
     """SIGTERM right after a burst: all that was received waits in the journal, and the end comes within 5 s."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     process = place.start()
     count = base.pick(5000, 15000)
     for _ in range(count):
@@ -200,12 +198,6 @@ def test_stop_journals_the_inbox(t):
 # ---- Torn and damaged journals --------------------------------------------------------------------------------------
 
 
-def refused_place(t, **config):
-    """A place whose webhook refuses connections until sink.up()."""
-    sink = t.add(base.Sink(up=False))
-    return base.Place(t, [{'url': sink.url()}], **config), sink
-
-
 def lines_of(data):
     return data.splitlines(keepends=True) if isinstance(data, str) else [line + b'\n' for line in data.split(b'\n')[:-1]]
 
@@ -214,10 +206,10 @@ def words_of(lines):
     return [base.read_line(line[:-1]).word for line in lines]
 
 
-@base.limits(60, 300)
+@harness.limit(60, 300)
 def test_journal_form(t):
     """The lines are as documented: that a person or another program can read them is part of the interface."""
-    place, sink = refused_place(t, rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10})
+    place, sink = base.refused_place(t, rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10})
     data, executions = base.journal_with(t, place, 3, messages=['plain', 'tab\tquote"backslash\\', 'Ä \U0001F600 ü'])
     t.check('each line has its CRC', all(base.read_line(line[:-1]) for line in lines_of(data)), repr(data[:500]))
     records = [base.read_line(line[:-1]) for line in lines_of(data)]
@@ -244,7 +236,7 @@ def test_journal_form(t):
     base.same(t, 'end: number, webhook, how', ends, [('1', key, '0'), ('2', key, '1'), ('3', key, '0')])
 
 
-@base.limits(60, 300)
+@harness.limit(60, 300)
 def test_journal_form_two_webhooks(t):
     """One accepted line for all webhooks; keys of the n-th webhook with the same URL; no URL and no secret in the file."""
     port = harness.free_port()
@@ -267,10 +259,10 @@ def test_journal_form_two_webhooks(t):
         t.check('no URL in the journal', secret not in data, repr(data[:800]))
 
 
-@base.limits(60, 300)
+@harness.limit(60, 300)
 def test_torn_last_record(t):
     """A journal that ends anywhere inside its last record, whichever record that is: all others are there."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     data, executions = base.journal_with(t, place, 6)
     lines = lines_of(data)
     words = words_of(lines)
@@ -347,11 +339,11 @@ def base_journal(t, place, count=14):
     return b''.join(lines), executions
 
 
-@base.limits(60, 600)
+@harness.limit(60, 600)
 def test_random_bits(t):
     """A few bits flipped anywhere: all records in other lines survive, and nothing is made up."""
     numbers = base.rng(t)
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     data, executions = base_journal(t, place)
     starts = [0]
     for line in lines_of(data):
@@ -397,10 +389,10 @@ def test_random_bits(t):
         t.equal('damage %d: the journal is whole again' % number, left, [])
 
 
-@base.limits(60, 300)
+@harness.limit(60, 300)
 def test_damaged_journals(t):
     """Whole files that are not what they should be: the program starts, and the good records arrive."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     data, executions = base_journal(t, place, 8)
     lines = lines_of(data)
     key = base.webhook_key(place.webhooks[0]['url'])
@@ -471,10 +463,10 @@ def test_damaged_journals(t):
         base.stop(t, process, '%s: exit code of the second start' % name)
 
 
-@base.limits(30, 60)
+@harness.limit(30, 60)
 def test_damaged_again_and_again(t):
     """One file holds what was damaged, at most 1 MiB of it, however often that happens."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     sink.up()
     place.fill(b'')
     for number in range(5):
@@ -490,10 +482,10 @@ def test_damaged_again_and_again(t):
     t.equal('there is no other file', sorted(os.listdir(place.state)), ['journal', 'journal.damaged', 'lock'])
 
 
-@base.limits(30, 60)
+@harness.limit(30, 60)
 def test_damaged_while_rewriting(t):
     """What a rewriting that was cut short leaves behind does not count."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     data, executions = base_journal(t, place, 6)
     key = base.webhook_key(place.webhooks[0]['url'])
     sink.up()
@@ -512,10 +504,10 @@ def test_damaged_while_rewriting(t):
     t.check('--pending leaves it alone', os.path.exists(place.path('journal.new')))
 
 
-@base.limits(30, 60)
+@harness.limit(30, 60)
 def test_torn_end_that_is_not_text(t):
     """A file system that has made the file longer, but not written it: zeros at the end, or nothing but zeros."""
-    place, sink = refused_place(t)
+    place, sink = base.refused_place(t)
     data, executions = base_journal(t, place, 6)
     sink.up()
     for content, must in ((data + bytes(70000), must_survive(data, ())), (bytes(100000), set())):
@@ -536,8 +528,7 @@ def test_torn_end_that_is_not_text(t):
 # ---- Clocks ---------------------------------------------------------------------------------------------------------
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_clock_set_while_running(t):
     """The wall clock jumps by hours, forth and back: retries, age, rate limit and duplicates do not care."""
     shim = base.Shim(t)
@@ -574,8 +565,7 @@ def test_clock_set_while_running(t):
     t.check('the shim moved the clock', shim.get('hits') > 0)
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_clock_of_windows_across_restart(t):
     """Rate limit and de-duplication are refilled from the journal, by the wall clock, in accepted and in window lines."""
     sink = t.add(base.Sink())
@@ -602,13 +592,12 @@ def test_clock_of_windows_across_restart(t):
     base.stop(t, process)
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_clock_windows_survive_rewriting(t):
     """Once the lines of delivered alerts are gone, their windows are still in the journal."""
     sink = t.add(base.Sink())
     place = base.Place(t, [{'url': sink.url()}], rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10},
-                       butlerWebhook=OURS)
+                       butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test)
     task, execution = harness.guid(), harness.guid()
     process.send(base.alert(execution, task))
@@ -634,14 +623,13 @@ def test_clock_windows_survive_rewriting(t):
         base.stop(t, process)
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_clock_of_age_across_restart(t):
     """Age counts from the first acceptance, by the wall clock; what is too old becomes a dead letter, and nothing else."""
     sink = t.add(base.Sink(lambda call: 408))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=base.OURS)
     key = base.webhook_key(sink.url())
-    age = OURS['maxAgeHours'] * base.TEST_HOUR_MS
+    age = base.OURS['maxAgeHours'] * base.TEST_HOUR_MS
     old, young, future = harness.guid(), harness.guid(), harness.guid()
     place.fill(base.accepted_record(key, old, base.now_ms() - age - 20000) +
                base.accepted_record(key, young, base.now_ms() - age + 200000) +
@@ -660,8 +648,7 @@ def test_clock_of_age_across_restart(t):
     t.equal('--pending says so', [entry['alert']['executionId'] for entry in place.pending()['dead']], [old])
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_clock_of_age_after_a_start(t):
     """In the first hour after a start nothing becomes too old: after a long outage the webhooks may be back by then."""
     sink = t.add(base.Sink(lambda call: 500))
@@ -679,8 +666,7 @@ def test_clock_of_age_after_a_start(t):
     base.stop(t, process)
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_clock_of_backoffs_across_restart(t):
     """After a start all that waits is due, whatever the clock says of its last attempt; the attempts are counted on."""
     sink = t.add(base.Sink())
@@ -706,13 +692,12 @@ def test_clock_of_backoffs_across_restart(t):
     base.stop(t, process)
 
 
-@base.limits(80, 90)
-@base.waits
+@harness.limit(80, 90)
 def test_clock_sleep_of_the_machine(t):
     """CLOCK_BOOTTIME jumps, as after a sleep: long backoffs are due, of alerts and of a webhook that is down."""
     shim = base.Shim(t)
     sink = t.add(base.Sink(lambda call: 408))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     executions = base.send(process, 8)
 
@@ -750,8 +735,7 @@ def test_clock_sleep_of_the_machine(t):
     base.stop(t, process)
 
 
-@base.limits(40, 60)
-@base.waits
+@harness.limit(40, 60)
 def test_age_ends_in_a_dead_letter(t):
     """maxAgeHours, with the hours of the test build: from the acceptance, over a restart, also while the webhook is down."""
     sink = t.add(base.Sink(lambda call: 500))
@@ -776,7 +760,7 @@ def test_age_ends_in_a_dead_letter(t):
 # ---- webhook-id -----------------------------------------------------------------------------------------------------
 
 
-@base.limits(30, 60)
+@harness.limit(30, 60)
 def test_id_is_the_same_everywhere(t):
     """Two servers that receive the same datagram, and one that has lost its state directory, give the same webhook-id."""
     sink = t.add(base.Sink())
@@ -805,18 +789,12 @@ def test_id_is_the_same_everywhere(t):
 # ---- Power cuts -----------------------------------------------------------------------------------------------------
 
 
-def cut_power(place, process, shim):
-    """kill -9, and what was not synced is gone from the journal."""
-    base.kill(process)
-    os.truncate(place.path(), shim.get('synced_len'))
-
-
-@base.limits(40, 120)
+@harness.limit(40, 120)
 def test_power_cut(t):
     """What has waited for more than a moment is on the disk: what a power cut leaves has it all."""
     shim = base.Shim(t)
     sink = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=base.OURS)
     accepted = []
     for number in range(base.pick(4, 20)):
         process = place.start(binary=t.binary_test, env=shim.env)
@@ -828,7 +806,7 @@ def test_power_cut(t):
         t.check('round %d: the alerts are synced soon' % number, base.until(lambda: shim.get('synced_len') > end, 5, 0.002),
                 [shim.get('synced_len'), end])
         base.note(t, 'synced %.0f ms after the log had told' % (1000 * (time.monotonic() - begin)))
-        cut_power(place, process, shim)
+        base.cut_power(place, process, shim)
         base.same(t, 'round %d: all wait' % number, place.waiting(), accepted)
     sink.up()
     process = place.start(binary=t.binary_test)
@@ -836,12 +814,12 @@ def test_power_cut(t):
     base.stop(t, process)
 
 
-@base.limits(40, 60)
+@harness.limit(40, 60)
 def test_sync_after_a_start(t):
     """What a start has read, and the directory after a file was made, are synced without waiting for an alert."""
     shim = base.Shim(t)
     sink = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     t.check('a new directory is synced', base.until(lambda: shim.get('folder_syncs') > 0, 5))
     base.stop(t, process)
@@ -855,24 +833,16 @@ def test_sync_after_a_start(t):
     base.stop(t, process)
 
 
-def settled(shim):
-    """Waits until nothing has been synced for half a second: what the start had to do is done."""
-    before = -1
-    while before != shim.get('syncs') or not shim.get('folder_syncs'):
-        before = shim.get('syncs')
-        time.sleep(0.5)
-
-
-@base.limits(40, 60)
+@harness.limit(40, 60)
 def test_sync_only_what_waits(t):
     """What is delivered at once needs no sync; what waits shares one."""
     shim = base.Shim(t)
     sink = t.add(base.Sink())
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], butlerWebhook=OURS)
+    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     base.arrive(t, 'the first alert arrives', sink, base.send(process, 1))
-    settled(shim)
+    base.settled(shim)
     before = shim.get('syncs')
     for _ in range(15):     # not enough for a rewriting
         base.arrive(t, 'an alert arrives', sink, base.send(process, 1))

@@ -25,8 +25,10 @@ import threading
 import time
 import unicodedata
 
+import pytest
+
 import harness
-import sys_tls
+import servers
 from harness import datagram, limit, response
 
 OK = response(200, b'ok')
@@ -574,14 +576,7 @@ def hook(receiver, path='/', userinfo='', **more):
     return dict({'cert': trusting()} if receiver.ssl_context else {}, url=receiver.url(path, userinfo), **more)
 
 
-def both(function):
-    """Decorator: makes two tests of a function that takes a scheme, too: one over http, one over https."""
-    for scheme in ('http', 'https'):
-        @functools.wraps(function)
-        def test(t, scheme=scheme):
-            function(t, scheme)
-        globals()['test_%s_%s' % (function.__name__, scheme)] = test
-    return function
+both = pytest.mark.parametrize('scheme', ('http', 'https'))
 
 
 def tunnel(first=b'HTTP/1.1 200 Connection established\r\n\r\n'):
@@ -1349,12 +1344,18 @@ def answers_test(rows, version):
     return test
 
 
-for _name, _rows in ANSWERS.items():
-    for _scheme, _version in SCHEMES.items():
-        for _short in (False, True):
-            _some = [row for row in _rows if row.short == _short and (_version or _rows is not TLS)]
-            if _some:
-                globals()['test_answers_%s_%s%s' % (_name, _scheme, '_slow' * _short)] = answers_test(_some, _version)
+def answer_sets():
+    for name, rows in ANSWERS.items():
+        for scheme, version in SCHEMES.items():
+            for short in (False, True):
+                some = [row for row in rows if row.short == short and (version or rows is not TLS)]
+                if some:
+                    yield pytest.param(some, version, id='%s-%s%s' % (name, scheme, '-slow' * short))
+
+
+@pytest.mark.parametrize('rows, version', answer_sets())
+def test_answers(t, rows, version):
+    answers_test(rows, version)(t)
 
 
 def test_answers_after_many_tickets(t):
@@ -1374,7 +1375,7 @@ def test_answers_after_many_tickets(t):
 
 def test_answers_with_another_certificate(t):
     """The server's certificate is another one on the next connection: no session makes up for that."""
-    other = sys_tls.good('B').context()
+    other = servers.good('B').context()
     receiver = t.receiver(response(200, b'ok', close=True), ssl_context=tls_context())
     path, _ = t.config([hook(receiver)])
     program = t.start(path)
@@ -1394,9 +1395,9 @@ def test_answers_with_another_certificate(t):
 def new_keys_test(command):
     def test(t):
         """The server changes its keys twenty times before it answers: the alert arrives, be it with a retry."""
-        asking = t.add(sys_tls.OpensslServer(sys_tls.good(), '-tls1_3', answer=lambda request, number:
+        asking = t.add(servers.OpensslServer(servers.good(), '-tls1_3', answer=lambda request, number:
                                              [command] * 20 + [OK] if number == 1 else OK))
-        path, _ = t.config([sys_tls.webhook(asking.url(), sys_tls.root())])
+        path, _ = t.config([servers.webhook(asking.url(), servers.root())])
         program = t.start(path)
         program.send(datagram())
         wait_delivered(t, program, 1, timeout=20)
@@ -1413,7 +1414,7 @@ test_answers_after_key_updates_requested = new_keys_test(b'K\n')
 
 
 @both
-def answer_memory(t, scheme):
+def test_answer_memory(t, scheme):
     """Answers without end do not fill the memory."""
     if SANITIZED:
         t.skip('the sanitizers need memory of their own')
@@ -1444,7 +1445,7 @@ RETRIED = [408, 425, 500, 501, 502, 503, 504, 505, 507, 508, 511, 520, 599]
 
 
 @both
-def status_dead_letters(t, scheme):
+def test_status_dead_letters(t, scheme):
     receiver = server(t, scheme, by_path({'/%d' % status: [response(status, b'')] for status in DEAD}))
     path, _ = t.config([hook(receiver, '/%d?token=secret' % status, description='says %d' % status)
                         for status in DEAD])
@@ -1466,7 +1467,7 @@ def status_dead_letters(t, scheme):
 
 
 @both
-def status_retried(t, scheme):
+def test_status_retried(t, scheme):
     receiver = server(t, scheme, by_path({'/%d' % status: [response(status, b'later')] for status in RETRIED}))
     path, _ = t.config([hook(receiver, '/%d' % status) for status in RETRIED])
     program = t.start(path)
@@ -1524,7 +1525,7 @@ def followed(status, method):
 
 
 @both
-def redirect_statuses(t, scheme):
+def test_redirect_statuses(t, scheme):
     """Each status with each method: followed with the same request, or a dead letter that says what to change."""
     rows = [(status, method, '/%d/%s' % (status, method)) for status in (301, 302, 303, 307, 308)
             for method in ('GET', 'POST', 'PUT')]
@@ -1561,7 +1562,7 @@ def redirect_statuses(t, scheme):
 
 
 @both
-def redirect_chain(t, scheme):
+def test_redirect_chain(t, scheme):
     """Five are followed, six are not."""
     table = {'/five/%d' % i: location(307, '/five/%d' % (i + 1)) for i in range(5)}
     table.update({'/six/%d' % i: location(307, '/six/%d' % (i + 1)) for i in range(6)})
@@ -1580,7 +1581,7 @@ def redirect_chain(t, scheme):
 
 
 @both
-def redirect_loops(t, scheme):
+def test_redirect_loops(t, scheme):
     receiver = server(t, scheme)
     other = t.receiver() if scheme == 'http' else receiver      # a CA of the configuration counts for one origin
     receiver.answer = other.answer = by_path({'/self': location(308, '/self'), '/ping': location(302, '/pong'),
@@ -1604,7 +1605,7 @@ def redirect_loops(t, scheme):
 
 
 @both
-def redirect_relative(t, scheme):
+def test_redirect_relative(t, scheme):
     """Every form of a Location, from /N/dir/start?own=1, N being the row."""
     receiver = server(t, scheme)
     forms = [
@@ -1728,7 +1729,7 @@ def test_redirect_authorization(t):
 
 
 @both
-def redirect_to_another_host(t, scheme):
+def test_redirect_to_another_host(t, scheme):
     """Nothing goes to a host that the configuration does not name, also if that is the same machine: the new URL is told."""
     receiver = server(t, scheme)
     inner = t.receiver()
@@ -1757,7 +1758,7 @@ def redirect_to_another_host(t, scheme):
 
 
 @both
-def redirect_bad_location(t, scheme):
+def test_redirect_bad_location(t, scheme):
     rows = [('none',), ('empty', ''), ('spaces', '   '), ('two', '/a', '/b'), ('two the same', '/a', '/a'),
             ('file', 'file:///etc/passwd'),
             ('file short', 'file:/etc/passwd'), ('data', 'data:text/plain,hello'),
@@ -1823,7 +1824,7 @@ def test_redirect_moved_hides_secrets(t):
 
 
 @both
-def redirect_then_failure(t, scheme):
+def test_redirect_then_failure(t, scheme):
     """What the second server says counts; the retry begins at the first."""
     receiver = server(t, scheme, by_path({'/start': location(307, '/busy'), '/busy': [response(500), response(503)],
                                           '/gate': location(308, '/denied'), '/denied': response(401),
@@ -1844,7 +1845,7 @@ def redirect_then_failure(t, scheme):
 
 
 @both
-def redirect_with_a_body(t, scheme):
+def test_redirect_with_a_body(t, scheme):
     """The body of a redirect does not matter, however odd it is."""
     moved = b'HTTP/1.1 307 Moved'
     rows = {'/length': head(b'Location: /landed', b'Content-Length: 5', status=moved) + b'hello',
@@ -1899,7 +1900,7 @@ def test_redirect_https_to_http(t):
 def test_redirect_trust(t):
     """What a webhook trusts counts for each port of its host; another certificate than that does not count there, either."""
     other = tls_receiver(t)
-    stranger = t.receiver(ssl_context=sys_tls.good('B').context())
+    stranger = t.receiver(ssl_context=servers.good('B').context())
     receiver = tls_receiver(t, by_path({'/same': location(307, '/landed'), '/other': location(307, other.url('/landed')),
                                         '/stranger': location(307, stranger.url('/landed'))}))
     unchecked = {'enable': False, 'rejectUnauthorized': False, 'certCA': ''}
@@ -1985,7 +1986,7 @@ def test_redirect_body_within_the_deadline(t):
 
 
 @both
-def wait_retry_after_forms(t, scheme):
+def test_wait_retry_after_forms(t, scheme):
     """How long the log says that it waits, for each form of Retry-After."""
     now = time.time()
     rows = [
@@ -2023,7 +2024,7 @@ def wait_retry_after_forms(t, scheme):
 
 
 @both
-def wait_retry_after_ignored(t, scheme):
+def test_wait_retry_after_ignored(t, scheme):
     """What is not a time to come does not hold an alert for long, and loses none."""
     past = email.utils.formatdate(time.time() - 3600, usegmt=True)
     values = ['-30', '0', 'soon', '', past, '30 s', '1e9', '0x7fffffff', 'Fri, 99 Foo 2138 99:99:99 GMT',
@@ -2629,8 +2630,10 @@ for _name in ('hangs', 'resets', 'says_500', 'says_429', 'redirects_for_ever', '
     INDEPENDENT[_name] = lambda t, play=HOSTILE[_name]: \
         [hook(server(t, scheme, always(play))) for scheme in ('http', 'https')]
 
-for _name, _make in INDEPENDENT.items():
-    globals()['test_independent_' + _name] = independence_test(_make)
+
+@pytest.mark.parametrize('name', INDEPENDENT)
+def test_independent(t, name):
+    independence_test(INDEPENDENT[name])(t)
 
 
 def memory_now_kb(program):
@@ -2652,7 +2655,7 @@ def descriptors(program):
 
 @both
 @limit(200)
-def independent_of_all_at_once(t, scheme):
+def test_independent_of_all_at_once(t, scheme):
     """
     Every hostile webhook at once, in three rounds: the good one gets its alerts in time, the bad ones get theirs when
     they behave, and in the end the program has not one descriptor and hardly any memory more than before.
@@ -2793,13 +2796,15 @@ STALE = {
     'answer_while_idle': spoil_when_idle(lambda sock: sock.sendall(response(404, b''))),
 }
 
-for _name, _spoil in STALE.items():
-    for _scheme in ('http', 'https'):
-        globals()['test_connection_%s_%s' % (_name, _scheme)] = stale_test(_spoil, _scheme)
+
+@both
+@pytest.mark.parametrize('name', STALE)
+def test_connection(t, name, scheme):
+    stale_test(STALE[name], scheme)(t)
 
 
 @both
-def connection_reset_in_next_request(t, scheme):
+def test_connection_reset_in_next_request(t, scheme):
     """The kept connection is reset in the middle of a large request: once more, at once, on a new one."""
     def early(request, connection):
         return cut() if connection.served else None
@@ -2878,7 +2883,7 @@ def test_connection_four_dead_at_once(t):
 
 
 @both
-def connection_stale_then_bad(t, scheme):
+def test_connection_stale_then_bad(t, scheme):
     """Once more at once is once: a fresh connection that fails, too, is an attempt that failed."""
     seen = []
 
@@ -2905,7 +2910,7 @@ def connection_stale_then_bad(t, scheme):
 
 
 @both
-def connection_cut_in_second_answer(t, scheme):
+def test_connection_cut_in_second_answer(t, scheme):
     """On a reused connection an answer that has begun counts as an attempt."""
     receiver = server(t, scheme, in_turn(OK, close(b'HTTP/1.1 20')))
     path, _ = t.config([hook(receiver)])
@@ -2935,7 +2940,7 @@ def test_connection_closed_by_the_program_when_idle(t):
 
 
 @both
-def connection_closed_at_once(t, scheme):
+def test_connection_closed_at_once(t, scheme):
     """A connection whose body cannot be skipped within bounds is of no more use: it is closed when the headers are there."""
     plays = {'no length': head(), 'close': head(b'Content-Length: 5', b'Connection: close'),
              'too long': head(b'Content-Length: 65537'), 'no length, 1.0': head(status=b'HTTP/1.0 200 OK'),
@@ -3020,9 +3025,10 @@ def early_answer_test(status, scheme):
     return test
 
 
-for _status in (413, 404):
-    for _scheme in ('http', 'https'):
-        globals()['test_connection_early_answer_%d_%s' % (_status, _scheme)] = early_answer_test(_status, _scheme)
+@both
+@pytest.mark.parametrize('status', (413, 404))
+def test_connection_early_answer(t, status, scheme):
+    early_answer_test(status, scheme)(t)
 
 
 def test_connection_three_at_once_to_an_idle_sender(t):
@@ -3269,12 +3275,21 @@ def connect_refused_test(first, binary='binary', named=True):
     return test
 
 
-for _name, _answer in CONNECT_OPEN.items():
-    globals()['test_proxy_connect_open_' + _name] = connect_open_test(_answer)
-for _name, _answer in CONNECT_REFUSED.items():
-    globals()['test_proxy_connect_refused_' + _name] = connect_refused_test(_answer)
-for _name, _answer in CONNECT_BROKEN.items():
-    globals()['test_proxy_connect_broken_' + _name] = connect_refused_test(_answer, named=False)
+@pytest.mark.parametrize('name', CONNECT_OPEN)
+def test_proxy_connect_open(t, name):
+    connect_open_test(CONNECT_OPEN[name])(t)
+
+
+@pytest.mark.parametrize('name', CONNECT_REFUSED)
+def test_proxy_connect_refused(t, name):
+    connect_refused_test(CONNECT_REFUSED[name])(t)
+
+
+@pytest.mark.parametrize('name', CONNECT_BROKEN)
+def test_proxy_connect_broken(t, name):
+    connect_refused_test(CONNECT_BROKEN[name], named=False)(t)
+
+
 test_proxy_connect_silent = connect_refused_test(hold(), 'binary_test')
 test_proxy_connect_by_the_byte = connect_refused_test(drip(head(b'X-A: a long value by the byte')), 'binary_test')
 
@@ -3559,8 +3574,12 @@ MOMENTS = {
     'request_is_not_read': moment_receiver(OK, on_head=lambda request, connection: lambda sock: time.sleep(12)),
 }
 
-for _name, _make in MOMENTS.items():
-    globals()['test_stop_when_' + _name] = moment_test(_make, message=LARGE if 'not_read' in _name else 'short')
+
+@pytest.mark.parametrize('name', MOMENTS)
+def test_stop_when(t, name):
+    moment_test(MOMENTS[name], message=LARGE if 'not_read' in name else 'short')(t)
+
+
 test_stop_when_names_hang_sigint = moment_test(moment_names, signal.SIGINT)
 test_stop_when_connect_hangs_sighup = harness.unix('SIGHUP')(moment_test(moment_connect, signal.SIGHUP))
 test_stop_when_answer_hangs_sigint = moment_test(moment_receiver(always(hold())), signal.SIGINT)
@@ -4224,13 +4243,3 @@ def test_limits_200_alerts(t):
     t.check('on as few connections', len(receiver.connections) <= 4, len(receiver.connections))
     wait_until(lambda: len(program.lines(' delivered to ')) == 200)
     end(t, program, received=200, accepted=200, delivered=200, given_up=0, lost=0)
-
-
-# The tests of the answers need the processor, most others only wait: they run side by side, not one group after another.
-_tests = [_name for _name in globals() if _name.startswith('test_')]
-_places = {}
-for _group in (True, False):
-    _names = [_name for _name in _tests if _name.startswith('test_answers_') == _group]
-    _places.update((_name, _i / len(_names)) for _i, _name in enumerate(_names))
-for _name in sorted(_tests, key=_places.get):
-    globals()[_name] = globals().pop(_name)

@@ -19,9 +19,11 @@ import socket
 import threading
 import time
 
+import pytest
+
 import harness
-import sys_http
-import sys_tls
+import servers
+import test_http
 
 DATA = os.path.join(harness.ROOT, 'test/data')
 TASK = 'dec2a02a-1680-44ef-8dc2-e2bfb180af87'
@@ -1316,9 +1318,9 @@ def replay_url_space(t, replay):
     replay.write_as('http:/\\127.0.0.1:18080\\back', 'http://127.0.0.1:18080/back')
     replay.write_as('bücher.localhost', 'xn--bcher-kva.localhost')
     options = {}
-    hosts = sys_tls.namespace_wrap() and os.path.exists('/etc/hosts')
+    hosts = harness.namespace_wrap() and os.path.exists('/etc/hosts')
     if hosts:
-        options['wrap'] = sys_tls.with_files(t, {'/etc/hosts': '127.0.0.1 localhost xn--bcher-kva.localhost\n'})
+        options['wrap'] = harness.with_files(t, {'/etc/hosts': '127.0.0.1 localhost xn--bcher-kva.localhost\n'})
         replay.add(replay.want('POST', '/lead'), target='/idn', host=replay.rewrite('xn--bcher-kva.localhost:18080'))
     replay.start(**options)
     replay.send_all()
@@ -1477,8 +1479,8 @@ def replay_proxy(t, replay):
 def replay_https(t, replay):
     """As Butler, but rejectUnauthorized false also counts without enable, as its documentation says."""
     with open(os.path.join(t.tmp, 'root.pem'), 'wb') as file:
-        file.write(sys_tls.read_bytes(sys_tls.root().pem))
-    context = sys_tls.good().context()
+        file.write(servers.read_bytes(servers.root().pem))
+    context = servers.good().context()
     replay.receive('tls', ssl_context=context)
     if has_ipv6():
         replay.receivers['tls6'] = t.receiver(replay.answer, host='::1', port=int(replay.ports['18443']),
@@ -1568,22 +1570,13 @@ REPLAYS = {
 }
 
 
-def make_replays():
-    """A test for each trace; those that are not in REPLAYS must come out as they are."""
-    def make(name):
-        def test(t):
-            REPLAYS.get(name, replay_as_it_is)(t, Replay(t, name))
-        return test
-
-    traces = [name[:-5] for name in sorted(os.listdir(os.path.join(DATA, 'butler'))) if name.endswith('.json')]
-    missing = set(REPLAYS) - set(traces)
-    if missing:
-        raise RuntimeError('no such traces: %s' % sorted(missing))
-    for name in traces:
-        globals()['test_trace_' + re.sub(r'\W', '_', name)] = make(name)
+TRACES = [name[:-5] for name in sorted(os.listdir(os.path.join(DATA, 'butler'))) if name.endswith('.json')]
 
 
-make_replays()
+@pytest.mark.parametrize('name', TRACES + sorted(set(REPLAYS) - set(TRACES)))
+def test_trace(t, name):
+    """Each trace of Butler; those that are not in REPLAYS must come out as they are."""
+    REPLAYS.get(name, replay_as_it_is)(t, Replay(t, name))
 
 
 # ---- Rate limit and duplicates --------------------------------------------------------------------------------------
@@ -1866,7 +1859,7 @@ def test_sources_slow_look_up(t):
         silent.bind((server, 53))
     except OSError:
         server = '192.0.2.1'    # not root: an address that belongs to nobody
-    wrap = sys_tls.with_files(t, {'/etc/resolv.conf': 'nameserver %s\noptions timeout:30 attempts:1\n' % server})
+    wrap = harness.with_files(t, {'/etc/resolv.conf': 'nameserver %s\noptions timeout:30 attempts:1\n' % server})
     receiver = t.receiver()
     path, _ = t.config([{'url': receiver.url()}], udp={'enableSourceValidation': True, 'allowedSources':
                                                        ['slow-1.example', '127.0.0.2', 'slow-2.example']})
@@ -1887,7 +1880,7 @@ def test_sources_slow_look_up(t):
 
 def test_sources_names_from_hosts(t):
     """A name counts with all its addresses."""
-    wrap = sys_tls.with_files(t, {'/etc/hosts': '127.0.0.5 sense.example\n127.0.0.6 sense.example\n127.0.0.7 other\n'})
+    wrap = harness.with_files(t, {'/etc/hosts': '127.0.0.5 sense.example\n127.0.0.6 sense.example\n127.0.0.7 other\n'})
     receiver = t.receiver()
     path, _ = t.config([{'url': receiver.url()}], udp={'enableSourceValidation': True,
                                                        'allowedSources': ['sense.example', 'other']})
@@ -1904,7 +1897,7 @@ def test_sources_names_from_hosts(t):
 @harness.early
 def test_sources_name_found_later(t):
     """A name that cannot be found at the start, but can some seconds later: its alerts are taken soon after."""
-    server = sys_http.Names(t, {})
+    server = test_http.Names(t, {})
     receiver = t.receiver()
     path, _ = t.config([{'url': receiver.url()}], udp={'enableSourceValidation': True,
                                                        'allowedSources': ['127.0.0.6', 'late.example']})
@@ -2663,7 +2656,7 @@ def test_log_nobody_reads_at_all(t):
             time.sleep(0.002)
         t.check('all are called', len(receiver.wait(61)) >= 61, len(receiver.requests))
         begin = time.monotonic()
-        sys_http.unread_end(t, program)
+        test_http.unread_end(t, program)
         t.check('in time', time.monotonic() - begin < 5.5 * harness.SLOW, '%.1f s' % (time.monotonic() - begin))
     finally:
         os.close(read)

@@ -8,7 +8,6 @@ import threading
 import time
 
 import faults_base as base
-import faults_disk
 import harness
 
 
@@ -38,8 +37,7 @@ class Narrow:
         return max((sum(begin <= time < begin + 1 for time in self.refused) for begin in self.refused), default=0)
 
 
-@base.limits(90, 1500)
-@base.waits
+@harness.limit(90, 1500)
 def test_retry_one_a_second(t):
     """A webhook that takes one alert a second (429, Retry-After: 1): all arrive, and it is not stormed."""
     count = base.pick(30, 1000)
@@ -63,8 +61,7 @@ def test_retry_one_a_second(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_one_a_second_after_a_start(t):
     """Many alerts wait in the journal: a start is no stampede, either."""
     narrow = Narrow()
@@ -80,8 +77,7 @@ def test_retry_one_a_second_after_a_start(t):
     base.same(t, 'the rest waits', place.waiting(), sink.missing(executions))
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_one_always_refused(t):
     """One alert that a webhook always answers 500, one that it resets, one that it never answers: 100 others go by."""
     bad = {}
@@ -139,23 +135,20 @@ def asks_to_wait(t, status, header, least):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_after_seconds(t):
     asks_to_wait(t, 429, lambda: '2', 1.9)
     asks_to_wait(t, 503, lambda: '2', 1.9)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_after_date(t):
     """A date has whole seconds: three from now are at least two."""
     asks_to_wait(t, 429, lambda: email.utils.formatdate(time.time() + 3, usegmt=True), 1.9)
     asks_to_wait(t, 503, lambda: email.utils.formatdate(time.time() + 3, usegmt=True), 1.9)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_after_senseless(t):
     """Dates of the past and headers that say nothing: the alerts arrive all the same, and the webhook is not stormed."""
     runs = []
@@ -170,8 +163,7 @@ def test_retry_after_senseless(t):
         base.stop(t, process)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_one_probe(t):
     """A webhook that is down: one probe at a time, ever more seldom; and when it is up again all arrive at once."""
     sink = t.add(base.Sink(lambda call: 'reset'))
@@ -193,8 +185,7 @@ def test_retry_one_probe(t):
     base.stop(t, process)
 
 
-@base.limits(60, 180)
-@base.waits
+@harness.limit(60, 180)
 def test_retry_behind_a_gateway(t):
     """
     Many alerts wait for a webhook behind a gateway that answers 502 while the server itself is away: it is down after three
@@ -229,8 +220,7 @@ def test_retry_behind_a_gateway(t):
     base.kill(process)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_retry_gateway_for_some(t):
     """502 for an alert now and then is that alert's own trouble: the webhook is not down, all arrive."""
     sink = t.add(base.Sink(lambda call: 502 if call.number == 1 and len(sink.seen) % 4 == 0 else 200))
@@ -246,7 +236,7 @@ def test_retry_gateway_for_some(t):
 # ---- Floods ---------------------------------------------------------------------------------------------------------
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_flood_of_what_is_no_alert(t):
     """
     50,000 malformed and unknown datagrams of 3 kB at full speed, and 200 alerts among them: these arrive, all of them, and the
@@ -276,7 +266,7 @@ def test_flood_of_what_is_no_alert(t):
     t.equal('the counts at the end', match and match.groups(), ('25000', '25000', '0'))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_flood_of_duplicates(t):
     """Thousands of duplicates, alerts that are held back, and datagrams that are too large: counted, not each logged."""
     sink = t.add(base.Sink())
@@ -301,14 +291,14 @@ def test_flood_of_duplicates(t):
 
 # ---- Soak -----------------------------------------------------------------------------------------------------------
 
-SOAK = None     # seconds, set by faults.py
+SOAK = float(os.environ.get('BUTLER_SOAK', 0))     # seconds
 
 
 def descriptors(pid):
     return len(os.listdir('/proc/%d/fd' % pid))
 
 
-@base.limits(120, 1200)
+@harness.limit(120, 1200)
 def test_soak(t):
     """200 alerts a second and a webhook that fails at random: memory and descriptors do not grow, nothing is lost."""
     seconds = SOAK or base.pick(20, 600)
@@ -325,7 +315,7 @@ def test_soak(t):
     journal = 0
     while time.monotonic() - begin < seconds:
         time.sleep(seconds / 100)
-        rss.append(faults_disk.status(process.pid, 'VmRSS'))
+        rss.append(base.status(process.pid, 'VmRSS'))
         fds.append(descriptors(process.pid))
         journal = max(journal, base.folder_bytes(place.state))
     load.close()

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """
-What only a program for Windows does: its paths and files, the machine's root store, services, consoles. Runs under wine;
---help lists the options. The other tests run there, too: BUTLER_BINARY=....exe test/system.py.
+What only a program for Windows does: its paths and files, the machine's root store, services, consoles. Runs under wine.
+The other tests run there, too.
 """
 
 import fcntl
@@ -16,18 +15,19 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import termios
 import time
+import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import pytest
 
 import harness
-import sys_tls
+import servers
 from harness import Raw
 
 NAMES = ('with spaces', 'Übung größer', '監視 サーバー', 'alarm \U0001F6A8', "a & b 'c' (d) %TEMP% $x", 'x.y.z')
 ROOT = harness.ROOT
+pytestmark = pytest.mark.skipif(not harness.WINDOWS, reason='for the program for Windows')
 
 
 # ---- Helpers --------------------------------------------------------------------------------------------------------
@@ -106,8 +106,10 @@ def paths_test(name):
     return test
 
 
-for _number, _name in enumerate(NAMES, 1):
-    globals()['test_paths_%d' % _number] = paths_test(_name)
+@harness.limit(120)
+@pytest.mark.parametrize('name', NAMES, ids=range(1, len(NAMES) + 1))
+def test_paths(t, name):
+    paths_test(name)(t)
 
 
 def test_paths_unc(t):
@@ -220,7 +222,7 @@ class Held:
         def is_held():
             if self._process is None or self._process.poll() is not None:
                 if self._process:
-                    t.results.restarted(t.name, "wine's cmd has ended with %d" % self._process.returncode)
+                    warnings.warn("wine's cmd has ended with %d" % self._process.returncode)
                 self._process = subprocess.Popen([harness.SYSTEM.loader, 'cmd', '/c', 'set /p x= >> ' + windows_path(path)],
                                                  stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                                  env=t.environment(), cwd=t.tmp)
@@ -407,12 +409,12 @@ def trust(t, what, server, wanted):
 @harness.limit(180)
 def test_roots_of_the_machine(t):
     """Store ROOT counts beside the built-in roots, and no other store."""
-    server = t.receiver(ssl_context=sys_tls.good().context())
+    server = t.receiver(ssl_context=servers.good().context())
     trust(t, 'before', server, False)
-    stored = Stored(t, 'CA', sys_tls.root().pem)
+    stored = Stored(t, 'CA', servers.root().pem)
     trust(t, 'in CA', server, False)
     stored.close()
-    stored = Stored(t, 'Root', sys_tls.root().pem)
+    stored = Stored(t, 'Root', servers.root().pem)
     trust(t, 'in ROOT', server, True)
     stored.close()
     trust(t, 'removed', server, False)
@@ -641,7 +643,7 @@ def test_service_without_a_right(t):
     if subprocess.run(['mount', '-t', 'tmpfs', 'tmpfs', frozen], capture_output=True).returncode != 0:
         t.skip('a read-only disk needs mount')
     try:
-        shutil.copy(sys_tls.root().pem, os.path.join(frozen, 'ca.pem'))
+        shutil.copy(servers.root().pem, os.path.join(frozen, 'ca.pem'))
         subprocess.run(['mount', '-o', 'remount,ro', frozen], check=True)
         path, _ = t.config([{'url': receiver.url()}, {'url': 'https://127.0.0.1:1/', 'cert': {
             'enable': True, 'certCA': os.path.join(frozen, 'ca.pem')}}], logDirectory='log')
@@ -658,15 +660,3 @@ def test_service_without_a_right(t):
         t.equal('--uninstall', t.run('--uninstall').returncode, 0)
     finally:
         subprocess.run(['umount', '-l', frozen], capture_output=True)
-
-
-def main():
-    if not harness.WINDOWS:
-        print('FAILED program: BUTLER_BINARY must name a program for Windows\n0 passed, 1 failed')
-        return 1
-    harness.SYSTEM.trace = os.path.join(ROOT, 'build/wine.trace')
-    return harness.run_modules([sys.modules['__main__']])
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -9,7 +9,6 @@ import subprocess
 import time
 
 import faults_base as base
-import faults_journal
 import harness
 
 KEYS = ['webhookId', 'webhook', 'acceptedAt', 'attempts', 'deadAt', 'reason', 'webhookKey', 'description', 'place', 'count',
@@ -46,7 +45,7 @@ def place_with_letters(t, count, name='butler', **config):
     return place, sink, executions
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letter_form(t):
     """404: a dead letter with what a person and a program need; no secret in it; the mode of the file."""
     sink = t.add(base.Sink(lambda call: 404))
@@ -89,7 +88,7 @@ def test_letter_form(t):
     t.equal('it is still there, once', place.letters(), [found])
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_pending(t):
     """--pending for people and for programs, while the program runs and when it does not; it changes nothing."""
     sink = t.add(base.Sink(lambda call: 404 if call.path == '/gone' else 500))
@@ -136,21 +135,21 @@ def test_pending(t):
     t.equal('a configuration that is not there', t.run('--pending', place.config + '.not').returncode, 2)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_pending_never_tried(t):
     """What was never tried has no times and no error."""
-    place, _ = faults_journal.refused_place(t)
+    place, _ = base.refused_place(t)
     place.fill(base.accepted_record(base.webhook_key(place.webhooks[0]['url']), harness.guid()))
     entry = place.pending()['waiting'][0]
     t.equal('attempts and times', (entry['attempts'], entry['lastAttemptAt'], entry['lastError']), (0, None, None))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_pending_while_it_changes(t):
     """--pending again and again while the journal is written and rewritten: what waits all the time is always there."""
     sink = t.add(base.Sink())
     down = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], butlerWebhook=faults_journal.OURS)
+    place = base.Place(t, [{'url': sink.url()}, {'url': down.url(), 'kind': 'aborted'}], butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test)
     waiting = base.send(process, 8, id='/scheduler-task-aborted/')
     load = t.add(base.Load(place, 200))
@@ -193,7 +192,7 @@ def is_done(place):
     return not os.path.exists(place.path('replay.ndjson')) and not os.path.exists(place.path('replay.1.ndjson'))
 
 
-@base.limits(40, 40)
+@harness.limit(40, 40)
 @harness.unix('files of another user')
 def test_replay_by_root(t):
     """root replays for a service with a user of its own: no file of that user's changes hands."""
@@ -207,7 +206,7 @@ def test_replay_by_root(t):
     t.equal('all files are still the service\'s', owners, {'journal': 65534, 'replay.ndjson': 65534})
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_not_running(t):
     """No service: the letters are handed over, and its next start sends them, by their old webhook-id."""
     place, sink, executions = place_with_letters(t, 12)
@@ -259,7 +258,7 @@ def test_replay_not_running(t):
     t.check('and none is made', not os.path.exists(empty.state))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_running(t):
     """With the service running, it sends them within seconds; what fails waits or becomes a dead letter, as always."""
     for binary in (t.binary, t.binary_test):
@@ -291,7 +290,7 @@ def test_replay_running(t):
         base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_to_a_webhook_that_is_down(t):
     """They wait like all others, their age from now, and arrive when it is up."""
     place, sink, executions = place_with_letters(t, 9)
@@ -311,7 +310,7 @@ def test_replay_to_a_webhook_that_is_down(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_unknown_webhook(t):
     """A letter whose webhook is not in the configuration any more goes back to the dead letters, and is sent nowhere."""
     for running in (False, True):
@@ -333,11 +332,11 @@ def test_replay_unknown_webhook(t):
         base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_without_room(t):
     """What finds no room goes back to the dead letters: as much waits as may, and nothing that waited is pushed out."""
     sink = t.add(base.Sink(up=False))
-    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(faults_journal.OURS, maxStateMB=16))
+    place = base.Place(t, [{'url': sink.url()}], butlerWebhook=dict(base.OURS, maxStateMB=16))
     key = base.webhook_key(sink.url())
     executions = [harness.guid() for _ in range(400)]
     place.fill(b'')
@@ -362,7 +361,7 @@ def test_replay_without_room(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_damaged_letters(t):
     """Lines of the file that are no letters are kept as they are; a torn one does not spoil the next."""
     for running in (False, True):
@@ -410,12 +409,12 @@ def everywhere(place, sink, binary=None):
         return found | set(sink.taken)
 
 
-@base.limits(60, 300)
+@harness.limit(60, 300)
 def test_replay_killed(t):
     """kill -9 of --replay, or of the service that takes them back, at random moments: none is ever lost."""
     numbers = base.rng(t)
     count = base.pick(400, 3000)
-    place, sink, executions = place_with_letters(t, count, butlerWebhook=faults_journal.OURS)
+    place, sink, executions = place_with_letters(t, count, butlerWebhook=base.OURS)
     sink.behave = base.fickle(numbers, good=0.6, error=0.4, hang=0, good_from=3)
     kills = 0
     for n in range(base.pick(9, 60)):
@@ -455,18 +454,18 @@ def test_replay_killed(t):
     base.note(t, '%d letters, %d kills, doubles %d' % (len(executions), kills, sink.doubles()))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_is_synced_first(t):
     """The files go only once what they held is synced elsewhere: a power cut before that loses none."""
     shim = base.Shim(t)
-    place, sink, executions = place_with_letters(t, 30, butlerWebhook=faults_journal.OURS)
+    place, sink, executions = place_with_letters(t, 30, butlerWebhook=base.OURS)
     sink.down()
     gone = harness.guid()
     with open(place.path('dead-letters.ndjson'), 'ab') as file:
         file.write(letter(base.webhook_key('http://127.0.0.1:1/old'), gone, webhook='aborted 7'))
     process = place.start(binary=t.binary_test, env=shim.env)
     base.send(process, 1)
-    faults_journal.settled(shim)
+    base.settled(shim)
     shim.set(sync_delay_ms=60000)
     replay(t, place, 31, binary=t.binary_test)
     t.check('they are taken back', process.wait_log(r' again from the dead letters, for ', 10, 30), base.tail(process))
@@ -474,7 +473,7 @@ def test_replay_is_synced_first(t):
     process.send(b'another round of the loop')
     process.wait_log('malformed datagram')
     t.check('the file is still there', os.path.exists(place.path('replay.ndjson')), os.listdir(place.state))
-    faults_journal.cut_power(place, process, shim)
+    base.cut_power(place, process, shim)
     lost = set(executions + [gone]) - everywhere(place, sink)
     t.check('after a power cut none is lost', not lost, base.some(lost))
     shim.set(sync_delay_ms=0)
@@ -486,11 +485,11 @@ def test_replay_is_synced_first(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_replay_that_cannot_be_read(t):
     """A part of what was handed over cannot be read: it is told, the rest is sent, and the file stays until it can be read."""
     shim = base.Shim(t)
-    place, sink, executions = place_with_letters(t, 30, butlerWebhook=faults_journal.OURS)
+    place, sink, executions = place_with_letters(t, 30, butlerWebhook=base.OURS)
     process = place.start(binary=t.binary_test, env=shim.env)
     base.arrive(t, 'an alert arrives', sink, base.send(process, 1))
     shim.set(read_from=8192, read_to=12288)
@@ -508,8 +507,7 @@ def test_replay_that_cannot_be_read(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
-@base.waits
+@harness.limit(60, 60)
 def test_replay_while_the_service_hangs(t):
     """A service that does not go on at the moment: --replay does not wait for it, and nothing is lost."""
     if harness.WINDOWS:
@@ -529,7 +527,7 @@ def test_replay_while_the_service_hangs(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letters_rotate(t):
     """At 64 MB the file is rotated; one old one is kept."""
     sink = t.add(base.Sink(lambda call: 404))
@@ -561,7 +559,7 @@ def test_letters_rotate(t):
     t.check('each line is whole', all(json.loads(line) for line in new.split(b'\n')[:-1]) and new.endswith(b'\n'))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letter_and_kill(t):
     """kill -9 while alerts become dead letters: each is a letter or waits, none is in neither."""
     numbers = base.rng(t)
@@ -591,7 +589,7 @@ def test_letter_and_kill(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letters_while_rewriting(t):
     """Dead letters that come all the time do not keep the journal from being rewritten."""
     shim = base.Shim(t)
@@ -610,7 +608,7 @@ def test_letters_while_rewriting(t):
     t.check('none is lost', len(executions) == 500 and not lost, base.some(lost))
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letters_unwritable(t):
     """
     dead-letters.ndjson cannot be written: letters wait, told once, and everything else goes on. A person has it open on
@@ -649,7 +647,7 @@ def test_letters_unwritable(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letters_too_many_for_memory(t):
     """Letters that cannot be written wait in memory, at most 8 MiB of them; beyond that they are logged whole, and ended."""
     sink = t.add(base.Sink(lambda call: 404))
@@ -670,11 +668,11 @@ def test_letters_too_many_for_memory(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_letters_and_a_broken_disk(t):
     """A dead letter that cannot be written waits until it can; --replay on such a disk loses none."""
     shim = base.Shim(t)
-    place, sink, executions = place_with_letters(t, 6, butlerWebhook=faults_journal.OURS)
+    place, sink, executions = place_with_letters(t, 6, butlerWebhook=base.OURS)
     sink.behave = lambda call: 404 if call.number == 1 and call.execution not in executions else 200
     process = place.start(binary=t.binary_test, env=shim.env)
     for name in ('write_errno', 'write_room', 'sync_errno', 'open_errno', 'letters_errno', 'rename_errno', 'read_errno'):
@@ -754,7 +752,7 @@ def changes(t, name, *rest):
     base.stop(t, process, '%s: exit code' % name)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_webhooks_change(t):
     changes(t, 'unchanged', [{'to': 0}, {'to': 1}], [{'to': 0}, {'to': 1}], [0, 1])
     changes(t, 'reordered', [{'to': 0}, {'to': 1}, {'to': 2}], [{'to': 2}, {'to': 0}, {'to': 1}], [0, 1, 2])
@@ -775,7 +773,7 @@ def test_webhooks_change(t):
             'description': 'A'}], [{'to': 2, 'description': 'A'}, {'to': 3, 'kind': 'aborted', 'description': 'A'}], [2, 3])
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_webhooks_change_twice(t):
     """The repair of a wrong URL, and of its repair, while the alert waits: the program's own lines are enough to find it."""
     sinks = [t.add(base.Sink(up=False)) for _ in range(3)]
@@ -801,7 +799,7 @@ def test_webhooks_change_twice(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_webhook_removed(t):
     """Its alerts become dead letters that say where they were meant to go; --replay takes them to where they still can go."""
     new, process, old, executions = change(t, 'removed', [{'to': 0}, {'to': 1, 'description': 'Old desk'}, {'to': 2}],
@@ -830,7 +828,7 @@ def test_webhook_removed(t):
             [{'to': 2, 'description': 'A'}], [2, None])
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_webhook_removed_survives_kill(t):
     """Many alerts of a webhook that is gone: kill -9 while they become dead letters."""
     numbers = base.rng(t)
@@ -854,7 +852,7 @@ def test_webhook_removed_survives_kill(t):
     base.stop(t, process)
 
 
-@base.limits(60, 60)
+@harness.limit(60, 60)
 def test_webhook_unknown(t):
     """The line that describes a webhook is damaged, and the configuration was edited: a dead letter, not silence."""
     sink = t.add(base.Sink())
@@ -868,7 +866,7 @@ def test_webhook_unknown(t):
     base.stop(t, process)
 
 
-@base.limits(40, 40)
+@harness.limit(40, 40)
 def test_webhooks_of_many_configurations(t):
     """A journal that names thousands of webhooks which nobody has: each alert becomes a dead letter, and the others go on."""
     sink = t.add(base.Sink())
