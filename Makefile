@@ -52,13 +52,14 @@ arm64: build/butler_webhook-arm64
 windows: build/butler_webhook.exe
 
 # What is downloaded, and the headers that are made of it.
-build/src/.done: vendor/lock vendor/fetch.sh | install-build
+build/src/.done: vendor/lock vendor/fetch.sh vendor/sources.sh | install-build
 	@vendor/fetch.sh build/src && touch $@
 build/gen/roots.h: vendor/roots.awk vendor/lock build/src/.done
-	$(RUN) awk -f vendor/roots.awk vendor/lock build/src/ca-certificates/mozilla/certdata.txt >$@
-build/gen/notices.h: vendor/notices.sh LICENSE build/src/.done
+	$(RUN) awk -v date=$$(awk '$$1 == "certdata" { print $$3 }' vendor/lock) -f vendor/roots.awk \
+		build/src/certdata.txt >$@
+build/gen/notices.h: vendor/notices.sh vendor/lock LICENSE build/src/.done
 	$(RUN) vendor/notices.sh build/src linux >$@
-build/gen/windows/notices.h: vendor/notices.sh vendor/mingw-w64.txt LICENSE build/src/.done
+build/gen/windows/notices.h: vendor/notices.sh vendor/lock vendor/mingw-w64.txt LICENSE build/src/.done
 	$(RUN) vendor/notices.sh build/src windows >$@
 build/gen/windows/version.h: butler_webhook.c
 	$(RUN) printf '#define VERSION "%s"\n#define VERSION_NUMBERS %s,0\n' \

@@ -17,8 +17,7 @@ import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EPOCH = int(os.environ['SOURCE_DATE_EPOCH'])
-LINKED = {'mbedtls', 'libyaml', 'cjson', 'ca-certificates', 'libgcc'}
-LINKED_BY = {'linux': LINKED | {'musl', 'musl-patches'}, 'windows': LINKED | {'mingw-w64', 'libssp'}}
+LINKED = {'mbedtls', 'libyaml', 'cjson', 'certdata', 'libgcc'}
 counts = {True: 0, False: 0}
 
 
@@ -41,7 +40,7 @@ def read(path):
 def read_lock():
     """Returns {name: (version, SHA-256, licence)} of vendor/lock."""
     rows = [line.split() for line in read(os.path.join(ROOT, 'vendor/lock')).decode().splitlines()]
-    return {row[0]: row[1:4] for row in rows if row and not row[0].startswith('#')}
+    return {row[0]: (row[1], row[3], row[4]) for row in rows if row and not row[0].startswith('#')}
 
 
 # ---- The archives ---------------------------------------------------------------------------------------------------
@@ -188,6 +187,7 @@ def linked_files(name):
 def main():
     folder, version, names = sys.argv[1], sys.argv[2], sys.argv[3:]
     lock = read_lock()
+    linked_by = {'linux': LINKED | {part for part in lock if part.startswith('musl')}, 'windows': LINKED | {'mingw-w64', 'libssp'}}
     top = 'butler_webhook-' + version
     inside = {}
     archives = []
@@ -203,7 +203,7 @@ def main():
             check_exe(name, files[f'{inner}/butler_webhook.exe'], version)
         sbom, needs = check_sbom(f'{name}: SBOM', files[f'{inner}/sbom.cdx.json'], version, lock)
         parts = [c['bom-ref'] for c in sbom['components']]
-        equal(f'{name}: SBOM: the parts', {c['name'] for c in sbom['components']}, LINKED_BY[name.partition('-')[0]])
+        equal(f'{name}: SBOM: the parts', {c['name'] for c in sbom['components']}, linked_by[name.partition('-')[0]])
         equal(f'{name}: SBOM: the files of the compiler that were linked in',
               {f['name'] for c in sbom['components'] for f in c.get('components', [])}, linked_files(name))
         equal(f'{name}: SBOM: butler_webhook depends on all', sorted(needs['pkg:generic/butler_webhook@' + version]),

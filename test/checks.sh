@@ -61,7 +61,7 @@ check_elf() {
 copy_vendor() {
     local name file
     mkdir -p "$1"
-    while read -r name _ _ _ file _; do
+    while read -r name _ _ _ _ file _; do
         case $name in '#'* | '') continue ;; esac
         cp "${VENDOR_DIR:-vendor/cache}/$file" "$1/" 2>/dev/null || cp "vendor/cache/$file" "$1/"
     done <vendor/lock

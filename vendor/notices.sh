@@ -37,17 +37,16 @@ TEXT
         title "mingw-w64's run-time library"
         cat "$here/mingw-w64.txt"
     else
-        title "musl $(version musl), with the patches of Debian's package $(version musl-patches)"
+        title "musl $(version musl), with later commits of it: $(sed -n 's/^musl-\([0-9a-f]*\) .*/\1/p' "$here/lock" | xargs)"
         cat "$src/musl/COPYRIGHT"
     fi
-    roots=$(version ca-certificates)
-    title "Mozilla's list of root certificates (Debian's package ca-certificates $roots)"
+    title "Mozilla's list of root certificates (NSS $(version certdata))"
     cat <<TEXT
 Copyright Mozilla Contributors
 
 This part is subject to the terms of the Mozilla Public License, v. 2.0. A copy of that licence is at
-https://mozilla.org/MPL/2.0/. Its source is the file mozilla/certdata.txt of Debian's source package ca-certificates, version
-$roots, and before that the file lib/ckfw/builtins/certdata.txt of Mozilla's NSS (https://github.com/nss-dev/nss).
+https://mozilla.org/MPL/2.0/. Its source is the file lib/ckfw/builtins/certdata.txt of Mozilla's NSS $(version certdata):
+$(sed -n 's/^certdata .* \(https:[^ #]*\/certdata\.txt\)\( .*\)*$/\1/p' "$here/lock")
 The binary holds its certificates in DER, unchanged.
 TEXT
     title "GCC's run-time library ($([ "$system" != windows ] || echo "libssp, ")libgcc)"

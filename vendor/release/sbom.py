@@ -39,21 +39,19 @@ HOMES = {
     'cjson': 'https://github.com/DaveGamble/cJSON',
     'libyaml': 'https://pyyaml.org/wiki/LibYAML',
     'musl': 'https://musl.libc.org/',
-    'musl-patches': 'https://tracker.debian.org/pkg/musl',
-    'ca-certificates': 'https://tracker.debian.org/pkg/ca-certificates',
+    'certdata': 'https://wiki.mozilla.org/CA',
 }
 DESCRIPTIONS = {
-    'musl-patches': "The patches of Debian's package, applied to musl before it is built",
-    'ca-certificates': "Mozilla's list of root certificates, as Debian's source package carries it; those for servers are "
-                       "built in",
+    'musl-': 'A commit of musl after its release, applied before it is built; the hash is that of what it changes',
+    'certdata': "Mozilla's list of root certificates, as NSS carries it; those for servers are built in",
 }
 
 
 def read_lock():
-    """Returns the lines of vendor/lock as {name: (version, SHA-256, licence, file, pool, URL)}."""
+    """Returns the lines of vendor/lock as {name: (version, SHA-256, licence, upstream URL)}."""
     with open(os.path.join(VENDOR, 'lock'), encoding='utf-8') as f:
         rows = [line.split() for line in f if line.strip() and not line.startswith('#')]
-    return {row[0]: row[1:] for row in rows}
+    return {row[0]: (row[1], row[3], row[4], next(source for source in row[6:] if source.startswith('https:'))) for row in rows}
 
 
 def purl(kind, name, version, **qualifiers):
@@ -64,35 +62,38 @@ def purl(kind, name, version, **qualifiers):
     return f'pkg:{kind}/{quote(name)}@{quote(version)}' + ('?' + parts if parts else '')
 
 
-def package(name, version, digest, pool, url):
-    """Returns the package URL for a file of vendor/lock: its repository, Debian's package, or its address."""
+def package(name, version, digest, url):
+    """Returns the package URL for a file of vendor/lock: its repository, or its address. That of a commit has another checksum."""
     source = re.match(r'https://github\.com/([^/]+)/([^/]+)/', url)
     if source:
         return purl('github/' + source[1].lower(), source[2].lower(), version)
-    if url == '-':
-        return purl('deb/debian', pool.rsplit('/', 1)[-1], version, arch='source')
+    if name.startswith('musl-'):
+        return purl('generic', name, version, download_url=url)
     return purl('generic', name, version, download_url=url, checksum='sha256:' + digest)
 
 
 def locked(name, lock):
     """Returns the component for the line NAME of vendor/lock."""
-    version, digest, licence, _, pool, url = lock[name]
-    reference = package(name, version, digest, pool, url)
+    version, digest, licence, url = lock[name]
+    commit = name.startswith('musl-')
+    reference = package(name, version, digest, url)
     component = {
-        'type': 'library' if name != 'ca-certificates' else 'data',
+        'type': 'library' if name != 'certdata' else 'data',
         'bom-ref': reference,
         'name': name,
         'version': version,
         'hashes': [{'alg': 'SHA-256', 'content': digest}],
         'licenses': [{'license': {'id': licence}}],
         'purl': reference,
-        'externalReferences': [{'type': 'website', 'url': HOMES[name]}],
+        'externalReferences': [{'type': 'website', 'url': HOMES['musl' if commit else name]}],
     }
-    if url != '-':
-        component['externalReferences'].append(
-            {'type': 'distribution', 'url': url, 'hashes': [{'alg': 'SHA-256', 'content': digest}]})
-    if name in DESCRIPTIONS:
-        component['description'] = DESCRIPTIONS[name]
+    source = {'type': 'distribution', 'url': url}
+    if not commit:
+        source['hashes'] = component['hashes']
+    component['externalReferences'].append(source)
+    description = DESCRIPTIONS.get('musl-' if commit else name)
+    if description:
+        component['description'] = description
     return component
 
 
@@ -137,13 +138,13 @@ def platform(name, compiler, libraries):
     """Returns the list for the binary of one platform."""
     lock = read_lock()
     gcc = says_version(compiler, '__VERSION__\n')
-    components = [locked(library, lock) for library in libraries] + [locked('ca-certificates', lock)]
+    components = [locked(library, lock) for library in libraries] + [locked('certdata', lock)]
     if name.startswith('windows'):
         mingw = says_version(compiler, '#include <_mingw.h>\n__MINGW64_VERSION_STR\n')
         components += [compiled(MINGW, mingw, compiler, name), compiled(LIBSSP, gcc, compiler, name),
                        compiled(LIBGCC_WINDOWS, gcc, compiler, name)]
     else:
-        components += [locked('musl', lock), locked('musl-patches', lock), compiled(LIBGCC, gcc, compiler, name)]
+        components += [locked(part, lock) for part in lock if part.startswith('musl')] + [compiled(LIBGCC, gcc, compiler, name)]
     main = {
         'type': 'application',
         'bom-ref': MAIN,
