@@ -7448,7 +7448,7 @@ static const struct {
     {"--pending --json", false, cli_pending, NULL},
     {"--replay", true, cli_replay, NULL},
     {"--install", true, cli_install, NULL},
-    {"--version", false, NULL, "butler_webhook " VERSION "\n"},
+    {"--version", false, NULL, "butler_webhook " VERSION ", root certificates of " ROOTS_DATE "\n"},
     {"--help", false, NULL, CLI_HELP},
     {"--licenses", false, NULL, notices_txt},
 };

@@ -6572,7 +6572,8 @@ test_14(void)
         const char *out, *err;
     } rows[] = {
         {{NULL}, 2, NULL, usage},
-        {{"--version"}, 0, "butler_webhook " VERSION "\n", NULL},
+        {{"--version"}, 0, "butler_webhook " VERSION ", root certificates of " ROOTS_DATE "\n",
+            NULL},
         {{"--help"}, 0, "butler_webhook --check", NULL},
         {{"--licenses"}, 0, "Mbed TLS", NULL},
         {{"--nonsense"}, 2, NULL, "wrong usage: --nonsense; see butler_webhook --help\n"},

@@ -9,6 +9,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' HUP INT TERM
 version=$(sed -n 's/^.define VERSION "\(.*\)".*/\1/p' butler_webhook.c)
+roots=$(awk '$1 == "certdata" { print $3 }' vendor/lock)
 top=butler_webhook-$version
 export WINEPREFIX=${WINEPREFIX:-$PWD/build/wine} WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml=' # no windows of its installer
 failed=0
@@ -22,7 +23,7 @@ try() {
     printf 'FAILED %s: %s\n%s\n' "$name" "$*" "$out"
 }
 
-says_version() { [ "$("$run" --version | tr -d '\r')" = "butler_webhook $version" ]; }
+says_version() { [ "$("$run" --version | tr -d '\r')" = "butler_webhook $version, root certificates of $roots" ]; }
 says_licences() { "$run" --licenses | tr -d '\r' | cmp - <(tr -d '\r' <NOTICES.txt); }
 demo() {
     local binary=$run
