@@ -7,6 +7,7 @@
 ## make demo         shows the main job: datagrams in, webhook calls out
 ## make check        all tests but the long ones; ends with `N passed, N failed`
 ## make dist         build/dist: the archives of all three, their parts list (SBOM) and checksums; tries each
+## make update       looks for newer libraries and root certificates, shows them, rewrites vendor/lock
 ## make bench        latency, throughput, memory, start
 ## make install      copies the program to PREFIX/bin (/usr/local/bin) below DESTDIR; make uninstall removes
 ## make clean        removes what was built; make distclean: what was downloaded, too
@@ -130,7 +131,7 @@ dist: archives | install-dist
 # What does not build fails in its own part of the tests, too; the others are run.
 check: install-test
 	-$(MAKE) -k -j$$(nproc) all asan tsan test fuzz build/unit
-	+@test/run.sh lint unit system alone asan tsan short fuzz binary readme demo
+	+@test/run.sh lint vendor unit system alone asan tsan short fuzz binary readme demo
 demo: all install-demo
 	@python3 test/demo.py
 bench: all install-bench
@@ -141,11 +142,13 @@ uninstall:
 	rm -f "$(DESTDIR)$(PREFIX)/bin/butler_webhook"
 clean:
 	rm -rf build
+update:
+	@vendor/update.sh
 distclean: clean
 	rm -rf vendor/cache
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile test/test.mk
 
-.PHONY: all arm64 windows archives dist check demo bench install uninstall clean distclean help
+.PHONY: all arm64 windows archives dist check demo bench install uninstall update clean distclean help
 .DELETE_ON_ERROR:
 include test/test.mk

@@ -3,7 +3,7 @@
 # The tests, and the variants of the program that they use: part of the Makefile, which includes it.
 ##
 ## The parts of make check: check-lint, check-unit, check-system, check-alone, check-asan, check-tsan,
-## check-short, check-fuzz, check-binary, check-readme, check-demo.
+## check-short, check-vendor, check-fuzz, check-binary, check-readme, check-demo.
 ## make check-long: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a
 ## soak), a minute for each fuzzer, check-windows (in wine), check-arm64 (in an emulator), check-dist (the
 ## archives, and that another folder and another user make the same bytes).
@@ -102,6 +102,8 @@ check-short: all test
 	@$(PYTEST) -n 6 $(FAULTS)
 check-faults: all test
 	@$(PYTEST) -n 6 --long $(FAULTS)
+check-vendor: build/src/.done install-vendor
+	@python3 test/vendor.py
 check-fuzz: fuzz
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
@@ -147,11 +149,11 @@ check-windows-demo:
 
 # What test/install.sh installs, if it is missing.
 INSTALL = install-build install-demo install-test install-bench install-arm64 install-windows \
-	install-archives install-wine install-emulator install-dist
+	install-archives install-wine install-emulator install-vendor install-dist
 $(INSTALL): install-%:
 	@test/install.sh $*
 
 .PHONY: asan tsan test fuzz analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint \
 	check-analyzer check-unit check-system check-alone check-asan check-tsan check-tsan-rest check-short \
-	check-faults check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit \
+	check-faults check-vendor check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit \
 	check-arm64-system check-windows
