@@ -7,7 +7,6 @@
 ## make demo         shows the main job: datagrams in, webhook calls out
 ## make check        all tests but the long ones; ends with `N passed, N failed`
 ## make dist         build/dist: the archives of all three, their parts list (SBOM) and checksums; tries each
-## make update       looks for newer libraries and root certificates, shows them, rewrites vendor/lock
 ## make bench        latency, throughput, memory, start
 ## make install      copies the program to PREFIX/bin (/usr/local/bin) below DESTDIR; make uninstall removes
 ## make clean        removes what was built; make distclean: what was downloaded, too
@@ -56,8 +55,7 @@ windows: build/butler_webhook.exe
 build/src/.done: vendor/lock vendor/fetch.sh vendor/sources.sh | install-build
 	@vendor/fetch.sh build/src && touch $@
 build/gen/roots.h: vendor/roots.awk vendor/lock build/src/.done
-	$(RUN) awk -v date=$$(awk '$$1 == "certdata" { print $$3 }' vendor/lock) -f vendor/roots.awk \
-		build/src/certdata.txt >$@
+	$(RUN) awk -v date=$$(awk '/^certdata/{print $$3}' vendor/lock) -f vendor/roots.awk build/src/certdata.txt >$@
 build/gen/notices.h: vendor/notices.sh vendor/lock LICENSE build/src/.done
 	$(RUN) vendor/notices.sh build/src linux >$@
 build/gen/windows/notices.h: vendor/notices.sh vendor/lock vendor/mingw-w64.txt LICENSE build/src/.done
@@ -142,13 +140,11 @@ uninstall:
 	rm -f "$(DESTDIR)$(PREFIX)/bin/butler_webhook"
 clean:
 	rm -rf build
-update:
-	@vendor/update.sh
 distclean: clean
 	rm -rf vendor/cache
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile test/test.mk
 
-.PHONY: all arm64 windows archives dist check demo bench install uninstall update clean distclean help
+.PHONY: all arm64 windows archives dist check demo bench install uninstall clean distclean help
 .DELETE_ON_ERROR:
 include test/test.mk

@@ -7,6 +7,7 @@
 ## make check-long: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a
 ## soak), a minute for each fuzzer, check-windows (in wine), check-arm64 (in an emulator), check-dist (the
 ## archives, and that another folder and another user make the same bytes).
+## make update: looks for newer libraries and root certificates, shows what changed, rewrites vendor/lock.
 ## make asan, tsan, test, fuzz: the variants that the tests use, with sanitizers, short limits, fuzzers.
 
 CLANG ?= clang
@@ -102,6 +103,8 @@ check-short: all test
 	@$(PYTEST) -n 6 $(FAULTS)
 check-faults: all test
 	@$(PYTEST) -n 6 --long $(FAULTS)
+update: | install-vendor
+	@vendor/update.sh
 check-vendor: build/src/.done install-vendor
 	@python3 test/vendor.py
 check-fuzz: fuzz
@@ -153,7 +156,7 @@ INSTALL = install-build install-demo install-test install-bench install-arm64 in
 $(INSTALL): install-%:
 	@test/install.sh $*
 
-.PHONY: asan tsan test fuzz analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint \
+.PHONY: update asan tsan test fuzz analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint \
 	check-analyzer check-unit check-system check-alone check-asan check-tsan check-tsan-rest check-short \
 	check-faults check-vendor check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit \
 	check-arm64-system check-windows

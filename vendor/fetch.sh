@@ -6,7 +6,7 @@
 #   1. the folder $VENDOR_DIR, for machines without a network (the files of vendor/lock, under their names there)
 #   2. vendor/cache, where earlier downloads lie
 #   3. its sources in vendor/lock, from left to right
-# A file whose checksum is wrong ends it with exit 1, wherever the file came from.
+# A file whose checksum is wrong ends it with exit 1, wherever the file came from. See vendor/README.md.
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -53,7 +53,7 @@ fetch() {
         done
         [ -n "$from" ] || die "$file was found nowhere: not in \$VENDOR_DIR (${VENDOR_DIR:-not set}), not in
 $(printf '  %s\n' "$@")
-Put it into a folder and set VENDOR_DIR to that; vendor/lock has its checksum."
+Put it into a folder and set VENDOR_DIR to that; vendor/README.md tells how."
         verify "$tmp/$file" "$sum" "$from"
         echo "  from $from"
         mv "$tmp/$file" "$got"
