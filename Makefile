@@ -55,7 +55,7 @@ windows: build/butler_webhook.exe
 build/src/.done: vendor/lock vendor/fetch.sh vendor/sources.sh | install-build
 	@vendor/fetch.sh build/src && touch $@
 build/gen/roots.h: vendor/roots.awk vendor/lock build/src/.done
-	$(RUN) awk -v date=$$(awk '/^certdata/{print $$3}' vendor/lock) -f vendor/roots.awk build/src/certdata.txt >$@
+	$(RUN) awk -v date=$$(awk '/^certd/{print $$3}' vendor/lock) -f vendor/roots.awk build/src/certdata.txt >$@
 build/gen/notices.h: vendor/notices.sh vendor/lock LICENSE build/src/.done
 	$(RUN) vendor/notices.sh build/src linux >$@
 build/gen/windows/notices.h: vendor/notices.sh vendor/lock vendor/mingw-w64.txt LICENSE build/src/.done

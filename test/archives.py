@@ -187,7 +187,8 @@ def linked_files(name):
 def main():
     folder, version, names = sys.argv[1], sys.argv[2], sys.argv[3:]
     lock = read_lock()
-    linked_by = {'linux': LINKED | {part for part in lock if part.startswith('musl')}, 'windows': LINKED | {'mingw-w64', 'libssp'}}
+    linked_by = {'linux': LINKED | {part for part in lock if part.startswith('musl')},
+                 'windows': LINKED | {'mingw-w64', 'libssp'}}
     top = 'butler_webhook-' + version
     inside = {}
     archives = []

@@ -156,7 +156,7 @@ INSTALL = install-build install-demo install-test install-bench install-arm64 in
 $(INSTALL): install-%:
 	@test/install.sh $*
 
-.PHONY: update asan tsan test fuzz analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint \
-	check-analyzer check-unit check-system check-alone check-asan check-tsan check-tsan-rest check-short \
-	check-faults check-vendor check-fuzz check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit \
-	check-arm64-system check-windows
+.PHONY: asan tsan test fuzz update analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long \
+	check-lint check-analyzer check-unit check-system check-alone check-asan check-tsan check-tsan-rest \
+	check-short check-faults check-vendor check-fuzz check-binary check-readme check-demo check-dist \
+	check-arm64 check-arm64-unit check-arm64-system check-windows

@@ -156,6 +156,9 @@ class Place:
             if os.path.isfile(path):
                 shutil.copy(path, os.path.join(self.folder, 'vendor'))
         shutil.copy(os.path.join(ROOT, 'Makefile'), self.folder)
+        os.mkdir(os.path.join(self.folder, 'test'))
+        for name in ('test.mk', 'install.sh'):
+            shutil.copy(os.path.join(ROOT, 'test', name), os.path.join(self.folder, 'test'))
 
     def lock(self):
         return read_lock(os.path.join(self.folder, 'vendor/lock'))
@@ -240,11 +243,13 @@ def test_upstream(tmp, expected):
     place = Place(tmp, 'upstream')
     code, output = place.fetch(VENDOR_POOL=NOWHERE, VENDOR_MIRROR=server.address)
     equal('from upstream: exit code', code, 0)
-    equal('from upstream: says of each where it comes from', re.findall('  from (.*)', output), [e.urls[0] for e in LOCK.values()])
+    equal('from upstream: says of each where it comes from', re.findall('  from (.*)', output),
+          [entry.urls[0] for entry in LOCK.values()])
     equal('from upstream: each is asked for once', server.asked, list(server.files))
     equal('from upstream: the files', tree(place.src), expected)
     server.files.clear()
-    equal('from upstream: then from the cache', place.run('vendor/fetch.sh', VENDOR_POOL=NOWHERE, VENDOR_MIRROR=server.address), (0, ''))
+    equal('from upstream: then from the cache',
+          place.run('vendor/fetch.sh', VENDOR_POOL=NOWHERE, VENDOR_MIRROR=server.address), (0, ''))
     # The first addresses give 404.
     for entry in LOCK.values():
         for url in entry.urls[1:]:
@@ -253,7 +258,8 @@ def test_upstream(tmp, expected):
             write(os.path.join(place.folder, 'vendor/lock'), entry.line.encode() + b'\n')
             os.unlink(os.path.join(place.folder, 'vendor/cache', entry.file))
             code, output = place.run('vendor/fetch.sh', VENDOR_POOL=NOWHERE, VENDOR_MIRROR=server.address)
-            equal(f'from upstream: {entry.name} from another address', (code, output), (0, f'fetching {entry.file}\n  from {url}\n'))
+            equal(f'from upstream: {entry.name} from another address', (code, output),
+                  (0, f'fetching {entry.file}\n  from {url}\n'))
     server.shutdown()
 
 
@@ -425,8 +431,8 @@ def test_update(tmp, folder):
     after = place.lock()
     check('update: shows each new version', all(f'{name} {before[name].version} ({before[name].date}) -> {version}\n' in output
           for name, version in (('cjson', '1.7.20'), ('libyaml', '0.2.6'), ('musl', '1.2.99'), ('certdata', '3.200'))), output)
-    check('update: shows that one stays', f'mbedtls {before["mbedtls"].version} ({before["mbedtls"].date}) is the newest\n' in output,
-          output)
+    newest = f'mbedtls {before["mbedtls"].version} ({before["mbedtls"].date}) is the newest\n'
+    check('update: shows that one stays', newest in output, output)
     equal('update: the line that stays', after['mbedtls'].line, before['mbedtls'].line)
     equal('update: from pool and upstream', after['cjson'].line, 'cjson 1.7.20 2027-03-04 '
           f'{hashlib.sha256(cjson).hexdigest()} MIT cjson_1.7.20.orig.tar.gz pool:c/cjson/cjson_1.7.20.orig.tar.gz '
@@ -450,7 +456,8 @@ def test_update(tmp, folder):
     equal('update: order of the lock', list(after), ['mbedtls', 'cjson', 'libyaml', 'musl', patches[2].name, patches[3].name,
                                                      'musl-1781bcc3', 'certdata'])
     equal('update: root certificates', after['certdata'].line, f'certdata 3.200 2027-02-03 {hashlib.sha256(newer).hexdigest()} '
-          'MPL-2.0 certdata_3.200.txt pool:c/ca-certificates/ca-certificates_20270304.tar.xz#ca-certificates/mozilla/certdata.txt '
+          'MPL-2.0 certdata_3.200.txt '
+          'pool:c/ca-certificates/ca-certificates_20270304.tar.xz#ca-certificates/mozilla/certdata.txt '
           f'{RAW % "3_200"} pool:n/nss/nss_3.200.orig.tar.gz#nss-3.200/nss/lib/ckfw/builtins/certdata.txt '
           'https://ftp.mozilla.org/pub/security/nss/releases/NSS_3_200_RTM/src/nss-3.200.tar.gz'
           '#nss-3.200/nss/lib/ckfw/builtins/certdata.txt')
@@ -461,7 +468,8 @@ def test_update(tmp, folder):
     shutil.rmtree(cache)
     os.makedirs(cache)
     lock = read(os.path.join(place.folder, 'vendor/lock'))
-    write(os.path.join(place.folder, 'vendor/lock'), lock.replace(after['mbedtls'].line.encode() + b'\n', b'')) # it is big
+    without = lock.replace(after['mbedtls'].line.encode() + b'\n', b'')    # it is big
+    write(os.path.join(place.folder, 'vendor/lock'), without)
     code, output = place.fetch(**settings)
     write(os.path.join(place.folder, 'vendor/lock'), lock)
     equal('update: the new lock can be fetched', (code, read(os.path.join(place.src, 'musl/VERSION')) if code == 0 else output),
@@ -474,7 +482,8 @@ def test_update(tmp, folder):
     server.put(after['cjson'].urls[0].replace('1.7.20', '1.7.21'), libyaml)
     pool.close()
     code, output = place.run('vendor/update.sh', **settings)
-    check('update: sources that differ are for a human', code == 1 and 'BY HAND: cjson 1.7.21: its sources differ\n' in output, output)
+    check('update: sources that differ are for a human',
+          code == 1 and 'BY HAND: cjson 1.7.21: its sources differ\n' in output, output)
     equal('update: then the line stays', place.lock()['cjson'].line, after['cjson'].line)
     server.shutdown()
 

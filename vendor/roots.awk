@@ -30,8 +30,6 @@ function end_object(    after) {
     class = trust = ""
 }
 
-NR == FNR && $1 == "ca-certificates" { date = $2 }
-NR == FNR { next }
 $1 == "CKA_CLASS" { end_object(); class = $3 }
 $1 == "CKA_LABEL" { name_of_object = $0; gsub(/^[^"]*"|"$/, "", name_of_object) }
 $1 == "CKA_TRUST_SERVER_AUTH" { trust = $3 }

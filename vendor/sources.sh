@@ -7,6 +7,7 @@
 #   pool:PATH         a file in the pool of the machine's own Debian mirror, as its apt settings name it, or of $VENDOR_POOL
 #   https://ADDRESS   the project's own address, or $VENDOR_MIRROR/ADDRESS
 # and with #MEMBER at its end one file out of that tar archive.
+# shellcheck disable=SC2154 # tmp
 
 # Prints the mirrors of apt's settings, one URI a line: those that end in /debian if there are any, else all.
 apt_mirrors() {

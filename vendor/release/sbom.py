@@ -63,7 +63,7 @@ def purl(kind, name, version, **qualifiers):
 
 
 def package(name, version, digest, url):
-    """Returns the package URL for a file of vendor/lock: its repository, or its address. That of a commit has another checksum."""
+    """Returns the package URL for a file of vendor/lock: its repository or its address; a commit has another checksum there."""
     source = re.match(r'https://github\.com/([^/]+)/([^/]+)/', url)
     if source:
         return purl('github/' + source[1].lower(), source[2].lower(), version)
