@@ -1743,7 +1743,7 @@ buf_reserve(struct buf *b, size_t more)
 {
     size_t cap = b->cap ? b->cap : 64;
 
-    if (more < b->cap - b->len)
+    if (b->data && more < b->cap - b->len)
         return;
     while (cap < b->len + more + 1)
         cap *= 2;
@@ -2077,7 +2077,7 @@ static struct log_text
 log_text(struct slice s)
 {
     struct log_text out;
-    char room[4 * (LOG_NAME_MAX + 4) + 1] = ""; /* \xNN for each byte */
+    char room[6 * (LOG_NAME_MAX + 4) + 1] = ""; /* \u007f for a byte is the most */
     struct buf b = {.data = room, .cap = sizeof room};
     size_t len;
 

@@ -604,6 +604,7 @@ test_log_thread(void)
 static void
 test_log(void)
 {
+    char most[2 * LOG_NAME_MAX];
     static const struct {
         int64_t ms;
         const char *text;
@@ -634,6 +635,9 @@ test_log(void)
 
     check_text(log_text(SLICE("a\nb")).text, "a\\x0ab", "log_text");
     check_text(log_text((struct slice){0}).text, "", "log_text of nothing");
+    memset(most, 0x7f, sizeof most);
+    check_number((int)strlen(log_text((struct slice){most, sizeof most}).text), LOG_NAME_MAX + 3,
+        "log_text of what grows most");
     for (int i = 0; i < LOG_NAME_MAX; i++)
         buf_add_char(&long_text, 'x');
     check_text(log_text((struct slice){long_text.data, long_text.len}).text, long_text.data,
