@@ -551,7 +551,7 @@ def run_unit(t):
         return
     path = os.path.join(t.tmp, 'butler_webhook.service')
     with open(path, 'w', encoding='utf-8') as file:
-        file.write(unit.replace('/usr/local/bin/butler_webhook', harness.BINARY))
+        file.write(unit.replace('/usr/local/bin/butler_webhook', '"%s"' % harness.BINARY))
     done = subprocess.run(['systemd-analyze', 'verify', path], capture_output=True, text=True)
     t.check('butler_webhook.service: systemd-analyze verify', done.returncode == 0 and 'butler_webhook' not in done.stderr,
             done.stderr)
