@@ -8,8 +8,8 @@
 ## make check        all tests but the long ones; ends with `N passed, N failed`
 ## make dist         build/dist: the archives of all three, their parts list (SBOM) and checksums; tries each
 ## make bench        latency, throughput, memory, start
-## make install      copies the program to PREFIX/bin (/usr/local/bin) below DESTDIR; make uninstall removes
-## make clean        removes what was built; make distclean: what was downloaded, too
+## make install, make uninstall   the program in PREFIX/bin below DESTDIR; PREFIX is /usr/local
+## make clean, make distclean     removes what was built; distclean what was downloaded, too
 ## CC, CFLAGS, CPPFLAGS and LDFLAGS are yours. V=1 shows the commands. VENDOR_DIR=folder: the downloads, for a
 ## machine without network. Missing tools are installed with apt-get, as root or with sudo; without it, named.
 
@@ -18,8 +18,8 @@ CC = gcc
 endif
 CFLAGS ?= -O2
 PREFIX ?= /usr/local
-ARM64 = aarch64-linux-gnu-
-WINDOWS = x86_64-w64-mingw32-
+AARCH64 = aarch64-linux-gnu-
+MINGW = x86_64-w64-mingw32-
 VERSION := $(shell sed -n 's/^.define VERSION "\([0-9.]*\)".*/\1/p' butler_webhook.c)
 # Before each command: makes the target's folder, and prints its name, or with V=1 the command.
 RUN = @mkdir -p $(@D) && $(if $(V),set -x,echo "$@") &&
@@ -84,14 +84,14 @@ build/butler_webhook: build/linux/butler_webhook.o build/linux/libs.a
 
 # Linux on 64-bit ARM. Servers with pages of 64 KB can only load a file that is laid out for them, and a page
 # border between code and constants would then cost 130 KB of zeros.
-ARM64_CC = $(ARM64)gcc -specs=build/musl-arm64/lib/musl-gcc.specs $(HARDEN_ELF)
+ARM64_CC = $(AARCH64)gcc -specs=build/musl-arm64/lib/musl-gcc.specs $(HARDEN_ELF)
 ARM64_LINK = $(LINK_ELF),-z,max-page-size=65536,-z,noseparate-code
 build/musl-arm64/lib/libc.a: vendor/musl.sh build/src/.done | install-arm64
-	@vendor/musl.sh build/musl-arm64 $(ARM64)gcc --target=aarch64 CROSS_COMPILE=$(ARM64)
+	@vendor/musl.sh build/musl-arm64 $(AARCH64)gcc --target=aarch64 CROSS_COMPILE=$(AARCH64)
 build/arm64/%.o: $(THEIRS) | build/musl-arm64/lib/libc.a
 	$(RUN) $(ARM64_CC) $(LIB_FLAGS) -Os -c build/src/$*.c -o $@
 build/arm64/libs.a: $(LIBS:%=build/arm64/%)
-	$(RUN) rm -f $@ && $(ARM64)ar rcs $@ $^
+	$(RUN) rm -f $@ && $(AARCH64)ar rcs $@ $^
 build/arm64/butler_webhook.o: $(OURS) $(GEN) | build/musl-arm64/lib/libc.a
 	$(RUN) $(ARM64_CC) $(OWN_FLAGS) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
 build/butler_webhook-arm64: build/arm64/butler_webhook.o build/arm64/libs.a
@@ -99,21 +99,21 @@ build/butler_webhook-arm64: build/arm64/butler_webhook.o build/arm64/libs.a
 	@! readelf -ldW $@ | grep -E 'INTERP|NEEDED' || { echo "$@ needs more than its system"; exit 1; }
 
 # Windows on x86-64, by mingw-w64. Our code is made small, too: the exe must stay under 730 KB.
-WINDOWS_CC = $(WINDOWS)gcc $(HARDEN) -D_WIN32_WINNT=0x0603 -D_FILE_OFFSET_BITS=64 -isystem build/gen/windows
+WINDOWS_CC = $(MINGW)gcc $(HARDEN) -D_WIN32_WINNT=0x0603 -D_FILE_OFFSET_BITS=64 -isystem build/gen/windows
 WINDOWS_LINK = -static -s -Wl,--gc-sections,--no-insert-timestamp,--dynamicbase,--high-entropy-va,--nxcompat
 WINDOWS_GEN = build/gen/roots.h build/gen/windows/notices.h
 build/windows/%.o: $(THEIRS) | install-windows
 	$(RUN) $(WINDOWS_CC) $(LIB_FLAGS) -Os -c build/src/$*.c -o $@
 build/windows/libs.a: $(LIBS:%=build/windows/%)
-	$(RUN) rm -f $@ && $(WINDOWS)ar rcs $@ $^
+	$(RUN) rm -f $@ && $(MINGW)ar rcs $@ $^
 build/windows/butler_webhook.o: $(OURS) $(WINDOWS_GEN) | install-windows
 	$(RUN) $(WINDOWS_CC) $(OWN_FLAGS) $(CPPFLAGS) $(CFLAGS) -Os -c $< -o $@
 build/windows/resource.o: vendor/release/windows.rc vendor/release/windows.manifest \
 		build/gen/windows/version.h | install-windows
-	$(RUN) $(WINDOWS)windres -I build/gen/windows $< $@
+	$(RUN) $(MINGW)windres -I build/gen/windows $< $@
 build/butler_webhook.exe: build/windows/butler_webhook.o build/windows/resource.o build/windows/libs.a
 	$(RUN) $(WINDOWS_CC) $(CFLAGS) $(WINDOWS_LINK),-Map=build/windows/map $(LDFLAGS) $^ -lws2_32 -ladvapi32 -o $@
-	@! $(WINDOWS)objdump -p $@ | grep 'DLL Name:' | grep -viEx '.* (KERNEL32|ADVAPI32|WS2_32|msvcrt)\.dll' || \
+	@! $(MINGW)objdump -p $@ | grep 'DLL Name:' | grep -viEx '.* (KERNEL32|ADVAPI32|WS2_32|msvcrt)\.dll' || \
 		{ echo "$@ needs more than its system"; exit 1; }
 
 # The archives hold the same bytes wherever they are made: their files have the date of the last commit.
@@ -121,8 +121,8 @@ LAST_COMMIT = $(shell git -c safe.directory='$(CURDIR)' log -1 --format=%ct)
 SOURCE_DATE_EPOCH ?= $(if $(wildcard .git),$(LAST_COMMIT),1767225600)
 archives: build/butler_webhook build/butler_webhook-arm64 build/butler_webhook.exe | install-archives
 	@VERSION=$(VERSION) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) vendor/release/dist.sh 'cjson libyaml mbedtls' \
-		linux-x64 build/butler_webhook '$(CC)' linux-arm64 build/butler_webhook-arm64 $(ARM64)gcc \
-		windows-x64 build/butler_webhook.exe $(WINDOWS)gcc
+		linux-x64 build/butler_webhook '$(CC)' linux-arm64 build/butler_webhook-arm64 $(AARCH64)gcc \
+		windows-x64 build/butler_webhook.exe $(MINGW)gcc
 dist: archives | install-dist
 	@test/unpacked.sh
 
