@@ -90,10 +90,10 @@ check-system: all test
 check-alone: all test
 	@$(PYTEST) -m alone $(SYSTEM)
 check-asan: asan test
-	@$(PYTEST) -n 12 --binary build/asan/butler_webhook --slow 2 $(SYSTEM)
+	@$(PYTEST) -n 12 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
 # First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
 # in the long form.
-ON_TSAN = -n 12 --binary build/tsan/butler_webhook --binary-test build/test-tsan/butler_webhook --slow 3
+ON_TSAN = -n 12 --binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook --slow=3
 ALONE = config or datagram_ or answers or hostile or trace or proxy or tls or trust
 check-tsan: tsan test
 	@$(PYTEST) $(ON_TSAN) -k 'not ($(ALONE))' $(SYSTEM)
@@ -126,11 +126,11 @@ check-arm64-unit: build/unit-arm64 | install-emulator
 HEAVY = config_hostile or config_random or hostile_memory or of_all_at_once or too_few_descriptors \
 	or limits_threads
 check-arm64-system: build/arm64/run arm64 test
-	@$(PYTEST) -n 8 --reruns 1 --binary build/arm64/run --slow 4 -k 'not ($(HEAVY))' $(SYSTEM)
+	@$(PYTEST) -n 8 --reruns 1 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
 
 # The program for Windows, run by wine; of the faults those of the journal: what is killed, torn, damaged,
 # dead, replayed.
-ON_WINE = --reruns 1 --binary build/butler_webhook.exe --binary-test build/butler_webhook-test.exe
+ON_WINE = --reruns 1 --binary=build/butler_webhook.exe --binary-test=build/butler_webhook-test.exe
 JOURNAL = kill or torn or damaged or letter or replay or webhook_changed or webhook_removed or full_state
 WINDOWS_TESTS = check-windows-system check-windows-only check-windows-alone check-windows-faults \
 	check-windows-readme check-windows-demo
