@@ -32,7 +32,7 @@ def pytest_configure(config):
         if value:
             os.environ[name] = os.path.abspath(value) if option.startswith('binary') else str(value)
     for text in MARKS:
-        config.addinivalue_line("markers", text)
+        config.addinivalue_line('markers', text)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536), hard))
 

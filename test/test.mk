@@ -111,7 +111,7 @@ check-fuzz: fuzz
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
 	@test/binary.sh
-check-readme: all install-test
+check-readme: all test
 	@$(PYTEST) test/test_readme.py
 check-demo: demo
 check-dist: dist
