@@ -14,7 +14,8 @@ The fixture `t` (class Test) makes what a test needs and ends all of it when the
 Unless told otherwise the program must end with exit code 0 on SIGTERM and leave stderr empty; both are checked after each
 test. pytest's options (conftest.py) come in as environment variables, so that this module knows them from the beginning:
 --binary names another program than build/butler_webhook. If it ends in .exe it runs under wine, and class Wine below makes
-the tests written for Linux fit: paths, signals, ends of lines.
+the tests written for Linux fit: paths, signals, ends of lines. demo.py uses this module without pytest, which is therefore
+imported where it is needed.
 """
 
 import atexit
@@ -38,8 +39,6 @@ import time
 import urllib.parse
 import uuid
 import warnings
-
-import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
@@ -274,6 +273,7 @@ SYSTEM = Wine() if WINDOWS else Unix()
 
 def unix(why):
     """Mark: the test shows something that only a program for Unix does, or that wine cannot show."""
+    import pytest
     return pytest.mark.skipif(WINDOWS, reason=why)
 
 
@@ -865,6 +865,7 @@ class Test:
             raise Abort()
 
     def skip(self, why):
+        import pytest
         pytest.skip(why)
 
     def port(self):
@@ -1060,6 +1061,19 @@ def with_files(t, files):
     return wrap + ['sh', '-c', script + 'exec "$@"', 'sh']
 
 
-limit = pytest.mark.limit       # how many seconds the test may take (60 otherwise), in the short and in the long form
-early = pytest.mark.early       # the test takes long, and so begins before the others
-alone = pytest.mark.alone       # it runs when no other does
+def limit(*seconds):
+    """Mark: how many seconds the test may take (60 otherwise), in the short and in the long form."""
+    import pytest
+    return pytest.mark.limit(*seconds)
+
+
+def early(function):
+    """Mark: the test takes long, and so begins before the others."""
+    import pytest
+    return pytest.mark.early(function)
+
+
+def alone(function):
+    """Mark: the test runs when no other does."""
+    import pytest
+    return pytest.mark.alone(function)
