@@ -65,7 +65,7 @@ build/butler_webhook-test.exe: $(OURS) $(WINDOWS_GEN) test/test.mk build/windows
 build/linux/warnings.o: $(TESTED) | build/musl-linux/lib/libc.a
 	$(RUN) $(LINUX_CC) $(STRICT) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
 
-# The tests in Python. Most of them wait most of the time, so a dozen run side by side. Debian's pytest
+# The tests in Python. Most of them wait most of the time, so twenty run side by side. Debian's pytest
 # belongs to Debian's python3.
 PYTEST = /usr/bin/python3 -m pytest
 SYSTEM = $(addprefix test/test_,calls.py config.py http.py tls.py)
@@ -86,23 +86,23 @@ analyzer-clang:
 check-unit: build/unit
 	@build/unit
 check-system: all test
-	@$(PYTEST) -n 12 $(SYSTEM)
+	@$(PYTEST) -n 20 $(SYSTEM)
 check-alone: all test
 	@$(PYTEST) -m alone $(SYSTEM)
 check-asan: asan test
-	@$(PYTEST) -n 12 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
+	@$(PYTEST) -n 20 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
 # First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
 # in the long form.
-ON_TSAN = -n 12 --binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook --slow=3
+ON_TSAN = -n 20 --binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook --slow=3
 ALONE = config or datagram_ or answers or hostile or trace or proxy or tls or trust
 check-tsan: tsan test
 	@$(PYTEST) $(ON_TSAN) -k 'not ($(ALONE))' $(SYSTEM)
 check-tsan-rest: tsan test
 	@$(PYTEST) $(ON_TSAN) -k '$(ALONE)' $(SYSTEM)
 check-short: all test
-	@$(PYTEST) -n 6 $(FAULTS)
+	@$(PYTEST) -n 8 $(FAULTS)
 check-faults: all test
-	@$(PYTEST) -n 6 --long $(FAULTS)
+	@$(PYTEST) -n 8 --long $(FAULTS)
 update: | install-vendor
 	@vendor/update.sh
 check-vendor: build/src/.done install-vendor
