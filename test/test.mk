@@ -8,6 +8,8 @@
 ## soak), a minute for each fuzzer, check-windows (in wine), check-arm64 (in an emulator), check-dist (the
 ## archives, and that another folder and another user make the same bytes).
 ## make update: looks for newer libraries and root certificates, shows what changed, rewrites vendor/lock.
+## make coverage: which lines and branches the tests run. make mutants: which small changes of the program no
+## test notices (SEED=1 COUNT=100 MUTANTS='--only unit' or --help).
 ## make asan, tsan, test, fuzz: the variants that the tests use, with sanitizers, short limits, fuzzers.
 
 CLANG ?= clang
@@ -107,6 +109,11 @@ update: | install-vendor
 	@vendor/update.sh
 check-vendor: build/src/.done install-vendor
 	@python3 test/vendor.py
+# Not part of make check: which lines and branches the tests run; which small changes no test notices.
+coverage: install-test $(GEN)
+	@test/coverage.py $(CLANG) $(OWN_FLAGS) -- $(LIB_FLAGS) -- $(SHORT) $(SHIM) -- $(LIBS)
+mutants: build/unit all test
+	@test/mutants.py $(MUTANTS)
 check-fuzz: fuzz
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
@@ -156,7 +163,7 @@ INSTALL = install-build install-demo install-test install-bench install-arm64 in
 $(INSTALL): install-%:
 	@test/install.sh $*
 
-.PHONY: asan tsan test fuzz update analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long \
-	check-lint check-analyzer check-unit check-system check-alone check-asan check-tsan check-tsan-rest \
-	check-short check-faults check-vendor check-fuzz check-binary check-readme check-demo check-dist \
-	check-arm64 check-arm64-unit check-arm64-system check-windows
+.PHONY: asan tsan test fuzz update coverage mutants analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) \
+	check-long check-lint check-analyzer check-unit check-system check-alone check-asan check-tsan \
+	check-tsan-rest check-short check-faults check-vendor check-fuzz check-binary check-readme check-demo \
+	check-dist check-arm64 check-arm64-unit check-arm64-system check-windows
