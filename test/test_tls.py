@@ -1012,7 +1012,7 @@ def test_tls_https_to_plain_http(t):
     receiver = t.receiver(on_connect=lambda connection: after_hello(BAD_REQUEST, lambda sock: None))
     program = start(t, webhook('https://127.0.0.1:%d/hook' % receiver.port, root()))
     send(program)
-    check_failed_call(t, program, NO_TLS)
+    check_failed_call(t, program, 'what answers there does not speak TLS')
     says(t, program, 'the webhook is down', 'webhook failure 1 is down', 2)
     t.check('no request was made', not receiver.requests)
 
@@ -1022,7 +1022,7 @@ def test_tls_https_to_nginx_http(t):
     nginx = t.add(Nginx(t, nginx_plain(port)))
     program = start(t, webhook('https://localhost:%d/hook' % port, root()))
     send(program)
-    check_failed_call(t, program, NO_TLS)
+    check_failed_call(t, program, 'what answers there does not speak TLS')
     t.equal('nginx took it for a bad request', {row['status'] for row in nginx.wait(1)}, {400})
 
 
