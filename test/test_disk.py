@@ -1085,7 +1085,8 @@ def test_growth_is_bounded(t):
     base.arrive(t, 'all arrive', sink, executions)
     base.until(lambda: not place.waiting(), 10)     # ends are written a moment later
     watch.close()
-    t.check('the journal stayed small', 5 << 20 < watch.most < 10 << 20, watch.most)
+    # It is rewritten at 8 MiB; what comes until the new one is synced goes into both.
+    t.check('the journal stayed small', 5 << 20 < watch.most < 16 << 20, watch.most)
     base.kill(process)
     t.equal('nothing waits after kill -9', place.waiting(), [])
     base.note(t, '%d delivered, journal at most %d bytes' % (len(executions), watch.most))
