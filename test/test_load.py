@@ -298,6 +298,7 @@ def descriptors(pid):
     return len(os.listdir('/proc/%d/fd' % pid))
 
 
+@harness.early
 @harness.limit(120, 1200)
 def test_soak(t):
     """200 alerts a second and a webhook that fails at random: memory and descriptors do not grow, nothing is lost."""
