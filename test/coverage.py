@@ -3,7 +3,7 @@
 """
 Prints which lines and branches of butler_webhook.c the tests run: unit, system, and faults in the short form.
 
-    make coverage       the Makefile gives CLANG OWN_FLAGS -- LIB_FLAGS -- SHORT SHIM -- LIBS
+    make coverage       test/test.mk gives CLANG OWN_FLAGS -- LIB_FLAGS -- SHORT SHIM -- LIBS
 
 Three programs are built with clang's source-based coverage, on the machine's own C library and without sanitizers: the unit
 tests, the program, and the program with short limits and test/shim.c. Their counters are a file that is mapped into memory

@@ -22,8 +22,8 @@ A test kills if it fails again alone; one that does not is told as `unsteady`, a
 mutant, too, are left out. A run of tests that takes ten times as long as it should (three times for system and faults), or 4 GB
 of memory, kills, too: `(time)`, `(memory)`.
 
-All is built by make in a copy, build/mutants/tree-N, with less optimization: -O0 for what clang builds (variable ASAN of the
-Makefile), -O1 for gcc. Mutants run as the tests do, as root if these do. Whatever processes a test leaves are ended.
+All is built by make in a copy, build/mutants/tree-N, with less optimization: -O0 for what clang builds (variable ASAN of
+test/test.mk), -O1 for gcc. Mutants run as the tests do, as root if these do. Whatever processes a test leaves are ended.
 """
 
 import argparse

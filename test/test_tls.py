@@ -1422,7 +1422,7 @@ def test_tls_wildcard(t):
         says(t, program, '%s is %s' % (name, 'accepted' if fits else 'refused'), expected % number)
 
 
-@harness.unix('the roots of a Linux system; windows.py has those of Windows')
+@harness.unix('the roots of a Linux system; test_windows.py has those of Windows')
 def test_trust_system_store(t):
     """cert.enable false: besides the built-in roots the system's store counts, where a company keeps its own CA."""
     port = t.port()
