@@ -4432,6 +4432,7 @@ static void
 journal_take_results(struct journal *j, int64_t now_ms)
 {
     struct disk *d = j->disk;
+    bool is_new = j->new_file >= 0 && d->sync_new; /* unless it was given up meanwhile */
 
     if (!j->asked || d->busy)
         return;
@@ -4447,11 +4448,9 @@ journal_take_results(struct journal *j, int64_t now_ms)
         j->letters_failed = false;
         buf_free(&j->letters);
     }
-    if (!d->sync_new || j->new_file < 0)
-        return;
-    if (d->new_error)
+    if (is_new && d->new_error)
         journal_fail_rewrite(j, d->new_error, now_ms);
-    else
+    else if (is_new)
         journal_place(j, now_ms);
 }
 
@@ -5793,6 +5792,7 @@ struct backlog {
     size_t waiting;                         /* deliveries that have not ended */
     unsigned long long delivered, given_up; /* those that have, since the start */
     size_t bytes, room;                     /* what payloads take; what those not dead may take */
+    size_t loaded;                          /* bytes at the start: more than room if that was cut */
     bool crowded;                           /* logged: most of the room is used */
     int64_t grace_until_ms;                 /* no alert expires before */
     struct delivery_list dead;              /* whose letters are not yet on the disk ... */
@@ -6055,8 +6055,8 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
     struct backlog *b = d->webhook->backlog;
     const struct journal *j = b->journal;
     size_t size = payload_size(d->payload);
-    size_t most = j->letters_failed ? LETTERS_WAIT_MAX : b->room + LETTERS_WAIT_MAX;
-    bool is_kept = j->folder && b->dead_bytes + size <= most;
+    size_t more = j->letters_failed ? 0 : b->room + b->loaded;
+    bool is_kept = j->folder && b->dead_bytes + size <= LETTERS_WAIT_MAX + more;
     struct buf why = {0};
 
     buf_format(&why, "%s%s%s", reason, *hint ? "; " : "", hint);
@@ -6456,7 +6456,6 @@ backlog_load(struct backlog *b, bool read_only)
     struct buf index = {0};
     struct window_key key = {.none = false};
     struct journal_record r;
-    struct delivery *d;
 
     while (journal_read_next(b->journal, &r) > 0)
         if (r.word == JOURNAL_WEBHOOK)
@@ -6469,8 +6468,9 @@ backlog_load(struct backlog *b, bool read_only)
             window_open(&b->windows->table[r.kind][r.count == WINDOW_SEEN], &key,
                 backlog_from_wall(r.wall_ms));
     buf_free(&index);
+    b->loaded = b->bytes;
     for (size_t i = b->webhooks; i < b->known && !read_only; i++)
-        while ((d = b->webhook[i].list.oldest) != NULL)
+        for (struct delivery *d; (d = b->webhook[i].list.oldest) != NULL;)
             delivery_bury(d, "its webhook is not in the configuration any more", "");
 }
 
