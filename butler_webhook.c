@@ -5612,10 +5612,10 @@ call_step(struct call *call, int64_t now_ms)
 /* ---- For other sections ---- */
 
 /*
- * Begins a call for owner and takes it as far as it goes: on an idle connection the
- * request is sent before this returns (if the server has closed it since http_step looked,
- * call_fail repeats that). If only one that still skips a body is there, it is closed,
- * unless that has come to its end. http_step gives the result.
+ * Begins a call for owner and takes it as far as it goes: on an idle connection, or one
+ * whose body has come to its end, the request is sent before this returns (if the server
+ * has closed it since we looked, call_fail repeats that). One for which http_step had no
+ * time is looked at first, as what came is no answer to this. http_step gives the result.
  */
 static void
 call_begin(struct peer *p, const struct http_request *q, void *owner, int64_t now_ms)
@@ -5632,7 +5632,7 @@ call_begin(struct peer *p, const struct http_request *q, void *owner, int64_t no
         h->call = x_check(realloc(h->call, (h->calls + 1) * sizeof(struct call *)));
         call = h->call[h->calls++] = x_calloc(1, sizeof *call);
         call->conn = (struct conn){.sock = -1, .peer = p};
-    } else if (call->state != CALL_IDLE) {
+    } else if (call->state != CALL_IDLE || call->slot < POLL_MAX) {
         call_step(call, now_ms);
         if (call->state != CALL_IDLE)
             conn_close(&call->conn);
