@@ -19,7 +19,6 @@
 
 #define _GNU_SOURCE /* CLOCK_BOOTTIME */
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -420,9 +419,7 @@ int
 __wrap_getaddrinfo(
     const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list)
 {
-    struct in6_addr address;
-    bool name = node && inet_pton(AF_INET, node, &address) != 1 &&
-        inet_pton(AF_INET6, node, &address) != 1;
+    bool name = node && !(hints && hints->ai_flags & AI_NUMERICHOST); /* the rest asks nobody */
 
     if (shim && name)
         shim_delay(&shim->resolve_delay_ms);
