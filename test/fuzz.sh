@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# test/fuzz.sh BINARY...: runs each fuzzer for FUZZ_SECONDS (10), one on each core, from the seeds in test/data/fuzz/NAME if there
-# are any. What it finds stays in build/fuzz/NAME.found/.
+# test/fuzz.sh BINARY...: runs each fuzzer for FUZZ_SECONDS (10), one on each core, from the seeds in test/data/fuzz/NAME or
+# test/data/NAME if there are any. What it finds stays in build/fuzz/NAME.found/.
 cd "$(dirname "$0")/.." || exit 1
 
 # run BINARY: runs one; says how many inputs it tried, or what it found.
@@ -11,6 +11,7 @@ run() {
     found=build/fuzz/$name.found
     mkdir -p "$found" "build/fuzz/$name.corpus"
     seeds=test/data/fuzz/$name
+    [ -d "$seeds" ] || seeds=test/data/$name
     [ -d "$seeds" ] || seeds=
     # shellcheck disable=SC2086
     if "$1" -max_total_time="${FUZZ_SECONDS:-10}" -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \

@@ -1,0 +1,260 @@
+"""
+The command line: what each command prints and its exit code; and starting: what keeps the program from it, and what it makes
+before it listens. --check of configurations is test_config.py's, --replay test_letters.py's, --install test_windows.py's.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import uuid
+
+import pytest
+
+import faults_base as base
+import harness
+import words
+
+NOWHERE = [{'url': 'http://127.0.0.1:1/'}]
+OPTIONS = set('--check --test --pending --json --replay --install --uninstall --version --help --licenses'.split())
+OWN_CHECK = {'enableSourceValidation': True, 'allowedSources': ['10.0.0.1']}
+
+
+# ---- Commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('line', [
+    '', 'FILE FILE', '--chekc FILE', '-x', '--check', '--test', '--pending', '--replay', '--pending --json', '--install',
+    '--check FILE FILE', '--pending FILE FILE', '--check --test FILE', '--version FILE', '--uninstall FILE', '--json FILE',
+    '--json --pending FILE', '--replay --json FILE', '--check --json FILE', 'FILE --check'])
+def test_cli_wrong_usage(t, line):
+    path, _ = t.config(NOWHERE)
+    done = t.run(*[path if word == 'FILE' else word for word in line.split()])
+    options = re.match('(?:-[a-z-]* ?)*', line)[0].strip()
+    t.equal('exit code and output', (done.returncode, done.stdout, done.stderr), (
+        2, '', 'butler_webhook: wrong usage%s; see butler_webhook --help\n' % (options and ': ' + options)))
+
+
+def test_cli_texts(t):
+    """--help, --version, --licenses."""
+    done = t.run('--help')
+    t.equal('--help', (done.returncode, done.stderr), (0, ''))
+    t.equal('it names what there is', set(re.findall(r'--\w+', done.stdout)), OPTIONS)
+    t.check('it fits a console', max(map(len, done.stdout.splitlines())) <= 100, done.stdout)
+    done = t.run('--version')
+    t.equal('--version', (done.returncode, done.stderr), (0, ''))
+    version = r'butler_webhook \d+\.\d+\.\d+, root certificates of 20\d\d-\d\d-\d\d\n'
+    t.check('it is one line', re.fullmatch(version, done.stdout), repr(done.stdout))
+    done = t.run('--licenses')
+    t.equal('--licenses', (done.returncode, done.stderr), (0, ''))
+    for word in ('Mbed TLS', 'libyaml', 'cJSON', 'mingw-w64' if harness.WINDOWS else 'musl', 'Mozilla', 'MIT', 'Apache',
+                 'Permission is hereby granted', 'WITHOUT WARRANT'):
+        t.check('it has %r' % word, word.lower() in done.stdout.lower())
+    for reader in ('head -n 1', 'true'):
+        done = subprocess.run(['sh', '-c', '"$@" --licenses | ' + reader, 'sh'] + harness.SYSTEM.command(t.binary, []),
+                              capture_output=True, text=True, env=t.environment())
+        t.equal('a reader that goes away: %s' % reader, (done.returncode, done.stderr), (0, ''))
+
+
+def test_cli_file_like_an_option(t):
+    t.config(NOWHERE, name='--check')
+    t.equal('exit code', t.run('--check', './--check', cwd=t.tmp).returncode, 0)
+
+
+@harness.unix('what Windows has')
+def test_cli_for_windows(t):
+    path, _ = t.config(NOWHERE)
+    for args, words_of_it in ((['--install', path], 'samples/butler_webhook.service'), (['--uninstall'], 'systemctl disable')):
+        done = t.run(*args)
+        t.equal('%s: exit code and stderr' % args[0], (done.returncode, done.stderr), (2, ''))
+        t.check('%s: it says what to do here' % args[0], words_of_it in done.stdout, done.stdout)
+
+
+def test_cli_test(t):
+    """--test calls each webhook once, also while they are off, and says how it went; it leaves nothing behind."""
+    receiver = t.receiver(lambda request, connection: harness.response(404 if request.path == '/gone' else 201))
+    good = [{'url': receiver.url('/post'), 'description': 'Desk'},
+            {'url': receiver.url('/get'), 'method': 'GET', 'kind': 'aborted'}]
+    path, _ = t.config(good, notification={'enable': False})
+    done = t.run('--test', path)
+    t.equal('all good: exit code and stderr', (done.returncode, done.stderr), (0, ''))
+    lines = done.stdout.splitlines()
+    t.equal('the head', lines[0].split(), ['webhook', 'result', 'status', 'ms', 'URL'])
+    rows = [re.sub(r'\d+ +http', 'N http', ' '.join(line.split())) for line in sorted(lines[1:])]
+    t.equal('the rows', rows, ['aborted 1 ok 201 N http://127.0.0.1:%d/get' % receiver.port,
+                               'failure 1 ("Desk") ok 201 N http://127.0.0.1:%d/post' % receiver.port])
+    found = {request.path: request for request in receiver.requests}
+    t.equal('each was called once', (len(receiver.requests), set(found)), (2, {'/post', '/get'}))
+    for place, event in (('/post', 'Qlik Sense reload failed'), ('/get', 'Qlik Sense reload aborted')):
+        alert = found[place].event()
+        t.equal('%s: the test alert' % place, (alert['event'], alert['taskName']), (event, 'butler_webhook test'))
+        t.equal('%s: its ids' % place, {alert[key] for key in ('taskId', 'appId', 'executionId')}, {str(uuid.UUID(int=0))})
+        t.equal('%s: its mark' % place, found[place].get('webhook-test'), 'true')
+        number = re.fullmatch(r'msg_([0-9a-f]{32})_[fa]_[0-9a-f]{8}', found[place].get('webhook-id'))
+        t.check('%s: its webhook-id has the time' % place, number and abs(int(number[1], 16) - time.time() * 1000) < 3600000)
+    t.equal('nothing is left', os.listdir(t.tmp), ['butler.yaml'])
+
+    path, _ = t.config(good + [{'url': receiver.url('/gone')}, {'url': 'http://127.0.0.1:%d/' % t.port()}])
+    done = t.run('--test', path)
+    t.equal('two are bad: exit code', done.returncode, 1)
+    t.equal('the good ones are ok', len(re.findall(r'(?m)^\S+ 1.* ok +201 ', done.stdout)), 2)
+    t.check('a status', re.search(r'(?m)^failure 2 +FAILED +404 .*/gone\n +status 404.*\n +.*webhookURL', done.stdout),
+            done.stdout)
+    t.check('no answer', re.search(r'(?m)^failure 3 +FAILED +- .*\n +.*refused', done.stdout), done.stdout)
+
+
+def test_cli_pending(t):
+    """--pending before the first start, while the service runs, and afterwards, for people and for programs."""
+    receiver = t.receiver(lambda request, connection: harness.response(404))
+    path, _ = t.config([{'url': 'http://bob:secret@127.0.0.1:%d/?key=secret' % t.port(), 'description': 'Desk'},
+                        {'url': receiver.url('/gone?key=secret')}])
+
+    def pending(*options):
+        done = t.run('--pending', *options, path)
+        t.equal('--pending: exit code and stderr', (done.returncode, done.stderr), (0, ''))
+        t.equal('--pending: secrets', done.stdout.count('secret'), 0)
+        return done.stdout if not options else json.loads(done.stdout)
+
+    nothing = {'waiting': [], 'dead': [], 'handedOver': []}
+    t.equal('before the first start', pending('--json'), nothing)
+    t.check('a table', pending().startswith('0 waiting: '), pending())
+    t.equal('no folder is made', os.listdir(t.tmp), ['butler.yaml'])
+    program = t.start(path)
+    program.send(harness.datagram(task='Sales'))
+    t.check('one is down', program.wait_log(words.down('failure 1')))
+    t.check('one is dead', program.wait_log(words.given_up('failure 2')))
+
+    def both_are_told():
+        found = pending('--json')
+        return found['dead'] and found['waiting'][0]['attempts']
+
+    t.check('both are told', base.until(both_are_told))
+    for when in ('running', 'stopped'):
+        found = pending('--json')
+        t.equal('%s: what waits' % when, [(entry['webhook'], entry['alert']['taskName']) for entry in found['waiting']],
+                [('failure 1 ("Desk")', 'Sales')])
+        t.equal('%s: what is dead' % when, [(entry['webhook'], entry['alert']['taskName']) for entry in found['dead']],
+                [('failure 2', 'Sales')])
+        t.check('%s: the table' % when, re.match(
+            r'1 waiting: .*\n.*  failure 1 \("Desk"\)  Sales: .*refused.*\ndead letters: .*\n.*  1  failure 2  Sales: .*404.*\n'
+            r'handed over .*:\n$', pending()), pending())
+        if when == 'running':
+            t.equal('stops', program.stop(), 0)
+
+
+# ---- Starting -------------------------------------------------------------------------------------------------------
+
+
+def refused(t, path, reason, in_log=True):
+    """The program does not start: exit code 1, and the reason on stderr and, once there is a log, on the console."""
+    done = t.run(path)
+    t.equal('exit code', done.returncode, 1)
+    t.check('stderr has the reason', re.fullmatch('butler_webhook: %s\n' % reason, done.stderr), repr(done.stderr))
+    if in_log:
+        t.check('so has the console', re.search('(?m) error: %s$' % reason, done.stdout), repr(done.stdout))
+    t.equal('--check does not look', t.run('--check', path).returncode, 0)
+
+
+def test_start_port_in_use(t):
+    path, port = t.config(NOWHERE)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(('127.0.0.1', port))
+        refused(t, path, r'cannot listen on 127\.0\.0\.1:%d \(UDP\).*in use.*' % port)
+    base.until(lambda: harness.port_is_free(port))      # a child that another test starts at this moment holds it until its exec
+    t.equal('it starts when it is free', t.start(path).stop(), 0)
+
+
+@pytest.mark.parametrize('host', [
+    pytest.param('192.0.2.1', marks=harness.unix('wine binds to any address')), 'nowhere.invalid'])
+def test_start_address_that_is_not_ours(t, host):
+    path, port = t.config(NOWHERE, udp=dict(OWN_CHECK, serverHost=host))
+    refused(t, path, r'cannot listen on %s:%d \(UDP\).*' % (re.escape(host), port))
+
+
+@pytest.mark.parametrize('folder', ['taken', 'taken/log', '/proc/nowhere/log'])
+def test_start_log_directory_unusable(t, folder):
+    with open(os.path.join(t.tmp, 'taken'), 'w', encoding='utf-8'):
+        pass
+    path, _ = t.config(NOWHERE, fileLogging=True, logDirectory=folder)
+    refused(t, path, r'Butler\.logDirectory: .*%s.*' % re.escape(folder), in_log=False)
+
+
+@pytest.mark.parametrize('setting, folder', [({'logDirectory': 'new'}, 'new'), ({'logDirectory': ''}, 'log'), ({}, 'log')])
+def test_start_log_directory(t, setting, folder):
+    """It is made beside the configuration; an empty one is the default."""
+    path, _ = t.config(NOWHERE, fileLogging=True, **setting)
+    program = t.start(path, cwd='/')
+    t.equal('stops', program.stop(), 0)
+    files = os.listdir(os.path.join(t.tmp, folder))
+    t.check('there is one file', len(files) == 1 and re.fullmatch(r'butler_webhook\.[\d-]{10}\.log', files[0]), files)
+    t.equal('it has what the console has', t.read(os.path.join(t.tmp, folder, files[0])), program.stdout)
+
+
+STATE_PLACES = {
+    'default': (None, 'butler_webhook.state'),
+    'null': ('~', 'butler_webhook.state'),
+    'relative': ("'wo die Alarme wärten'", 'wo die Alarme wärten'),
+    'above': ('../beside', '../beside'),
+    'absolute': ('TMP/absolute path', '../absolute path'),
+}
+
+
+@pytest.mark.parametrize('name', STATE_PLACES)
+def test_start_state_directory(t, name):
+    """Where it is made: relative paths are counted from the configuration file."""
+    value, folder = STATE_PLACES[name]
+    os.mkdir(os.path.join(t.tmp, 'config'))
+    folder = os.path.normpath(os.path.join(t.tmp, 'config', folder))
+    setting = {} if value is None else {'stateDirectory': harness.Raw(harness.SYSTEM.setting(value.replace('TMP', t.tmp)))}
+    path, _ = t.config(NOWHERE, name='config/butler.yaml', butlerWebhook=setting)
+    program = t.start(path, cwd='/')
+    told = program.wait_log(r' info: state directory (.*): 0 alerts wait, 0 bytes of dead letters$')
+    t.equal('the log names it', told and os.path.normpath(told[1]), folder)
+    t.equal('no warning', program.lines(' warn: '), [])
+    t.equal('what is in it', sorted(os.listdir(folder)), ['journal', 'lock'])
+    t.equal('it is for the owner only', os.stat(folder).st_mode & (0o700 | harness.SYSTEM.others), 0o700)
+
+
+def test_start_state_directory_of_systemd(t):
+    """STATE_DIRECTORY, of which the first folder counts, takes the place of the default; '' keeps alerts in memory."""
+    env = {'STATE_DIRECTORY': '/first/one:/second'}
+    path, _ = t.config(NOWHERE)
+    t.check('the first of several', '\nkeeps alerts in /first/one, at most' in t.run('--check', path, env=env).stdout)
+    path, _ = t.config(NOWHERE, butlerWebhook={'stateDirectory': ''})
+    before = sorted(os.listdir(t.tmp))
+    program = t.start(path, env=env)
+    t.check('it is warned', program.lines(words.MEMORY_ONLY), program.log)
+    t.equal('stops', program.stop(), 0)
+    t.equal('nothing is made', sorted(os.listdir(t.tmp)), before)
+
+
+@pytest.mark.parametrize('folder', [
+    'taken', 'taken/state', pytest.param('no/such', marks=harness.unix('wine gives another reason'))])
+def test_start_state_directory_unusable(t, folder):
+    """The reason is told on stderr, on the console and in the log file; --pending ends, too. More is in test_disk.py."""
+    with open(os.path.join(t.tmp, 'taken'), 'w', encoding='utf-8'):
+        pass
+    path, _ = t.config(NOWHERE, fileLogging=True, logDirectory='log', butlerWebhook={'stateDirectory': folder})
+    reason = r'butlerWebhook\.stateDirectory: .*%s.*' % re.escape(folder)
+    refused(t, path, reason)
+    log = os.path.join(t.tmp, 'log', os.listdir(os.path.join(t.tmp, 'log'))[0])
+    t.check('so has the log file', re.search('(?m) error: %s$' % reason, t.read(log)), t.read(log))
+    t.check('--pending ends', t.run('--pending', path).returncode in (0, 1))
+
+
+def test_start_warnings(t):
+    """A warning does not keep the program from starting. At each start the log has it, and stderr stays empty."""
+    cert = {'enable': False, 'rejectUnauthorized': False}
+    path, _ = t.config([{'url': 'https://127.0.0.1:1/', 'cert': cert, 'colour': 'red'}], udp={'serverHost': '0.0.0.0'})
+    program = t.start(path)
+    t.equal('stops', program.stop(), 0)
+    for word in ('failure 1: rejectUnauthorized is false', 'unknown key "colour" is ignored', 'listening on 0.0.0.0, beyond '):
+        found = program.lines(r' warn: .*%s:\d+:\d+: .*%s' % (re.escape(path), re.escape(word)))
+        t.equal('warns of %s' % word, len(found), 1)
+    t.equal('no other warning', len(program.lines(' (warn|error): ')), 3)
+    path, _ = t.config(NOWHERE)
+    program = t.start(path)
+    t.equal('stops again', program.stop(), 0)
+    t.equal('nothing to warn of', program.lines(' (warn|error): '), [])
