@@ -115,7 +115,7 @@ class Names:
         address = '127.%d.%d.%d' % tuple(2 + byte % 250 for byte in os.urandom(3))
         self.sock.bind((address, 53))
         self.wrap = harness.with_files(t, {
-            '/etc/hosts': '127.0.0.1 localhost\n',
+            '/etc/hosts': '\n',
             '/etc/resolv.conf': 'nameserver %s\noptions timeout:30 attempts:2\n' % address})
         self.hosts = os.path.join(t.tmp, 'mounted-0')       # the first of these files
         threading.Thread(target=self._serve, daemon=True).start()
@@ -414,22 +414,22 @@ def test_stop_when_all_are_stuck(t, store):
                                                     at(80, 'hooks.invalid'), {'url': 'https://hooks.invalid/'}]
     program = start(t, *bad, *map(hook, good), hook(not_read, kind='aborted'), timeoutSeconds=300, **store,
                     env={'HTTP_PROXY': proxy.url(), 'HTTPS_PROXY': proxy.url(), 'NO_PROXY': '127.0.0.1'})
-    sent = send_many(program, 10)
-    send_many(program, 2, 'large', message=LARGE, id='/scheduler-task-aborted/')
+    sent = send_many(program, 6)
+    send_many(program, 1, 'large', message=LARGE[:20000], id='/scheduler-task-aborted/')
     for receiver in good:
-        once_each(t, 'all arrive at a good one', names(receiver.wait(10, timeout=30)), sent)
+        once_each(t, 'all arrive at a good one', names(receiver.wait(6, timeout=30)), sent)
     for receiver in stuck + handshakes + [aim, proxy, not_read]:
         t.check('it is called', receiver.wait_connections(1))
-    says(t, program, words.delivered(status=200), 20)
-    says(t, program, words.accepted(), 12)
-    left = 10 * len(bad) + 2
-    end(t, program, accepted=12, delivered=20, **{'lost' if store else 'waiting': left})
+    says(t, program, words.delivered(status=200), 12)
+    says(t, program, words.accepted(), 7)
+    left = 6 * len(bad) + 1
+    end(t, program, accepted=7, delivered=12, **{'lost' if store else 'waiting': left})
     over.set()
     if store:
         for place in range(1, len(bad) + 1):
             lost = whole(program, words.lost('failure %d: ' % place))
             t.equal('failure %d: alerts that are lost' % place, sorted(lost), sorted(sent))
-        t.equal('the large ones', whole(program, words.lost('aborted 1: ')), ['large 1', 'large 2'])
+        t.equal('the large one', whole(program, words.lost('aborted 1: ')), ['large 1'])
         return
     before = [len(receiver.requests) for receiver in stuck] + [0]
     waiting = pending(t, program)
@@ -437,14 +437,14 @@ def test_stop_when_all_are_stuck(t, store):
     well.set()
     stuck.append(t.receiver(port=refused))
     again = t.start(program.config)
-    says(t, again, words.delivered(status=200), 10 * len(stuck))
+    says(t, again, words.delivered(status=200), 6 * len(stuck))
     for place, receiver in enumerate(stuck):
         kept = waiting['failure %d' % (place + 1)]
         old, new = receiver.requests[:before[place]], receiver.requests[before[place]:]
         t.equal('each arrives once', sorted(ids(new)), sorted(kept))
         t.check('with the id and the fields that it had', all(kept.get(request.get('webhook-id')) == request.json()
                                                               for request in old + new), ids(old))
-    end(t, again, received=0, delivered=10 * len(stuck), waiting=left - 10 * len(stuck))
+    end(t, again, received=0, delivered=6 * len(stuck), waiting=left - 6 * len(stuck))
 
 
 def test_stop_when_names_hang(t):
@@ -568,7 +568,7 @@ def test_connection_early_answer(t, scheme):
 @pytest.mark.parametrize('hanging, working', (('::1', '127.0.0.1'), ('127.0.0.1', '::1')))
 def test_connection_family_hangs(t, hanging, working):
     """One family of localhost hangs, the other answers: the hanging one gets its share of the time, then the last place."""
-    if not os.path.exists('/proc/net/if_inet6'):
+    if not base.read('/proc/net/if_inet6'):
         t.skip('there is no IPv6')
     receiver = t.receiver(host=working, port=full_port(t, hanging))
     program = start(t, at(receiver.port, 'localhost'), timeoutSeconds=20)
@@ -630,7 +630,7 @@ def test_stop_not_by_ignored_signal(t, name):
 @both_stores
 def test_stop_after_burst(t, store):
     """More has just arrived than can be sent in time: calls go on, but none is cut; what is left is lost, or waits on disk."""
-    receiver = t.receiver(lambda request, connection: time.sleep(0.7) or OK)
+    receiver = t.receiver(lambda request, connection: time.sleep(0.5) or OK)
     program = start(t, hook(receiver), maxConcurrent=1, **store)
     sent = send_many(program, 300)
     receiver.wait(1)
@@ -702,6 +702,10 @@ def test_stop_at_once(t):
 @pytest.mark.parametrize('console', ('unread', 'gone', 'full', 'none'))
 def test_console_that_takes_nothing(t, console):
     """Alerts go on, and the log goes to no webhook; where the log hangs the end has exit code 1 and the counts on stderr."""
+    def listens():
+        with open('/proc/net/udp') as file:
+            return ':%04X ' % port in file.read()
+
     if harness.WINDOWS and console == 'none':
         t.skip('wine does not run without standard streams')
     reader, writer = os.pipe() if console in ('unread', 'gone') else (None, os.open('/dev/full', os.O_WRONLY))
@@ -711,7 +715,7 @@ def test_console_that_takes_nothing(t, console):
     path, port = t.config([hook(receiver)])
     program = t.start(path, stdout=writer, wrap=['sh', '-c', 'exec "$@" <&- >&- 2>&-', 'sh'] if console == 'none' else ())
     os.close(writer)
-    t.require('it listens', base.until(lambda: not harness.port_is_free(port)))
+    t.require('it listens', base.until(listens))
     if console == 'gone':
         os.close(reader)
     sent = []
@@ -730,6 +734,8 @@ def test_console_that_takes_nothing(t, console):
 @harness.unix('a limit on descriptors hits wine itself')
 def test_limits_too_few_descriptors(t):
     """Too few of them to start: it says so."""
+    if SANITIZED:
+        t.skip('a sanitizer needs some itself')
     path, _ = t.config([at(t.port())])
     program = t.start(path, wrap=['sh', '-c', 'ulimit -n 7; exec "$@"', 'sh'], wait=False)
     program.expect_exit, program.expect_stderr = 1, True
