@@ -431,8 +431,8 @@ def test_stop_when_all_are_stuck(t, store):
             t.equal('failure %d: alerts that are lost' % place, sorted(lost), sorted(sent))
         t.equal('the large one', whole(program, words.lost('aborted 1: ')), ['large 1'])
         return
-    before = [len(receiver.requests) for receiver in stuck] + [0]
     waiting = pending(t, program)
+    before = [len(receiver.requests) for receiver in stuck] + [0]
     t.equal('what waits on disk', sum(map(len, waiting.values())), left)
     well.set()
     stuck.append(t.receiver(port=refused))
