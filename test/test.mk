@@ -70,7 +70,7 @@ build/linux/warnings.o: $(TESTED) | build/musl-linux/lib/libc.a
 # The tests in Python. Most of them wait most of the time, so twenty run side by side. Debian's pytest
 # belongs to Debian's python3.
 PYTEST = /usr/bin/python3 -m pytest --dist loadgroup
-SYSTEM = $(addprefix test/test_,calls.py config.py http.py tls.py)
+SYSTEM = $(addprefix test/test_,alerts.py answers.py cli.py config.py delivery.py tls.py)
 FAULTS = $(addprefix test/test_,journal.py disk.py letters.py network.py load.py)
 
 # Each check prints what fails and ends with a line `N passed, N failed`; test/run.sh adds them up.
@@ -96,7 +96,7 @@ check-asan: asan test
 # First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
 # in the long form.
 ON_TSAN = -n 20 --binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook --slow=3
-ALONE = config or datagram_ or answers or hostile or trace or proxy or tls or trust
+ALONE = test_config or test_cli or datagram_ or answers or hostile or trace or proxy or tls or trust
 check-tsan: tsan test
 	@$(PYTEST) $(ON_TSAN) -k 'not ($(ALONE))' $(SYSTEM)
 check-tsan-rest: tsan test
@@ -130,7 +130,7 @@ check-arm64-unit: build/unit-arm64 | install-emulator
 	@qemu-aarch64-static build/unit-arm64
 # Without the tests that limit memory, descriptors or threads, of which the emulator needs more, or that time
 # hundreds of calls.
-HEAVY = config_hostile or config_random or hostile_memory or of_all_at_once or too_few_descriptors \
+HEAVY = config_hostile or answers_memory or hostile_memory or of_all_at_once or too_few_descriptors \
 	or limits_threads
 check-arm64-system: build/arm64/run arm64 test
 	@$(PYTEST) -n 8 --reruns 1 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
