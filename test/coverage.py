@@ -3,22 +3,15 @@
 """
 Prints which lines and branches of butler_webhook.c the tests run: unit, system, and faults in the short form.
 
-    make coverage       test/test.mk gives CLANG OWN_FLAGS -- LIB_FLAGS -- SHORT SHIM -- LIBS
+    make coverage       test/test.mk gives the compiler and its flags, `--`, and those for short limits and the shim
 
-Three programs are built with clang's source-based coverage, on the machine's own C library and without sanitizers: the unit
-tests, the program, and the program with short limits and test/shim.c. Their counters are a file that is mapped into memory
-(%c in its name), so a process that is killed with -9 has counted all that it did. All processes of a program share one file
-(%m) and count with atomic operations. The file's name is compiled in, as the tests start programs with an environment and a
-folder of their own; it lies under /tmp with mode 666, as one test runs the program as another user.
+The unit tests, the program, and the program with short limits and test/shim.c are built with clang's source-based coverage. Their
+counters are a file that is mapped into memory (%c in its name), so a process that is killed with -9 has counted, too. All
+processes of a program share one (%m). Its name is compiled in, and its mode is 666, as one test runs the program as another user.
 
-build/coverage then holds
-    uncovered.txt   function, line and text of each line that never ran, and of each branch that went one way only
-    annotated.txt   the whole file with counts (llvm-cov show)
-    *.profraw, *.profdata, unit.log, system.log, faults.log
-
-Limits. A call that never returns (exit, kill -9 inside it) counts the lines after it, up to the next branch, as run. Branches
-that the compiler knows to be constant are left out, so is what is not compiled here (_WIN32). A line counts as run if one part
-of it did. A test that fails is shown and changes nothing else. BUTLER_SLOW (2 here unless set) is the tests' patience.
+build/coverage then holds uncovered.txt (function, line and text of each line that never ran, and of each branch that went one way
+only), annotated.txt (the whole file with counts), and the logs of the tests. A call that never returns counts the lines after it,
+up to the next branch, as run. A line counts as run if one part of it did. A test that fails is shown and changes nothing else.
 """
 
 import collections
@@ -26,7 +19,6 @@ import glob
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,44 +27,25 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUT = 'build/coverage'
 SOURCE = 'butler_webhook.c'
 # -O1 makes nothing of the counts less exact: they are written before the compiler optimizes.
-BASIC = ['-g', '-O1']
-PROFILE = ['-fcoverage-mapping', '-fprofile-update=atomic', '-mllvm', '-runtime-counter-relocation']
+PROFILE = ['-g', '-O1', '-fcoverage-mapping', '-fprofile-update=atomic', '-mllvm', '-runtime-counter-relocation']
 PROGRAMS = {'unit': OUT + '/unit', 'program': OUT + '/butler_webhook', 'short': OUT + '/test/butler_webhook'}
 
 
-def run(*command, **options):
+def run(*command):
     """Runs a tool; its output. Ends this program if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, **options)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit('%s ended with %d' % (command[0], done.returncode))
     return done.stdout
 
 
-def split(words):
-    """The lists between the words `--`."""
-    lists = [[]]
-    for word in words:
-        if word == '--':
-            lists.append([])
-        else:
-            lists[-1].append(word)
-    return lists
-
-
-def build(clang, own, lib, short, objects, raw):
-    """Builds the three programs; the libraries without coverage, and only if that is not done yet."""
-    libs = []
-    for name in objects:
-        target, source = '%s/lib/%s' % (OUT, name), 'build/src/%s.c' % name[:-2]
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if not os.path.exists(target) or os.path.getmtime(target) < os.path.getmtime('build/src/.done'):
-            run(clang, *lib, *BASIC, '-c', source, '-o', target)
-        libs.append(target)
-    for name, more, sources in (('unit', ['-isystem', 'test/plain'], ['test/unit.c']), ('program', [], [SOURCE]),
-                                ('short', short, [SOURCE, 'test/shim.c'])):
+def build(compiler, short, raw):
+    """Builds the three programs."""
+    for name, more in (('unit', ['-isystem', 'test/plain', 'test/unit.c']), ('program', [SOURCE]),
+                       ('short', [*short, SOURCE, 'test/shim.c'])):
         print('building %s' % PROGRAMS[name], flush=True)
         os.makedirs(os.path.dirname(PROGRAMS[name]), exist_ok=True)
-        run(clang, *own, *BASIC, *PROFILE, '-fprofile-instr-generate=%s/%s-%%m%%c.profraw' % (raw, name), *more, *sources, *libs,
+        run(*compiler, *PROFILE, '-fprofile-instr-generate=%s/%s-%%m%%c.profraw' % (raw, name), *more, OUT + '/libs.a',
             '-o', PROGRAMS[name], '-lpthread', '-lm')
 
 
@@ -110,15 +83,11 @@ def measure(raw):
     return lines, branches
 
 
-def percent(part, whole):
-    return '%d of %d (%.1f %%)' % (part, whole, 100 * part / max(1, whole))
-
-
 def report(what, lines, branches):
     ways = [way for counts in branches.values() for way in counts]
-    print('%-24s lines %s, branches %s' % (what, percent(sum(lines.values()), len(lines)),
-                                           percent(sum(map(bool, ways)), len(ways))),
-          flush=True)
+    counts = sum(lines.values()), len(lines), sum(map(bool, ways)), len(ways)
+    print('%-24s lines %d of %d (%.1f %%), branches %d of %d (%.1f %%)' % (
+        what, *counts[:2], 100 * counts[0] / counts[1], *counts[2:], 100 * counts[2] / counts[3]), flush=True)
 
 
 def write_uncovered(lines, branches):
@@ -133,9 +102,8 @@ def write_uncovered(lines, branches):
         what = text[line - 1][column - 1:end - 1 if end_line == line else None]
         if lines.get(line) and not all(counts):
             missing[line].append('never %s: %s' % ('true' if counts[1] else 'false' if counts[0] else 'decided', what))
-    function = '(none)'
+    function = told = None
     with open(OUT + '/uncovered.txt', 'w') as out:
-        told = None
         for number, line in enumerate(text, 1):
             match = re.match(r'(\w+)\(', line)
             function = match.group(1) if match else function
@@ -148,29 +116,21 @@ def write_uncovered(lines, branches):
 
 def main():
     os.chdir(ROOT)
-    (clang, *own), lib, short, objects = split(sys.argv[1:])
-    os.makedirs(OUT, exist_ok=True)
-    for path in glob.glob(OUT + '/*.prof*'):
-        os.unlink(path)
-    raw = tempfile.mkdtemp(prefix='butler_webhook-coverage-', dir='/tmp')
-    os.chmod(raw, 0o755)
-    try:
-        build(clang, own, lib, short, objects, raw)
+    end = sys.argv.index('--')
+    with tempfile.TemporaryDirectory(prefix='butler_webhook-coverage-') as raw:
+        os.chmod(raw, 0o755)
+        build(sys.argv[1:end], sys.argv[end + 1:], raw)
         for name in ('program', 'short'):       # makes the files of counters
             run(PROGRAMS[name], '--version')
         for path in glob.glob(raw + '/*.profraw'):
             os.chmod(path, 0o666)
-        for name, *modules in (('unit',), ('system', 'calls', 'config', 'http', 'tls'),
-                               ('faults', 'journal', 'disk', 'letters', 'network', 'load')):
-            test(name, *(['/usr/bin/python3', '-m', 'pytest', '-n', '8', *('test/test_%s.py' % module for module in modules)]
-                         if modules else [PROGRAMS['unit']]))
+        for name, modules in (('unit', ''), ('system', 'calls config http tls'), ('faults', 'journal disk letters network load')):
+            pytest = ['/usr/bin/python3', '-m', 'pytest', '-n', '8', '--dist', 'loadgroup']
+            files = ['test/test_%s.py' % module for module in modules.split()]
+            test(name, *([*pytest, *files] if files else [PROGRAMS['unit']]))
             lines, branches = measure(raw)
             report(name if name == 'unit' else 'and ' + name, lines, branches)
         write_uncovered(lines, branches)
-        for path in glob.glob(raw + '/*.profraw'):
-            shutil.copy(path, OUT)
-    finally:
-        shutil.rmtree(raw, ignore_errors=True)
     print('%s/uncovered.txt lists the rest, %s/annotated.txt has all counts' % (OUT, OUT))
 
 

@@ -37,9 +37,13 @@ build/asan/%.o: $(THEIRS) | install-test
 	$(RUN) $(ASAN) $(LIB_FLAGS) -c build/src/$*.c -o $@
 build/tsan/%.o: $(THEIRS) | install-test
 	$(RUN) $(TSAN) $(LIB_FLAGS) -c build/src/$*.c -o $@
+build/coverage/%.o: $(THEIRS) | install-test
+	$(RUN) $(CLANG) -g -O1 $(LIB_FLAGS) -c build/src/$*.c -o $@
 build/asan/libs.a: $(LIBS:%=build/asan/%)
 	$(RUN) rm -f $@ && $(AR) rcs $@ $^
 build/tsan/libs.a: $(LIBS:%=build/tsan/%)
+	$(RUN) rm -f $@ && $(AR) rcs $@ $^
+build/coverage/libs.a: $(LIBS:%=build/coverage/%)
 	$(RUN) rm -f $@ && $(AR) rcs $@ $^
 
 # The variants.
@@ -110,8 +114,8 @@ update: | install-vendor
 check-vendor: build/src/.done install-vendor
 	@python3 test/vendor.py
 # Not part of make check: which lines and branches the tests run; which small changes no test notices.
-coverage: install-test $(GEN)
-	@test/coverage.py $(CLANG) $(OWN_FLAGS) -- $(LIB_FLAGS) -- $(SHORT) $(SHIM) -- $(LIBS)
+coverage: build/coverage/libs.a $(GEN)
+	@test/coverage.py $(CLANG) $(OWN_FLAGS) -- $(SHORT) $(SHIM)
 mutants: build/unit all test
 	@test/mutants.py $(MUTANTS)
 check-fuzz: fuzz
