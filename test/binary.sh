@@ -3,14 +3,9 @@
 #
 # test/binary.sh: checks on the binary itself: what kind of file it is, what it needs to run, what is inside, and that the same
 # sources give the same bytes; and that a wrong checksum stops the build. Wants build/butler_webhook.
-set -u
-cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=test/checks.sh
+. "$(dirname "$0")/checks.sh"
 binary=$PWD/build/butler_webhook
-. test/checks.sh
-tmp=$(mktemp -d)
-pids=()
-# shellcheck disable=SC2154 # p is the loop's
-trap 'for p in "${pids[@]}"; do kill "$p" 2>/dev/null; done; rm -rf "$tmp"' EXIT
 
 check_elf binary "$binary" X86-64 0x1000 680000
 
@@ -31,15 +26,8 @@ while read -r name version _; do
 done <vendor/lock
 
 # Another folder: a wrong checksum stops the build, and right ones give the same bytes, without a download.
-copy="$tmp/another folder's path is longer/butler"
-copy=${copy// /_}
-copy=${copy//\'/}
-mkdir -p "$copy/test"
-cp -r Makefile LICENSE butler_webhook.c "$copy/"
-cp test/install.sh test/test.mk "$copy/test/"
-mkdir "$copy/vendor" && cp vendor/* "$copy/vendor/" 2>/dev/null
-copy_vendor "$tmp/vendor"
-export VENDOR_DIR="$tmp/vendor"
+copy=$tmp/another_folder_with_a_longer_path/butler
+copy_sources "$copy"
 read -r sum file < <(awk '$1 == "libyaml" { print $4, $6 }' vendor/lock)
 mv "$tmp/vendor/$file" "$tmp/good"
 { cat "$tmp/good" && echo; } >"$tmp/vendor/$file"

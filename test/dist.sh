@@ -4,15 +4,9 @@
 # test/dist.sh NAME...: checks the archives of these platforms in build/dist, the binaries and the lists of parts in them, and
 # that a build in another folder, by another user, with another umask, time zone and language gives the same bytes.
 # SOURCE_DATE_EPOCH is the date that the archives were made with.
-set -u
-cd "$(dirname "$0")/.." || exit 1
-names=$*
-version=$(sed -n 's/^.define VERSION "\(.*\)".*/\1/p' butler_webhook.c)
+# shellcheck source=test/checks.sh
+. "$(dirname "$0")/checks.sh"
 top=butler_webhook-$version
-. test/checks.sh
-tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
-trap 'exit 1' HUP INT TERM
 
 # check_pe NAME FILE: a program for Windows that needs nothing but what each Windows has.
 check_pe() {
@@ -38,18 +32,8 @@ check_pe() {
 check "SHA256SUMS" env -C build/dist sha256sum --strict --quiet -c SHA256SUMS
 check "SHA256SUMS names all" [ "$(sed 's/^[0-9a-f]\{64\}  //' build/dist/SHA256SUMS | tr '\n' ' ')" = \
     "$(cd build/dist && LC_ALL=C && echo butler_webhook*) " ]
-# shellcheck disable=SC2086
-python3 test/archives.py build/dist "$version" $names >"$tmp/out" 2>&1
-line=$(tail -n 1 "$tmp/out")
-if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
-    passed=$((passed + BASH_REMATCH[1]))
-    failed=$((failed + BASH_REMATCH[2]))
-    sed '$d' "$tmp/out"
-else
-    failed=$((failed + 1))
-    cat "$tmp/out"
-fi
-for name in $names; do
+add_up python3 test/archives.py build/dist "$version" "$@"
+for name; do
     mkdir "$tmp/$name"
     case $name in
     windows-*)
@@ -57,15 +41,12 @@ for name in $names; do
         objects=build/windows
         check_pe "$name" "$tmp/$name/butler_webhook/butler_webhook.exe"
         ;;
-    linux-x64)
+    linux-*)
         check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
-        objects=build/linux
-        check_elf "$name" "$tmp/$name/$top/butler_webhook" X86-64 0x1000 680000
-        ;;
-    linux-arm64)
-        check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
-        objects=build/arm64
-        check_elf "$name" "$tmp/$name/$top/butler_webhook" AArch64 0x10000 750000
+        objects=build/linux about='X86-64 0x1000 680000'
+        [ "$name" = linux-x64 ] || objects=build/arm64 about='AArch64 0x10000 750000'
+        # shellcheck disable=SC2086
+        check_elf "$name" "$tmp/$name/$top/butler_webhook" $about
         ;;
     esac
     for object in butler_webhook mbedtls/library/ssl_tls libyaml/src/scanner cjson/cJSON; do
@@ -75,25 +56,19 @@ done
 
 # Another folder and all that, without a download.
 copy=$tmp/another_folder_with_a_longer_path/butler
-mkdir -p "$copy/test" "$copy/vendor"
-cp -r Makefile LICENSE README.md butler_webhook.c samples "$copy/"
+copy_sources "$copy"
 chmod g+s "$copy" # as on a folder that a team shares
-cp test/install.sh test/test.mk "$copy/test/"
-cp vendor/* "$copy/vendor/" 2>/dev/null
-cp -r vendor/release "$copy/vendor/"
-copy_vendor "$tmp/vendor"
 user=()
 if [ "$(id -u)" = 0 ]; then
     user=(setpriv --reuid=nobody --regid=nogroup --clear-groups)
     chown -R nobody:nogroup "$copy"
     chmod 755 "$tmp"
-    chmod -R a+rX "$tmp/vendor"
 else
     skip "the same bytes for another user" "only root can become another user; this one builds again"
 fi
 language=$(locale -a | grep -vE '^(C|POSIX)' | tail -n 1)
 [ -n "$language" ] || skip "the same bytes in another language" "the machine has none"
-again=$(umask 077 && unset HOME && VENDOR_DIR="$tmp/vendor" TZ=Asia/Kathmandu LC_ALL=${language:-C.UTF-8} \
+again=$(umask 077 && unset HOME && TZ=Asia/Kathmandu LC_ALL=${language:-C.UTF-8} \
     "${user[@]}" make -C "$copy" -j"$(nproc)" archives 2>&1)
 code=$?
 check "builds in another folder" [ $code = 0 ]

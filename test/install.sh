@@ -54,12 +54,6 @@ if ! command -v apt-get >/dev/null; then
 There is no apt-get here to install them with. Install them and run make again; Debian's packages are$missing." >&2
     exit 1
 fi
-
-exec 9<"$0" # make -j may want several groups at once: one after the other
-flock 9
-look
-[ -n "$missing" ] || exit 0
-
 sudo=
 if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || {
@@ -68,26 +62,34 @@ if [ "$(id -u)" != 0 ]; then
     }
     sudo=sudo
 fi
+
+# One after the other: those of make -j, and those of all folders of this machine. Only one at a time has its policy-rc.d.
+lock=/var/lock/butler_webhook-install
+[ -e $lock ] || $sudo install -m 644 /dev/null $lock
+exec 9<$lock
+flock 9
+look
+[ -n "$missing" ] || exit 0
 echo "installing$missing"
 
 # The daemons are wanted as programs that tests start on their own ports, not as services of this machine.
 policy=/usr/sbin/policy-rc.d
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+trap 'exit 1' HUP INT TERM
 if [ ! -e $policy ]; then
-    trap '$sudo rm -f $policy' EXIT
-    trap 'exit 1' HUP INT TERM
+    trap '$sudo rm -f $policy; rm -f "$log"' EXIT
     printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
     $sudo chmod 755 $policy
 fi
-log=$(mktemp)
+# An update may fail where another one runs; what counts is the installation.
 # shellcheck disable=SC2086
-if ! { $sudo apt-get -q update && $sudo env DEBIAN_FRONTEND=noninteractive \
+if ! { { $sudo apt-get -q update || :; } && $sudo env DEBIAN_FRONTEND=noninteractive \
     apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     echo "apt-get could not install:$missing" >&2
-    rm -f "$log"
     exit 1
 fi
-rm -f "$log"
 for service in nginx webhook; do
     case " $missing " in
     *" $service "*) $sudo systemctl -q disable $service 2>/dev/null || $sudo update-rc.d $service disable 2>/dev/null || : ;;

@@ -1,22 +1,9 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
 # test/lint.sh FLAGS...: the form and the static checks of our own C files and scripts, with the Makefile's compiler flags.
-cd "$(dirname "$0")/.." || exit 1
-passed=0
-failed=0
-
-# check NAME COMMAND...: shows the command's output only if it fails.
-check() {
-    name=$1
-    shift
-    if out=$("$@" 2>&1); then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED %s\n%s\n' "$name" "$out"
-    fi
-}
+# shellcheck source=test/checks.sh
+. "$(dirname "$0")/checks.sh"
 
 tidy='-*,bugprone-*,performance-*,portability-*,misc-redundant-expression,misc-unused-parameters'
 tidy="$tidy,-bugprone-easily-swappable-parameters,-bugprone-implicit-widening-of-multiplication-result"
@@ -52,5 +39,4 @@ long=$(awk 'length > 130 { print FILENAME ":" FNR }' $shells &&
     awk 'length > 110 { print FILENAME ":" FNR }' Makefile test/test.mk)
 check "line length${long:+: $long}" [ -z "$long" ]
 check "the Makefile has at most 150 lines" [ "$(wc -l <Makefile)" -le 150 ]
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish
