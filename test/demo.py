@@ -26,11 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BINARY = harness.BINARY
-SAMPLE = os.path.join(ROOT, 'test/demo.yaml')
 CERTIFICATES = os.path.join(ROOT, 'build/demo')
-DATAGRAMS = os.path.join(ROOT, 'test/data/datagrams')
-
 SAMPLE_PORTS = {'udp': 19998, 'http': 18080, 'https': 18443}
 WIDTH = 110
 PATIENCE_S = 5 * harness.SLOW       # for what should happen
@@ -44,9 +40,6 @@ EVENT_ABORTED = 'Qlik Sense reload aborted'
 
 class Failure(Exception):
     """The demo did not go as it should; the text says what is wrong."""
-
-
-# ---- What is printed ------------------------------------------------------------------------------------------------
 
 
 def say(text, indent=3):
@@ -63,9 +56,6 @@ def say(text, indent=3):
 
 def headline(text):
     print('\n== %s' % text, flush=True)
-
-
-# ---- Certificates ---------------------------------------------------------------------------------------------------
 
 
 def openssl(*args):
@@ -91,44 +81,27 @@ def make_certificates():
             '-days', '3650', '-extfile', 'server.ext', '-out', 'server.pem')
 
 
-# ---- The configuration ----------------------------------------------------------------------------------------------
-
-
-class Setup:
-    """A folder with a copy of test/demo.yaml in which free ports stand; a second demo beside this one has another."""
-
-    def __init__(self):
-        os.makedirs(CERTIFICATES, exist_ok=True)
-        self.folder = tempfile.mkdtemp(prefix='run-', dir=CERTIFICATES)
-        self.config = os.path.join(self.folder, 'demo.yaml')
-        self.ports = {name: harness.free_port() for name in SAMPLE_PORTS}
-        with open(SAMPLE, encoding='utf-8') as file:
-            text = file.read()
-        for name, port in SAMPLE_PORTS.items():
-            if str(port) not in text:
-                raise Failure('test/demo.yaml does not use port %d' % port)
-            text = re.sub(r'\b%d\b' % port, str(self.ports[name]), text)
-        text = text.replace('../build/demo/', '../')    # where the certificates are, as seen from the copy
-        with open(self.config, 'w', encoding='utf-8') as file:
-            file.write(text)
-
-    def remove(self):
-        """Removes the folder, and the state directory in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-# ---- The receivers --------------------------------------------------------------------------------------------------
+def make_config():
+    """Makes a folder with a copy of test/demo.yaml in which free ports stand: a second demo beside this one has another."""
+    os.makedirs(CERTIFICATES, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix='run-', dir=CERTIFICATES)
+    ports = {name: harness.free_port() for name in SAMPLE_PORTS}
+    with open(os.path.join(ROOT, 'test/demo.yaml'), encoding='utf-8') as file:
+        text = file.read()
+    for name, port in SAMPLE_PORTS.items():
+        if str(port) not in text:
+            raise Failure('test/demo.yaml does not use port %d' % port)
+        text = re.sub(r'\b%d\b' % port, str(ports[name]), text)
+    with open(os.path.join(folder, 'demo.yaml'), 'w', encoding='utf-8') as file:
+        file.write(text.replace('../build/demo/', '../'))   # where the certificates are, as seen from the copy
+    return folder, ports
 
 
 class Call:
     """One call as it arrived: method, URL, the fields of the alert, and the TLS version or None."""
 
-    def __init__(self, method, url, body, headers, tls):
-        self.method = method
-        self.url = url
-        self.body = body
-        self.headers = headers
-        self.tls = tls
+    def __init__(self, method, url, body, tls):
+        self.method, self.url, self.body, self.tls = method, url, body, tls
         self.route = '%s %s' % (method, url.partition('?')[0])
 
     def fields(self):
@@ -147,62 +120,56 @@ class Call:
             shown.add(self.body)
 
 
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers 200 to everything and keeps what arrived."""
+    protocol_version = 'HTTP/1.1'
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        tls = self.connection.version() if self.server.base.startswith('https') else None
+        call = Call(self.command, self.server.base + self.path, body, tls)
+        with self.server.receivers.changed:
+            self.server.receivers.calls.append(call)
+            self.server.receivers.changed.notify_all()
+        self.send_response(200)
+        self.send_header('Content-Length', '3')
+        self.end_headers()
+        self.wfile.write(b'ok\n')
+
+    do_GET = do_PUT = do_POST
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass        # a connection that broke: the missing call is what the demo complains about
+
+
 class Receivers:
-    """An http and an https server on 127.0.0.1 that answer 200 to everything and keep what arrived."""
+    """An http and an https server on 127.0.0.1."""
 
     def __init__(self, ports):
         self.calls = []
         self.changed = threading.Condition()
-        self.servers = [self._serve(ports['http'], None)]
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(os.path.join(CERTIFICATES, 'server.pem'), os.path.join(CERTIFICATES, 'server.key'))
-        self.servers.append(self._serve(ports['https'], tls))
-
-    def _serve(self, port, tls):
-        receivers = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = 'HTTP/1.1'
-
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-                base = 'https://localhost:%d' % port if tls else 'http://127.0.0.1:%d' % port
-                call = Call(self.command, base + self.path, body, self.headers,
-                            self.connection.version() if tls else None)
-                with receivers.changed:
-                    receivers.calls.append(call)
-                    receivers.changed.notify_all()
-                self.send_response(200)
-                self.send_header('Content-Length', '3')
-                self.end_headers()
-                self.wfile.write(b'ok\n')
-
-            do_GET = do_POST = do_PUT = answer
-
-            def log_message(self, *args):
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request, client_address):
-                pass        # a connection that broke: the missing call is what the demo complains about
-
-        try:
+        self.servers = []
+        for port, base in ((ports['http'], 'http://127.0.0.1:%d'), (ports['https'], 'https://localhost:%d')):
             server = Server(('127.0.0.1', port), Handler)
-        except OSError as error:
-            raise Failure('port %d on 127.0.0.1, which the demo needs: %s' % (port, error.strerror)) from error
-        if tls:
-            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
-        return server
+            server.receivers, server.base = self, base % port
+            if base.startswith('https'):
+                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                tls.load_cert_chain(os.path.join(CERTIFICATES, 'server.pem'), os.path.join(CERTIFICATES, 'server.key'))
+                server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+            threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+            self.servers.append(server)
 
     def take(self, count):
         """The calls that arrived since the last time, once there are count of them; Failure if they do not come."""
-        deadline = time.monotonic() + PATIENCE_S
         with self.changed:
-            while len(self.calls) < count and time.monotonic() < deadline:
-                self.changed.wait(0.1)
+            self.changed.wait_for(lambda: len(self.calls) >= count, PATIENCE_S)
             calls, self.calls = self.calls, []
         if len(calls) < count:
             raise Failure('%d of %d calls arrived within %d s: %s' %
@@ -215,9 +182,6 @@ class Receivers:
             server.server_close()
 
 
-# ---- The program ----------------------------------------------------------------------------------------------------
-
-
 class Program:
     """butler_webhook with a configuration; keeps the lines of its log."""
 
@@ -227,7 +191,7 @@ class Program:
         self.shown = 0
         self.changed = threading.Condition()
         env.update(harness.SYSTEM.environment())
-        self.process = subprocess.Popen(harness.SYSTEM.command(BINARY, [os.path.relpath(config, ROOT)]), cwd=ROOT, env=env,
+        self.process = subprocess.Popen(harness.SYSTEM.command(harness.BINARY, [os.path.relpath(config, ROOT)]), cwd=ROOT, env=env,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         encoding='utf-8', errors='backslashreplace')
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -241,19 +205,17 @@ class Program:
 
     def wait_line(self, pattern, count=1):
         """Waits until count lines that were not shown yet match the pattern, then shows all new lines."""
-        deadline = time.monotonic() + PATIENCE_S
+        def found():
+            return sum(bool(re.search(pattern, line)) for line in self.lines[self.shown:])
+
         with self.changed:
-            while True:
-                found = [line for line in self.lines[self.shown:] if re.search(pattern, line)]
-                if len(found) >= count or time.monotonic() > deadline or not self.reader.is_alive():
-                    break
-                self.changed.wait(0.1)
+            good = self.changed.wait_for(lambda: found() >= count, PATIENCE_S)
             new = self.lines[self.shown:]
             self.shown = len(self.lines)
         say('log of butler_webhook:')
         for line in new:
             say(line, 5)
-        if len(found) < count:
+        if not good:
             raise Failure('the log does not say "%s"' % pattern)
 
     def stop(self):
@@ -272,15 +234,9 @@ class Program:
             self.process.wait()
 
 
-# ---- The play -------------------------------------------------------------------------------------------------------
-
-
 def recording(name):
-    try:
-        with open(os.path.join(DATAGRAMS, name + '.bin'), 'rb') as file:
-            return file.read()
-    except OSError as error:
-        raise Failure('%s: %s' % (error.filename, error.strerror)) from error
+    with open(os.path.join(ROOT, 'test/data/datagrams', name + '.bin'), 'rb') as file:
+        return file.read()
 
 
 def with_ids(datagram, task_id, execution_id):
@@ -379,18 +335,18 @@ def play(receivers, program, ports):
 
 def main():
     sys.stdout.reconfigure(errors='backslashreplace')
-    receivers = program = setup = None
+    receivers = program = folder = None
     try:
-        if not os.access(BINARY, os.X_OK):
-            raise Failure('%s is not there: run make' % BINARY)
+        if not os.access(harness.BINARY, os.X_OK):
+            raise Failure('%s is not there: run make' % harness.BINARY)
         harness.SYSTEM.begin()
         make_certificates()
-        setup = Setup()
-        receivers = Receivers(setup.ports)
-        program = Program(setup.config)
-        arrived = play(receivers, program, setup.ports)
-    except Failure as failure:
-        if program is not None and program.process.poll() is not None and program.process.returncode:
+        folder, ports = make_config()
+        receivers = Receivers(ports)
+        program = Program(os.path.join(folder, 'demo.yaml'))
+        arrived = play(receivers, program, ports)
+    except (Failure, OSError) as failure:
+        if program is not None and program.process.poll():
             say('\n'.join(program.lines[-20:]))
         print('\ndemo FAILED: %s' % failure, flush=True)
         return 1
@@ -399,8 +355,8 @@ def main():
             program.kill()
         if receivers is not None:
             receivers.stop()
-        if setup is not None:
-            setup.remove()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         harness.SYSTEM.end()
     print('\ndemo passed: %d calls arrived as they should, and no other.' % arrived, flush=True)
     return 0

@@ -25,12 +25,6 @@ same(struct slice a, struct slice b)
     return a.len == b.len && (a.len == 0 || memcmp(a.data, b.data, a.len) == 0);
 }
 
-static bool
-is_within(struct slice part, struct slice whole)
-{
-    return part.data >= whole.data && part.data + part.len <= whole.data + whole.len;
-}
-
 /* A record is written and read again; lines: what a journal of such records would be. */
 static void
 check_record(const struct journal_record *r, struct buf *lines)
@@ -128,9 +122,10 @@ make_journal(struct slice input, struct buf *out)
 {
     while (input.len > 0) {
         struct slice text = slice_take(&input, '\n');
+        struct buf line = {0};
         bool raw = text.len > 0 && text.data[0] == '!';
         bool glued = text.len > 0 && text.data[text.len - 1] == '~';
-        struct buf line = {0};
+        char crc[9];
         for (size_t i = raw; i + glued < text.len; i++)
             if (text.data[i] == '$' && i + 1 + glued < text.len) {
                 i++;
@@ -138,11 +133,9 @@ make_journal(struct slice input, struct buf *out)
                     buf_add_char(&line, text.data[i]);
             } else
                 buf_add_char(&line, text.data[i]);
-        if (!raw) {
-            char crc[9];
-            crc_write(line.data ? line.data : "", line.len, crc);
+        crc_write(slice_of_buf(&line).data, line.len, crc);
+        if (!raw)
             buf_add_texts(out, crc, "\t", NULL);
-        }
         buf_add(out, slice_of_buf(&line).data, line.len);
         if (!glued)
             buf_add_char(out, '\n');
@@ -182,7 +175,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     while (rest.len > 0) {
         struct slice line = slice_take(&rest, '\n');
         if (journal_read_record(line, &r, &text) == 0)
-            require(is_within(r.key, line), "a record", "its key");
+            require(r.key.data >= line.data && r.key.data + r.key.len <= line.data + line.len,
+                "a record", "its key");
         check_letter(line);
     }
     check_journal(input, &lines);

@@ -10,7 +10,9 @@ top=butler_webhook-$version
 repo=$PWD
 export WINEPREFIX=${WINEPREFIX:-$PWD/build/wine} WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml=' # no windows of its installer
 
+# shellcheck disable=SC2317 # check calls them
 says_version() { [ "$("$run" --version | tr -d '\r')" = "butler_webhook $version, root certificates of $roots" ]; }
+# shellcheck disable=SC2317
 says_licences() { "$run" --licenses | tr -d '\r' | cmp - <(tr -d '\r' <NOTICES.txt); }
 
 for name in linux-x64 linux-arm64 windows-x64; do

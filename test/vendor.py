@@ -23,6 +23,9 @@ from checks import ROOT, check, equal, finish, read, read_lock, sha256, skip
 
 NOWHERE = {'VENDOR_POOL': 'file:///nowhere', 'VENDOR_MIRROR': 'http://127.0.0.1:1'}
 RAW = 'https://raw.githubusercontent.com/nss-dev/nss/NSS_%s_RTM/lib/ckfw/builtins/certdata.txt'
+WITHOUT_NETWORK = next((command for command in (['unshare', '-n'], ['unshare', '-rn'])
+                        if shutil.which('unshare') and not subprocess.run([*command, 'true'], capture_output=True).returncode), [])
+COMMIT = '1781bcc309430129efddeb6a7356487cd505227a'
 LOCK = read_lock()
 
 
@@ -54,16 +57,11 @@ def vendored(entry):
 
 
 def as_published(diff, place=40, signature='cgit v1.2.3'):
-    """
-    The patch around what it changes, as a web page of the repository prints it, or a mail: a message, the names of blobs,
-    another place and the name of a function.
-    """
-    text = re.sub('^(diff --git .*\n(?:new file mode .*\n)?)', r'\1index 9605c8e9..008c93f0 100644' + '\n', diff.decode(), flags=re.M)
-    text = re.sub(r'^@@ -1,(\d+) \+1,(\d+) @@$', rf'@@ -{place},\1 +{place + 3},\2 @@ size_t iconv(iconv_t cd, char **in)', text,
-                  flags=re.M)
-    return (f'From 1781bcc309430129efddeb6a7356487cd505227a Mon Sep 17 00:00:00 2001\nFrom: Somebody <a@example.org>\n'
-            f'Date: Thu, 9 Apr 2026 22:51:30 -0400\nSubject: a change\n\nas it was said\n---\n src/a.c | 2 +-\n\n{text}-- \n'
-            f'{signature}\n\n').encode()
+    """The patch around what it changes, as a page of the repository prints it, or a mail: with a message, blobs, another place."""
+    text = re.sub('(?m)^(diff --git .*\n(?:new file mode .*\n)?)', '\\1index 9605c8e9..008c93f0 100644\n', diff.decode())
+    text = re.sub(r'(?m)^@@ -1,(\d+) \+1,(\d+) @@$', rf'@@ -{place},\1 +{place + 3},\2 @@ size_t iconv(iconv_t cd, char **in)', text)
+    return (f'From {COMMIT} Mon Sep 17 00:00:00 2001\nFrom: Somebody <a@example.org>\nDate: Thu, 9 Apr 2026 22:51:30 -0400\n'
+            f'Subject: a change\n\nas it was said\n---\n src/a.c | 2 +-\n\n{text}-- \n{signature}\n\n').encode()
 
 
 def form(entry, source, content):
@@ -124,12 +122,10 @@ class Place:
 
     def run(self, *command, **settings):
         """Runs a command there; its exit code and what it prints. Where nobody may be asked, without a network if possible."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith('VENDOR_') and key != 'MAKEFLAGS'}
-        for unshare in (['unshare', '-n'], ['unshare', '-rn']) if settings.get('VENDOR_MIRROR') == NOWHERE['VENDOR_MIRROR'] else ():
-            if subprocess.run([*unshare, 'true'], stderr=subprocess.DEVNULL, check=False).returncode == 0:
-                command = [*unshare, *command]
-                break
-        done = subprocess.run(command, cwd=self.folder, env={**environment, **settings, 'no_proxy': '*'}, stdin=subprocess.DEVNULL,
+        if settings.get('VENDOR_MIRROR') == NOWHERE['VENDOR_MIRROR']:
+            command = [*WITHOUT_NETWORK, *command]
+        kept = {key: value for key, value in os.environ.items() if not key.startswith('VENDOR_') and key != 'MAKEFLAGS'}
+        done = subprocess.run(command, cwd=self.folder, env={**kept, **settings, 'no_proxy': '*'}, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8', timeout=200, check=False)
         return done.returncode, done.stdout
 
@@ -298,7 +294,8 @@ def patched_musl(tmp, patches):
     top = os.path.join(tmp, 'update-src', 'musl-' + LOCK['musl'].version)
     for patch in patches:
         subprocess.run(['patch', '-s', '-p1', '-d', top, '-i', vendored(patch)], check=True)
-    return archive({'musl-1.2.99/' + path: read(top, path) for path in tree(top) if not path.endswith('.orig')}, date='2027-01-02')
+    members = {'musl-1.2.99/' + path: read(top, path) for path in tree(top) if not path.endswith('.orig')}
+    return archive(members, date='2027-01-02')
 
 
 def test_update(tmp, folder):
@@ -333,7 +330,6 @@ def test_update(tmp, folder):
     patches = [entry for name, entry in LOCK.items() if name.startswith('musl-')]
     musl = patched_musl(tmp, patches[:2])
     fresh = b'diff --git a/VERSION b/VERSION\n--- a/VERSION\n+++ b/VERSION\n@@ -1 +1 @@\n-1.2.5\n+1.2.98\n'
-    commit = '1781bcc309430129efddeb6a7356487cd505227a'
     series = {'static-pie.patch': b'', 'renameat2.patch': b'', 'known-0.patch': as_published(read(vendored(patches[2])), 12),
               'known-1.patch': as_published(read(vendored(patches[3])), 13), 'fresh.patch': as_published(fresh, 1)}
     packaging = archive({**{'debian/patches/' + name: content for name, content in series.items()},
@@ -351,7 +347,7 @@ def test_update(tmp, folder):
     pool.close()
     code, output = place.run('make', '-s', 'update', **settings)
     after = read_lock(place.folder)
-    unconfirmed = f'BY HAND: https://git.musl-libc.org/cgit/musl/patch/?id={commit} cannot be had'
+    unconfirmed = f'BY HAND: https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT} cannot be had'
     check('update: what upstream does not confirm is for a human', code != 0 and unconfirmed in output, (code, output))
     said = [f'{name} {LOCK[name].version} ({LOCK[name].date}) -> {version}\n'
             for name, version in (('cjson', '1.7.20'), ('libyaml', '0.2.6'), ('musl', '1.2.99'), ('certdata', '3.200'))]
@@ -373,8 +369,8 @@ def test_update(tmp, folder):
         f'musl 1.2.99 2027-01-02 {sha256(musl)} MIT musl_1.2.99.orig.tar.gz pool:m/musl/musl_1.2.99.orig.tar.gz '
         'https://musl.libc.org/releases/musl-1.2.99.tar.gz',
         *known,
-        f'musl-1781bcc3 {commit} 2026-04-10 {sha256(fresh)} MIT musl-1781bcc3.diff pool:m/musl/musl_1.2.99-2.debian.tar.xz'
-        f'#debian/patches/fresh.patch https://git.musl-libc.org/cgit/musl/patch/?id={commit}',
+        f'musl-1781bcc3 {COMMIT} 2026-04-10 {sha256(fresh)} MIT musl-1781bcc3.diff pool:m/musl/musl_1.2.99-2.debian.tar.xz'
+        f'#debian/patches/fresh.patch https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT}',
         f'certdata 3.200 2027-02-03 {sha256(newer)} MPL-2.0 certdata_3.200.txt '
         f'pool:c/ca-certificates/ca-certificates_20270304.tar.xz#ca-certificates/mozilla/certdata.txt {RAW % "3_200"} '
         f'pool:n/nss/nss_3.200.orig.tar.gz#{certdata} '
