@@ -191,9 +191,9 @@ class Program:
         self.shown = 0
         self.changed = threading.Condition()
         env.update(harness.SYSTEM.environment())
-        self.process = subprocess.Popen(harness.SYSTEM.command(harness.BINARY, [os.path.relpath(config, ROOT)]), cwd=ROOT, env=env,
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        encoding='utf-8', errors='backslashreplace')
+        command = harness.SYSTEM.command(harness.BINARY, [os.path.relpath(config, ROOT)])
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, encoding='utf-8', errors='backslashreplace')
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 

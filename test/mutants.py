@@ -10,7 +10,7 @@ those for faults in the short form; or none. What survives is a line that no tes
     test/mutants.py --list                                  which they would be
 
 A mutant replaces an operator, a number, a character, true or false, takes a `!` away, negates a condition, or takes a statement
-out; not for Windows. Which ones are taken depends on SEED and, for each place by itself, on its function and the text of its line.
+out; not for Windows. Which ones are taken depends on SEED and, for each place by itself, on its function and the line's text.
 A test kills if it fails three times in a row, and not without a mutant. A run that takes ten times as long as it should (three
 times for system and faults), or 4 GB of memory, kills, too. All is built in a copy, build/mutants/tree, with less optimization.
 """
@@ -265,15 +265,6 @@ def measure(stage):
     return ['-x', *('--deselect=' + name for name in failed)], max(300, 3 * seconds)
 
 
-def try_mutant(stages):
-    """The stage that noticed the mutant, and the test; or None and ''."""
-    for stage, (args, limit) in stages.items():
-        how, names = run_stage(stage, args, limit)
-        if how:
-            return stage, (names or [how])[0]
-    return None, ''
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seed', default=os.environ.get('SEED') or '1')
@@ -303,22 +294,28 @@ def main():
             sys.exit('\n'.join(['the program does not compile:', *lines]))
         stages = {stage: measure(stage) for stage in STAGES if not options.only or stage in options.only}
         for number, mutant in wanted:
-            if sum(killers.values()) == options.count:
+            if sum(killers.values()) + len(survived) == options.count:
                 break
             if put(text[:mutant.begin] + mutant.text + text[mutant.end:]):
                 refused += 1
                 continue
-            stage, name = try_mutant(stages)
-            killers[stage] += 1
-            if stage is None:
+            fate = 'SURVIVED'
+            for stage, (args, limit) in stages.items():
+                how, names = run_stage(stage, args, limit)
+                if how:
+                    killers[stage] += 1
+                    fate = 'killed by %s %s' % (stage, (names or [how])[0])
+                    break
+            else:
                 survived.append(mutant)
-            print('%4d %s: %s' % (number, mutant.shown, 'killed by %s %s' % (stage, name) if stage else 'SURVIVED'), flush=True)
+            print('%4d %s: %s' % (number, mutant.shown, fate), flush=True)
     finally:
         end_all()
     for mutant in survived:
         print('SURVIVED', mutant.shown)
     killed = ', '.join('%d killed by %s' % (killers[stage], stage) for stage in stages)
-    print('%d mutants (%d more did not compile): %s, %d survived' % (sum(killers.values()), refused, killed, len(survived)))
+    print('%d mutants (%d more did not compile): %s, %d survived' % (
+        sum(killers.values()) + len(survived), refused, killed, len(survived)))
 
 
 if __name__ == '__main__':

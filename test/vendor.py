@@ -23,8 +23,8 @@ from checks import ROOT, check, equal, finish, read, read_lock, sha256, skip
 
 NOWHERE = {'VENDOR_POOL': 'file:///nowhere', 'VENDOR_MIRROR': 'http://127.0.0.1:1'}
 RAW = 'https://raw.githubusercontent.com/nss-dev/nss/NSS_%s_RTM/lib/ckfw/builtins/certdata.txt'
-WITHOUT_NETWORK = next((command for command in (['unshare', '-n'], ['unshare', '-rn'])
-                        if shutil.which('unshare') and not subprocess.run([*command, 'true'], capture_output=True).returncode), [])
+UNSHARE = [command for command in (['unshare', '-n'], ['unshare', '-rn'])
+           if shutil.which('unshare') and subprocess.run([*command, 'true'], capture_output=True).returncode == 0]
 COMMIT = '1781bcc309430129efddeb6a7356487cd505227a'
 LOCK = read_lock()
 
@@ -57,9 +57,9 @@ def vendored(entry):
 
 
 def as_published(diff, place=40, signature='cgit v1.2.3'):
-    """The patch around what it changes, as a page of the repository prints it, or a mail: with a message, blobs, another place."""
+    """The patch around what it changes, as a page of the repository prints it, or a mail."""
     text = re.sub('(?m)^(diff --git .*\n(?:new file mode .*\n)?)', '\\1index 9605c8e9..008c93f0 100644\n', diff.decode())
-    text = re.sub(r'(?m)^@@ -1,(\d+) \+1,(\d+) @@$', rf'@@ -{place},\1 +{place + 3},\2 @@ size_t iconv(iconv_t cd, char **in)', text)
+    text = re.sub(r'(?m)^@@ -1,(\d+) \+1,(\d+) @@$', rf'@@ -{place},\1 +{place + 3},\2 @@ size_t iconv(iconv_t cd)', text)
     return (f'From {COMMIT} Mon Sep 17 00:00:00 2001\nFrom: Somebody <a@example.org>\nDate: Thu, 9 Apr 2026 22:51:30 -0400\n'
             f'Subject: a change\n\nas it was said\n---\n src/a.c | 2 +-\n\n{text}-- \n{signature}\n\n').encode()
 
@@ -123,7 +123,7 @@ class Place:
     def run(self, *command, **settings):
         """Runs a command there; its exit code and what it prints. Where nobody may be asked, without a network if possible."""
         if settings.get('VENDOR_MIRROR') == NOWHERE['VENDOR_MIRROR']:
-            command = [*WITHOUT_NETWORK, *command]
+            command = [*(UNSHARE or [[]])[0], *command]
         kept = {key: value for key, value in os.environ.items() if not key.startswith('VENDOR_') and key != 'MAKEFLAGS'}
         done = subprocess.run(command, cwd=self.folder, env={**kept, **settings, 'no_proxy': '*'}, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8', timeout=200, check=False)
