@@ -124,7 +124,8 @@ def main():
             run(PROGRAMS[name], '--version')
         for path in glob.glob(raw + '/*.profraw'):
             os.chmod(path, 0o666)
-        for name, modules in (('unit', ''), ('system', 'calls config http tls'), ('faults', 'journal disk letters network load')):
+        for name, modules in (('unit', ''), ('system', 'alerts answers cli config delivery tls'),
+                              ('faults', 'journal disk letters network load')):
             pytest = ['/usr/bin/python3', '-m', 'pytest', '-n', '8', '--dist', 'loadgroup']
             files = ['test/test_%s.py' % module for module in modules.split()]
             test(name, *([*pytest, *files] if files else [PROGRAMS['unit']]))

@@ -34,9 +34,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TREE = os.path.join(ROOT, 'build/mutants/tree')
 SOURCE = 'butler_webhook.c'
 PYTEST = ['/usr/bin/python3', '-m', 'pytest', '-rfE', '--reruns', '2', '--dist', 'loadgroup']
-STAGES = {'unit': ['build/unit'],
-          'system': [*PYTEST, '-n', '12', *('test/test_%s.py' % name for name in 'calls config http tls'.split())],
-          'faults': [*PYTEST, '-n', '4', *('test/test_%s.py' % name for name in 'journal disk letters network load'.split())]}
+SYSTEM = ['test/test_%s.py' % name for name in 'alerts answers cli config delivery tls'.split()]
+FAULTS = ['test/test_%s.py' % name for name in 'journal disk letters network load'.split()]
+STAGES = {'unit': ['build/unit'], 'system': [*PYTEST, '-n', '12', *SYSTEM], 'faults': [*PYTEST, '-n', '4', *FAULTS]}
 BUILT = ('build/unit', 'build/linux/butler_webhook.o', 'build/butler_webhook', 'build/test/butler_webhook')
 MAKE = ['make', 'ASAN=clang -O0 -fsanitize=address,undefined -fno-sanitize-recover=all', 'CFLAGS=-O1']
 LIMIT = 4 << 30     # bytes of memory that all may take, and of any file that a mutant may write
