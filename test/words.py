@@ -71,3 +71,16 @@ def more(what='', count=ANY):
 def state(what):
     """Trouble with the state directory."""
     return r' (?:warn|error): state directory: .*' + what
+
+
+NOT_TRUSTED = 'certificate not trusted: '
+TLS_FAILED = 'TLS failed: '
+NO_TLS = TLS_FAILED + 'what answers there does not speak TLS'
+TLS_BROKE = 'the TLS connection broke: '
+CLOSED_IN_HANDSHAKE = TLS_FAILED + 'the server closed the connection in the handshake'
+KEY_NOT_USABLE = TLS_FAILED + 'a key of the server is broken, or RSA with more than 4096 bits'
+NAMED_WRONG = NOT_TRUSTED + '.*it is not for this host name'
+NOT_SIGNED = NOT_TRUSTED + '.*nobody that is trusted has signed it'
+TOO_WEAK = NOT_TRUSTED + '.*it is too weak, or not meant for a server'
+NOT_IN_TIME = TLS_FAILED + 'the handshake did not end in time'
+ALERT = TLS_FAILED + r'the server refused the handshake \(TLS alert\)'
