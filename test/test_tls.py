@@ -26,16 +26,23 @@ AT_ONCE = r'200 in \d+ ms, attempt 1$'
 both_versions = pytest.mark.parametrize('version', (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), ids=('1_2', '1_3'))
 
 
+def deliver(t, program, number, **fields):
+    """Sends one alert to one webhook; it arrives at once. Returns its executionId."""
+    execution_id = send(program, **fields)
+    says(t, program, words.delivered('failure 1', number, AT_ONCE))
+    return execution_id
+
+
 def check_call(t, certificate, ca, options='', refused=None, host='localhost'):
     """One s_server, one alert: it arrives at once, or it does not for this reason. Returns the server."""
     server = t.add(OpensslServer(certificate, *options.split(), host='::1' if host == '[::1]' else '127.0.0.1'))
     program = start(t, webhook(server.url(host=host), ca))
-    execution_id = send(program)
     if refused:
+        send(program)
         says(t, program, words.down('failure 1', refused))
         t.equal('requests', server.requests, [])
     else:
-        says(t, program, words.delivered('failure 1', 1, AT_ONCE))
+        execution_id = deliver(t, program, 1)
         t.equal('what arrives', ids_of(server.requests), [execution_id])
     return server
 
@@ -102,11 +109,12 @@ WEAK = '-cipher DEFAULT@SECLEVEL=0'
     row('not_yet_valid', not_yet_valid, words.NOT_TRUSTED + '.*it is not valid yet'),
     row('for_clients', lambda: issued(extensions=LEAF_EXTENSIONS[:2] + ('extendedKeyUsage = clientAuth',)), words.TOO_WEAK),
     row('rsa_4096_below_rsa_ca', lambda: good('R', 'rsa4096'), ca=lambda: root('R')),
-    row('rsa_4160_1_2', lambda: issued(key='rsa4160'), words.KEY_NOT_USABLE, options='-tls1_2'),
-    row('rsa_4160_1_3', lambda: issued(key='rsa4160'), words.KEY_NOT_USABLE, options='-tls1_3'),
+    row('rsa_4160', lambda: issued(key='rsa4160'), words.KEY_NOT_USABLE, options='-tls1_2'),
+    row('rsa_4160_unchecked', lambda: issued(key='rsa4160'), words.KEY_NOT_USABLE, lambda: cert('', reject=False)),
     row('rsa_1024', lambda: issued(key='rsa1024'), words.TOO_WEAK, options=WEAK),
     row('sha1', lambda: issued(md='sha1'), words.TOO_WEAK, options=WEAK),
     row('ec_p521_sha512', lambda: issued(key='P-521', md='sha512')),
+    row('client_certificate_demanded', good, words.ALERT, options='-tls1_2 -Verify 1'),
     row('ed25519', lambda: issued(key='ed25519'), words.TLS_FAILED),
 ))
 def test_trust(t, certificate, ca, refused, options):
@@ -142,10 +150,7 @@ def test_trust_wildcard(t):
 @harness.unix('the roots of a Linux system; test_windows.py has those of Windows')
 def test_trust_system_store(t):
     """cert.enable false: besides the built-in roots the system's store counts, where a company keeps its own CA."""
-    store = '/etc/ssl/certs/ca-certificates.crt'
-    if not os.path.exists(store):
-        t.skip('%s is not there: the package ca-certificates is missing' % store)
-    wrap = harness.with_files(t, {store: read_bytes(store) + read_bytes(root().pem)})
+    wrap = harness.with_files(t, {'/etc/ssl/certs/ca-certificates.crt': pem(root())})
     url = t.add(OpensslServer(good())).url()
     program = start(t, webhook(url), webhook(url, cert(root('B'), enable=False)), webhook(url, root('B')), wrap=wrap)
     send(program)
@@ -264,8 +269,7 @@ def test_tls_session(t, options, expected):
         if number == 4:
             first.close()
             second = t.add(OpensslServer(good(), *options.split(), port=first.port))
-        send(program)
-        says(t, program, words.delivered('failure 1', number, AT_ONCE))
+        deliver(t, program, number)
     reused = [['Reused session-id' in part for part in server.output.split('CIPHER is ')[1:]] for server in (first, second)]
     t.equal('resumed sessions', reused, [[False, expected, expected], [False]])
 
@@ -286,8 +290,7 @@ def test_tls_handshake_fails_with_session(t, version):
     receiver = t.receiver(OK, on_connect=connect)
     program = start(t, webhook('https://localhost:%d/hook' % receiver.port, root()))
     for number in (1, 2):
-        send(program)
-        says(t, program, words.delivered('failure 1', number, AT_ONCE))
+        deliver(t, program, number)
     send(program)
     says(t, program, words.down('failure 1', words.CLOSED_IN_HANDSHAKE))
     says(t, program, words.delivered('failure 1', 3, '200 .*attempt [2-9]$'))
@@ -307,8 +310,7 @@ def test_tls_server_changes(t):
 
     for number, version in enumerate(('-tls1_3', '-tls1_2', '-tls1_3'), 1):
         replace(good(), version)
-        send(program)
-        says(t, program, words.delivered('failure 1', number, AT_ONCE))
+        deliver(t, program, number)
     replace(good('B'))
     execution_id = send(program)
     says(t, program, words.down('failure 1', words.NOT_SIGNED))
@@ -357,23 +359,18 @@ def test_tls_through_proxy(t, version):
     t.equal('the server saw', [request.path for request in server.requests], ['/hooks.example'])
 
 
-@pytest.mark.parametrize('version', ('-tls1_2', '-tls1_3'))
-def test_tls_client_certificate_demanded(t, version):
-    """The call fails; TLS 1.3 tells that only after the handshake."""
-    server = t.add(OpensslServer(good(), version, '-Verify', '1'))
+def test_tls_client_certificate_demanded(t):
+    """TLS 1.3 tells the client only after its handshake."""
+    server = t.add(OpensslServer(good(), '-tls1_3', '-Verify', '1'))
     program = start(t, webhook(server.url(), root()))
     send(program)
-    if version == '-tls1_2':
-        says(t, program, words.down('failure 1', words.TLS_FAILED + '.*alert'))
-    else:
-        says(t, program, words.failed('failure 1', 1, words.TLS_BROKE + '.*client certificate'))
+    says(t, program, words.failed('failure 1', 1, words.TLS_BROKE + '.*client certificate'))
     t.equal('requests', server.requests, [])
 
 
 # ---- What a server does after the handshake -------------------------------------------------------------------------
 
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n'
-END_OF_HEAD = b'Connection: close\r\n\r\n'
 
 
 class Plain(bytes):
@@ -412,15 +409,12 @@ def player(*steps):
 ANSWERS = {     # how many attempts the alert needs, and the first answer
     'close_notify': (2, 'close_notify'),
     'plain_text': (2, Plain(OK)),
-    'head_truncated': (2, HEAD),
     'head_then_bad_record': (2, HEAD, BAD_RECORD),
     'no_close_notify': (1, OK_KEEP),
     'close_notify_after_it': (1, OK_KEEP, 'close_notify'),
-    'body_ends_with_connection': (1, b'HTTP/1.1 200 OK\r\n\r\nhello'),
     'body_truncated': (1, HEAD, b'\r\nhalf'),
     'body_then_bad_record': (1, HEAD, b'\r\nhalf', BAD_RECORD),
     'body_without_end': (1, b'HTTP/1.1 200 OK\r\n\r\n', b'more of it ' * 1000, 'for_ever'),
-    'records_of_a_byte': (1, *[bytes([byte]) for byte in OK]),
 }
 
 
@@ -434,8 +428,7 @@ def test_tls_answer(t, name, version):
     program = start(t, webhook(server.url(), root()))
     sent = [send(program)] * attempts
     says(t, program, words.delivered('failure 1', 1, r'200 in \d+ ms, attempt %d$' % attempts))
-    sent.append(send(program))
-    says(t, program, words.delivered('failure 1', 2, AT_ONCE))
+    sent.append(deliver(t, program, 2))
     t.equal('requests', ids_of(server.requests), sent)
     t.equal('webhook-ids', len({request.get('webhook-id') for request in server.requests}), 2)
     t.equal('it was never down', program.lines(words.down()), [])
@@ -477,8 +470,7 @@ def test_tls_ticket_after_the_answer(t):
     server = t.receiver(on_connect=lambda connection: serve)
     program = start(t, webhook('https://localhost:%d/' % server.port, root()))
     for number in (1, 2, 3):
-        send(program)
-        says(t, program, words.delivered('failure 1', number, AT_ONCE))
+        deliver(t, program, number)
         wanted.release()
         t.require('the ticket is sent', sent.acquire(timeout=10 * harness.SLOW))
     t.equal('connections', len(server.connections), 1)
@@ -491,8 +483,7 @@ def test_tls_late_reader(t, version):
     receiver.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     receiver.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
     program = start(t, webhook(receiver.url(), root()))
-    send(program, message='\x01' * 60000)
-    says(t, program, words.delivered('failure 1', 1, AT_ONCE), timeout=30)
+    deliver(t, program, 1, message='\x01' * 60000)
     t.equal('whole requests', [request.event().get('logMessage') for request in receiver.requests], ['\x01' * 60000])
 
 
@@ -511,8 +502,7 @@ def test_nginx(t, protocol, key, more):
     nginx = t.add(Nginx(t, nginx_tls(port, good('A', key), 'keepalive_requests 2;' + more, protocol, listen='http2')))
     program = start(t, webhook('https://localhost:%d/hook' % port, root()))
     for number in range(1, 7):
-        send(program)
-        says(t, program, words.delivered('failure 1', number, AT_ONCE))
+        deliver(t, program, number)
     rows = nginx.wait(6)
     t.equal('requests', [(row['nth'], row['reused']) for row in rows], [(1, '.'), (2, '.')] + [(1, 'r'), (2, 'r')] * 2)
     t.equal('protocol and name', {(row['protocol'], row['sni']) for row in rows}, {(protocol, 'localhost')})
@@ -520,45 +510,30 @@ def test_nginx(t, protocol, key, more):
 
 
 def test_nginx_in_front(t):
-    """As webhooks mostly stand: 502 while the receiver is away, then a body of almost 400 KB arrives, and a chunked answer."""
-    backend, port = t.port(), t.port()
-    location = 'proxy_pass http://127.0.0.1:%d; sub_filter_types *; sub_filter ok fine;' % backend
-    nginx = t.add(Nginx(t, nginx_tls(port, good(), 'client_max_body_size 1m;', location=location)))
-    program = start(t, webhook('https://localhost:%d/deep/path?x=1' % port, root()))
-    task = 'R\u00e4ksm\u00f6rg\u00e5s "quoted"'
-    head = harness.datagram(task=task, message='')
-    message = 'line 1\r\nline 2;' + '\x01' * (65507 - len(head) - 15)
-    program.send(head + message.encode())
-    says(t, program, words.failed('failure 1', 1, 'status 502'))
-    receiver = t.receiver(harness.response(200, b'ok', [('Content-Type', 'text/plain')]), port=backend)
-    says(t, program, words.delivered('failure 1', 1, '200 .*attempt [2-9]$'), timeout=30)
-    send(program)
-    says(t, program, words.delivered('failure 1', 2, AT_ONCE))
-    first = receiver.requests[0]
-    t.equal('fields', (first.json().get('taskName'), first.json().get('logMessage')), (task, message))
-    t.equal('target and type', (first.target, first.get('Content-Type')), ('/deep/path?x=1', 'application/json'))
-    t.equal('webhook-ids', len({row['id'] for row in nginx.wait(3)}), 2)
-    t.equal('no answer was broken', program.lines('broke'), [])
-
-
-def test_nginx_refuses(t):
-    """What it answers 400, 401, 413 is final, also when it closes before it has read all; the right password is taken."""
+    """
+    As webhooks mostly stand: the receiver behind nginx gets a body of almost 400 KB; what nginx itself answers (400, 401,
+    413) is final, also when it closes before it has read all; a password is sent as it reads it.
+    """
     users = write_file(os.path.join(t.tmp, 'users'), 'goran:{PLAIN}S3cret@P\u00e4 ss/word\n')
-    settings = ('auth_basic "hooks"; auth_basic_user_file %s;' % users, 'client_max_body_size 50;',
-                'ssl_verify_client on; ssl_client_certificate %s;' % root().pem)
-    ports = [t.port() for _ in range(4)]
-    location = 'proxy_pass http://127.0.0.1:%d;' % t.receiver().port
-    servers = [nginx_tls(port, good(), more, location=location) for port, more in zip(ports, settings)]
-    t.add(Nginx(t, ''.join(servers) + 'server { listen 127.0.0.1:%d; }' % ports[3]))
-    urls = ['https://goran:%s@localhost:%d/' % (password, ports[0]) for password in ('S3cret%40P%C3%A4%20ss%2Fword', 'wrong')]
-    urls += ['https://localhost:%d/' % port for port in ports[1:]] + ['http://localhost:%d/' % ports[0]]
-    program = start(t, webhook(urls[0], root(), method='GET'), webhook(urls[1], root(), method='GET'),
-                    *[webhook(url, root()) for url in urls[2:]])
-    send(program, message='x' * 60000)
-    says(t, program, words.delivered('failure 1', 1, AT_ONCE))
-    for place, status in ((2, '401.*credentials'), (3, '413'), (4, '400'), (6, '400')):
+    settings = ('auth_basic "hooks"; auth_basic_user_file %s; sub_filter_types *; sub_filter ok chunked;' % users,
+                'client_max_body_size 50;', 'ssl_verify_client on; ssl_client_certificate %s;' % root().pem)
+    receiver = t.receiver(harness.response(200, b'ok', [('Content-Type', 'text/plain')]))
+    location = 'proxy_pass http://127.0.0.1:%d;' % receiver.port
+    port, small, strict, plain = [t.port() for _ in range(4)]
+    servers = [nginx_tls(one, good(), more, location=location) for one, more in zip((port, small, strict), settings)]
+    t.add(Nginx(t, ''.join(servers) + 'server { listen 127.0.0.1:%d; }' % plain))
+    urls = ('https://goran:S3cret%%40P%%C3%%A4%%20ss%%2Fword@localhost:%d/deep/path?x=1' % port,
+            'https://goran:wrong@localhost:%d/' % port, 'http://localhost:%d/' % port, 'https://localhost:%d/' % small,
+            'https://localhost:%d/' % strict, 'https://localhost:%d/' % plain)
+    program = start(t, *[webhook(url, root()) for url in urls])
+    message = 'line 1\r\nline 2;' + '\x01' * 65000
+    for number in (1, 2):
+        deliver(t, program, number, message=message)
+    for place, status in ((2, '401.*credentials'), (3, '400'), (4, '413'), (5, '400')):
         says(t, program, words.given_up('failure %d' % place, 1, status))
-    says(t, program, words.down('failure 5', words.NO_TLS))
+    says(t, program, words.down('failure 6', words.NO_TLS))
+    got = [(request.target, request.get('Content-Type'), request.json().get('logMessage')) for request in receiver.requests]
+    t.equal('requests', got, [('/deep/path?x=1', 'application/json', message)] * 2)
 
 
 # ---- --test ---------------------------------------------------------------------------------------------------------
@@ -571,6 +546,7 @@ def rows_of(text):
 
 def test_test(t):
     """--test tells for each kind of failure whose certificate it is, by whom, until when, and what to change."""
+    turned = '\t\x01\x7f\x85\u009b31m\u2028\u202egnp%s%n\x07\x1b[2J\r\n2026-11-22T09:30:00.123Z info: fake'
     kinds = (
         (good(), r' ok +200 '),
         (expired(), 'Expired Ltd', 'Test CA A', '2021-02-03', 'it has expired', 'renew'),
@@ -578,7 +554,8 @@ def test_test(t):
         (other_name(), r'other\.example', 'Test CA A', '2048-02-03', 'shown by localhost', 'webhookURL'),
         (good('B'), 'CN=localhost', 'Test CA B', '2049-12-31', 'certCA'),
         (self_signed(), 'Self-made', 'issued by itself', '2049-12-31', 'certCA'),
-        (chained().with_chain(), 'CN=localhost', 'Test Intermediate', '2049-12-31', 'intermediate'))
+        (chained().with_chain(), 'CN=localhost', 'Test Intermediate', '2049-12-31', 'intermediate'),
+        (issue('/CN=evil' + turned, issue_root('/CN=Evil' + turned)), 'CN=evil', 'CN=Evil', '2049-12-31', 'certCA'))
     path, _ = t.config([webhook(t.add(OpensslServer(certificate)).url(), root()) for certificate, *_ in kinds])
     done = t.run('--test', path)
     t.equal('exit code', done.returncode, 1)
@@ -587,11 +564,18 @@ def test_test(t):
         row = rows[number]
         t.check('%s is told' % texts[0], all(re.search(text, row) for text in texts), row)
         t.equal('FAILED, why, what to change', ('FAILED' in row, len(row.splitlines())), (True, 3) if number > 1 else (False, 1))
+    program = t.start(path)
+    send(program)
+    says(t, program, words.down('failure 8', 'CN=evil'))
+    for text in (program.stdout, done.stdout):
+        t.check('printable', not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]', text), text)
+        t.check('no line of its own', not re.search('(?m)^2026-11-22', text), text)
 
 
 def test_test_silent_server(t):
     """Servers that never answer cost their time limit once, side by side; a line comes as each call ends."""
-    silent, mute = t.receiver(on_connect=lambda connection: player('hold')), t.receiver(lambda request, connection: player('hold'))
+    silent = hostile_server(t, 'hold')
+    mute = t.receiver(lambda request, connection: player('hold'))
     server = t.add(OpensslServer(good()))
     path, _ = t.config([webhook('https://127.0.0.1:%d/' % silent.port, root()), webhook(mute.url())] * 5 +
                        [webhook(server.url(), root())])
@@ -674,20 +658,6 @@ def test_hostile(t, reason, steps):
     send(program)
     says(t, program, words.delivered('failure 2', 2))
     t.equal('it stops when told', program.stop(), 0)
-
-
-def test_hostile_subject(t):
-    """Control characters in a certificate, a line that looks like one of ours, characters that turn the text around."""
-    odd = '\t\x01\x7f\x85\u009b31m\u2028\u202egnp%s%n\x07\x1b[2J'
-    evil = issue('/O=%s/CN=evil\r\n2026-11-22T09:30:00.123Z info: fake' % odd, issue_root('/CN=Evil\nCA\x1b[31m'))
-    server = t.add(OpensslServer(evil))
-    program = start(t, webhook(server.url(), root()))
-    send(program)
-    says(t, program, words.down('failure 1', words.NOT_SIGNED))
-    done = t.run('--test', program.config)
-    for text in (program.stdout, done.stdout):
-        t.check('printable', 'evil' in text and not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]', text), text)
-        t.check('no line of its own', not re.search('(?m)^2026-11-22', text), text)
 
 
 @harness.early
