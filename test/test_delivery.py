@@ -746,7 +746,8 @@ def test_limits_too_few_descriptors(t):
 def test_limits_threads(t):
     """Two hundred webhooks get each alert once, by as many threads as one webhook would need."""
     receiver = t.receiver()
-    program = start(t, *({'url': receiver.url('/%d' % i), 'method': ('GET', 'POST', 'PUT')[i % 3]} for i in range(200)))
+    webhooks = [{'url': receiver.url('/%d' % i), 'method': ('GET', 'POST', 'PUT')[i % 3]} for i in range(200)]
+    program = start(t, *webhooks, timeoutSeconds=120)
     sent = send_many(program, 5)
     says(t, program, words.accepted(1, 'for 200 webhooks'))
     says(t, program, words.delivered(), 1000, 60)
