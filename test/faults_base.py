@@ -1,6 +1,6 @@
 """
-What the tests under faults share: webhooks that fail as told, load, what a log says of its alerts, the journal as the
-documentation describes it (an independent reader and writer), and the faults of the shim in the test builds.
+What the tests under faults share: webhooks that fail as told, load, the faults of shim.c, and the journal as the documentation
+describes it (an independent reader and writer).
 """
 
 import collections
@@ -20,16 +20,17 @@ import time
 import zlib
 
 import harness
+import words
 
 LONG = bool(os.environ.get('BUTLER_LONG'))
 ARRIVE_S = 20       # for alerts to arrive once nothing is wrong any more, their short backoffs included
-
 HOUR_MS = 3600 * 1000
-TEST_HOUR_MS = 84   # what an hour of maxAgeHours is in the test builds
+TEST_HOUR_MS = 84   # what an hour of maxAgeHours is in the test build
 TEST_MEGABYTE = 65536   # and a megabyte of maxStateMB
-
-
-OURS = {'timeoutSeconds': 1, 'maxAgeHours': 8760}
+OURS = {'timeoutSeconds': 25, 'maxAgeHours': 8760}      # for the test build, where a second of timeoutSeconds is 0.2 s
+ABORTED = '/scheduler-task-aborted/'
+MEMORY_ONLY = words.accepted() + ', in memory only$'
+BLAMED = ' given up | lost for | is down'
 
 
 def pick(short, long):
@@ -37,7 +38,7 @@ def pick(short, long):
 
 
 def note(t, text):
-    """A line that is no result: a number that was measured. pytest shows it if the test fails, or with -rP."""
+    """A number that was measured. pytest shows it if the test fails, or with -rP."""
     print(harness.one_line('%s: %s' % (t.name, text)), flush=True)
 
 
@@ -58,6 +59,9 @@ def until(condition, timeout=ARRIVE_S, every=0.02):
         time.sleep(every)
 
 
+# ---- Checks ---------------------------------------------------------------------------------------------------------
+
+
 def some(things, count=5):
     """A few of them, for the text of a failed check."""
     things = list(things)
@@ -65,9 +69,16 @@ def some(things, count=5):
                          ', ...' if len(things) > count else '')
 
 
-def tail(process, count=4):
-    """The last lines of a program's log, cut, for the text of a failed check."""
-    return [line[11:300] for line in process.log[-count:]]
+def soon(t, what, condition, timeout=ARRIVE_S):
+    """condition() must be true in time."""
+    return t.check(what, until(condition, timeout), 'not in time')
+
+
+def logged(t, what, process, regex, count=1, timeout=ARRIVE_S):
+    """The log must have such a line in time; gives its match."""
+    match = process.wait_log(regex, timeout, count)
+    t.check(what, match, '%r is not in the log' % regex)
+    return match
 
 
 def same(t, what, got, want):
@@ -79,9 +90,30 @@ def same(t, what, got, want):
 
 
 def arrive(t, what, sink, executions, timeout=ARRIVE_S):
-    """All of these must be taken by the sink in time."""
+    """All of these must be taken by the sink in time, each with one webhook-id."""
     missing = sink.wait(executions, timeout)
-    return t.check(what, not missing, '%s of %d are missing' % (some(missing), len(executions)))
+    t.check(what, executions and not missing, '%s of %d are missing' % (some(missing), len(executions)))
+    t.check('%s: each with one webhook-id' % what, not sink.ids_differ(), some(sink.ids_differ()))
+
+
+def lost(place, sink, executions):
+    """
+    Which of these neither wait, are dead, are handed over, nor were delivered. What moves meanwhile may be seen twice, but not
+    never: it is written to where it goes before it leaves where it was, and here it is looked for in that order.
+    """
+    found = set(executions_of(place.letters(('replay.1.ndjson', 'replay.ndjson'))))
+    answer = place.pending()
+    for name in NOTHING:
+        found |= set(executions_of(answer[name]))
+    return set(executions) - found - set(sink.taken)
+
+
+def none_lost(t, what, place, sink, executions):
+    missing = lost(place, sink, executions)
+    return t.check(what, executions and not missing, some(missing))
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
 
 
 def read(path):
@@ -98,40 +130,32 @@ def write(path, data):
         file.write(data)
 
 
-def folder_bytes(path):
-    """The sizes of all files in it together; those that vanish meanwhile count nothing."""
-    total = 0
+def size(path):
+    """The size of a file, or of all files in a folder; 0 if it is not there."""
     try:
-        for name in os.listdir(path):
-            try:
-                total += os.stat(os.path.join(path, name)).st_size
-            except FileNotFoundError:
-                pass
+        if os.path.isdir(path):
+            return sum(size(os.path.join(path, name)) for name in os.listdir(path))
+        return os.stat(path).st_size
     except FileNotFoundError:
-        pass
-    return total
-
-
-# ---- The shim -------------------------------------------------------------------------------------------------------
+        return 0
 
 
 class Shim:
-    """The faults of test/shim.c. `shim.env` goes to the program; attributes of shim.set are its fields."""
+    """The faults of test/shim.c. `env` goes to the program."""
 
     FIELDS = ('write_errno', 'write_room', 'sync_errno', 'sync_delay_ms', 'open_errno', 'rename_errno', 'read_errno',
               'wall_offset_ms', 'boot_offset_ms', 'socket_errno', 'truncate_errno', 'resolve_fail', 'hits', 'write_delay_ms',
-              'letters_errno', 'read_from', 'read_to', 'syncs', 'folder_syncs', 'synced_len', 'renames',
-              'log_delay_ms', 'resolve_delay_ms', 'send_errno')
+              'letters_errno', 'read_from', 'read_to', 'syncs', 'folder_syncs', 'synced_len', 'renames', 'log_delay_ms',
+              'send_errno')
 
-    def __init__(self, t, name='shim'):
+    def __init__(self, t):
         if harness.WINDOWS:
             t.skip('faults put between the program and the C library of Linux')
-        path = os.path.join(t.tmp, name)
+        path = os.path.join(t.tmp, 'shim')
         write(path, bytes(4096))
         self.env = {'BUTLER_SHIM': path}
-        self._file = open(path, 'r+b')
-        self._map = mmap.mmap(self._file.fileno(), 4096)
-        t.add(self)
+        with open(path, 'r+b') as file:
+            self._map = mmap.mmap(file.fileno(), 4096)
 
     def set(self, **fields):
         for name, value in fields.items():
@@ -140,27 +164,20 @@ class Shim:
     def get(self, name):
         return struct.unpack_from('=q', self._map, 8 * self.FIELDS.index(name))[0]
 
-    def close(self):
-        self._map.close()
-        self._file.close()
+    def heal(self):
+        """No fault any more."""
+        for name in self.FIELDS:
+            if name not in ('hits', 'syncs', 'folder_syncs', 'synced_len', 'renames'):
+                self.set(**{name: 0})
+
+    def struck(self, t, before=0):
+        """Faults were met since there were `before` hits."""
+        return soon(t, 'the shim has struck', lambda: self.get('hits') > before)
 
 
 # ---- Webhooks that fail as told -------------------------------------------------------------------------------------
 
-
-class Call:
-    """One request at a Sink: number counts those of this alert, from 1."""
-
-    __slots__ = ('path', 'execution', 'id', 'number', 'time', 'body', 'stamp')
-
-    def __init__(self, path, execution, id, number, body, stamp):
-        self.path = path
-        self.execution = execution
-        self.id = id
-        self.number = number
-        self.time = time.monotonic()
-        self.body = body
-        self.stamp = stamp
+Call = collections.namedtuple('Call', 'path execution id number time body')     # number: of those of this alert, from 1
 
 
 class Sink:
@@ -169,27 +186,26 @@ class Sink:
     'hang' (no answer, until the other side gives up or the sink closes) or 'reset'. Without it: 200. `down` makes it
     refuse connections, `up` accept them again on the same port.
 
-    taken: executionId -> list of (webhook-id, time) of the calls that were answered 2xx; seen: the same for all calls.
+    calls: those that were answered; seen: executionId -> its calls; taken: the same for those that were answered 2xx.
     """
 
     HEAD = re.compile(rb'^(?:GET|POST|PUT) (\S+) HTTP/1\.1\r\n')
     LENGTH = re.compile(rb'\r\nContent-Length: *(\d+)\r\n', re.I)
     ID = re.compile(rb'\r\nwebhook-id: *(\S+)\r\n', re.I)
-    STAMP = re.compile(rb'\r\nwebhook-timestamp: *(\d+)\r\n', re.I)
     EXECUTION = re.compile(rb'"executionId":"([^"]*)"')
 
-    def __init__(self, behave=None, up=True, host='127.0.0.1', port=None, make_socket=socket.socket):
+    def __init__(self, behave=None, up=True, host='127.0.0.1', make_socket=socket.socket):
         self.behave = behave
         self.host = host
-        self.port = port or harness.free_port()
+        self.port = harness.free_port()
         self.taken = collections.defaultdict(list)
         self.seen = collections.defaultdict(list)
         self.calls = []
         self._make_socket = make_socket
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._listener = None
         self._open = set()
-        self._closing = threading.Event()
+        self._closing = None
         if up:
             self.up()
 
@@ -197,70 +213,53 @@ class Sink:
         return 'http://%s:%d%s' % (host or self.host, self.port, path)
 
     def up(self):
-        listener = self._make_socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self.host, self.port))
-        listener.listen(256)
+        self._listener = self._make_socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((self.host, self.port))
+        self._listener.listen(256)
         self._closing = threading.Event()
-        self._listener = listener
-        threading.Thread(target=self._accept, args=(listener, self._closing), daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener, self._closing), daemon=True).start()
 
     def down(self):
         listener, self._listener = self._listener, None
         if listener is None:
             return
         self._closing.set()
-        try:
-            listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        listener.close()
-        with self._changed:
-            connections = list(self._open)
-        for sock in connections:
+        with self._lock:
+            sockets = [listener] + list(self._open)
+        for sock in sockets:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+        listener.close()
 
     close = down
 
     def forget(self):
         """Starts to count anew."""
-        with self._changed:
+        with self._lock:
             self.taken.clear()
             self.seen.clear()
             self.calls.clear()
 
     def missing(self, executions):
-        with self._changed:
+        with self._lock:
             return [execution for execution in executions if execution not in self.taken]
 
     def wait(self, executions, timeout=ARRIVE_S):
         """Waits until all of them were taken; gives those that were not."""
-        executions = list(executions)
-        deadline = time.monotonic() + timeout * harness.SLOW
-        while True:
-            missing = self.missing(executions)
-            if not missing or time.monotonic() > deadline:
-                return missing
-            executions = missing
-            time.sleep(0.02)
-
-    def wait_calls(self, count, timeout=ARRIVE_S):
-        """The calls so far, once there are count of them or the time is over."""
-        until(lambda: len(self.calls) >= count, timeout)
-        with self._changed:
-            return list(self.calls)
+        until(lambda: not self.missing(executions), timeout)
+        return self.missing(executions)
 
     def ids_differ(self):
         """The alerts that came with more than one webhook-id."""
-        with self._changed:
-            return [execution for execution, calls in self.seen.items() if len({id for id, _ in calls}) > 1]
+        with self._lock:
+            return [execution for execution, calls in self.seen.items() if len({call.id for call in calls}) > 1]
 
     def doubles(self):
-        """How many of the alerts that were taken were taken more than once."""
-        with self._changed:
+        """How many alerts were taken more than once."""
+        with self._lock:
             return sum(len(calls) > 1 for calls in self.taken.values())
 
     def _accept(self, listener, closing):
@@ -269,67 +268,54 @@ class Sink:
                 sock, _ = listener.accept()
             except OSError:
                 return
-            with self._changed:
+            with self._lock:
                 self._open.add(sock)
-            if closing.is_set():
-                sock.close()
-                return
             threading.Thread(target=self._serve, args=(sock, closing), daemon=True).start()
 
     def _serve(self, sock, closing):
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            rest = b''
-            while rest is not None:
-                rest = self._serve_one(sock, rest, closing)
+            with sock.makefile('rb') as file:
+                while not closing.is_set() and self._serve_one(sock, file, closing):
+                    pass
         except OSError:
             pass
         finally:
-            with self._changed:
+            with self._lock:
                 self._open.discard(sock)
             sock.close()
 
-    def _serve_one(self, sock, data, closing):
-        """Reads and answers one request; gives what was read after it, None at the end of the connection."""
-        while True:
-            end = data.find(b'\r\n\r\n')
-            if end >= 0:
-                match = self.LENGTH.search(data, 0, end + 2)
-                whole = end + 4 + (int(match.group(1)) if match else 0)
-                if len(data) >= whole:
-                    break
-            more = sock.recv(65536)
-            if not more:
-                return None
-            data += more
-        head, body, rest = data[:end + 2], data[end + 4:whole], data[whole:]
-        return rest if self._answer(sock, head, body, closing) else None
+    def _serve_one(self, sock, file, closing):
+        """Reads and answers one request; whether the connection goes on."""
+        head = b''
+        while not head.endswith(b'\r\n\r\n'):
+            line = file.readline()
+            if not line:
+                return False
+            head += line
+        body = file.read(int(self.LENGTH.search(head).group(1)))
+        return self._answer(sock, head, body, closing)
 
     def _answer(self, sock, head, body, closing):
         path = self.HEAD.match(head).group(1).decode('latin-1')
-        id = self.ID.search(head)
-        stamp = self.STAMP.search(head)
-        execution = self.EXECUTION.search(body)
-        execution = execution.group(1).decode() if execution else ''
-        with self._changed:
-            call = Call(path, execution, id.group(1).decode() if id else None, len(self.seen[execution]) + 1, body,
-                        int(stamp.group(1)) if stamp else None)
-            self.seen[execution].append((call.id, call.time))
+        execution = self.EXECUTION.search(body).group(1).decode()
+        with self._lock:
+            seen = self.seen[execution]
+            call = Call(path, execution, self.ID.search(head).group(1).decode(), len(seen) + 1, time.monotonic(), body)
+            seen.append(call._replace(body=None))
         result = self.behave(call) if self.behave else 200
         if result == 'hang':
-            while not closing.is_set():
-                if select.select([sock], [], [], 0.2)[0]:
-                    return False
+            while not closing.is_set() and not select.select([sock], [], [], 0.2)[0]:
+                pass
             return False
         if result == 'reset':
             harness.reset(sock)
             return False
         status, headers = result if isinstance(result, tuple) else (result, ())
-        with self._changed:     # before it is sent: from then on the other side may forget the alert
-            call.body = None
-            self.calls.append((call, status))
+        with self._lock:        # before it is sent: from then on the other side may forget the alert
+            self.calls.append(call._replace(body=None))
             if status // 100 == 2:
-                self.taken[execution].append((call.id, call.time))
+                self.taken[execution].append(call._replace(body=None))
         sock.sendall(harness.response(status, headers=headers))
         return True
 
@@ -339,14 +325,9 @@ def fickle(random_numbers, good=0.45, error=0.25, hang=0.02, good_from=4):
     A `behave` that fails at random: 500, no answer, else a reset. The good_from-th call for an alert and later ones are
     answered 200, so that no backoff becomes long.
     """
-    lock = threading.Lock()
-
     def behave(call):
-        if call.number >= good_from:
-            return 200
-        with lock:
-            dice = random_numbers.random()
-        if dice < good:
+        dice = random_numbers.random()
+        if call.number >= good_from or dice < good:
             return 200
         if dice < good + error:
             return 500
@@ -354,21 +335,24 @@ def fickle(random_numbers, good=0.45, error=0.25, hang=0.02, good_from=4):
     return behave
 
 
-# ---- Load, and what the log says of it ------------------------------------------------------------------------------
+# ---- Alerts, and what the log says of them --------------------------------------------------------------------------
+
+
+def alert(execution, task_id=None, message='Max retries reached', **given):
+    """The datagram of a failed reload."""
+    return harness.datagram(execution_id=execution, task_id=task_id, message=message, **given)
 
 
 class Load:
     """Sends alerts to a place at a steady rate, of these kinds in turn, until it is closed. sent: their executionIds."""
 
-    def __init__(self, place, rate, message='Max retries reached', ids=('/scheduler-task-failed/',),
-                 make_socket=socket.socket):
+    def __init__(self, place, rate, ids=('/scheduler-task-failed/',)):
         self.sent = []
         self._ids = ids
-        self._place = place
+        self._port = place.port
         self._rate = rate
-        self._message = message
         self._stop = threading.Event()
-        self._socket = make_socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -377,11 +361,10 @@ class Load:
         while not self._stop.wait(0.01):
             due = int((time.monotonic() - begin) * self._rate)
             for _ in range(min(due - len(self.sent), 100)):
-                execution = harness.guid()
-                self.sent.append(execution)
+                self.sent.append(harness.guid())
                 try:
-                    self._socket.sendto(alert(execution, message=self._message, id=self._ids[len(self.sent) % len(self._ids)]),
-                                        ('127.0.0.1', self._place.port))
+                    self._socket.sendto(alert(self.sent[-1], id=self._ids[len(self.sent) % len(self._ids)]),
+                                        ('127.0.0.1', self._port))
                 except OSError:
                     pass        # nobody listens at the moment
 
@@ -391,51 +374,37 @@ class Load:
         self._socket.close()
 
 
-def alert(execution, task_id=None, message='Max retries reached', **given):
-    """The datagram of a failed reload."""
-    return harness.datagram(execution_id=execution, task_id=task_id, message=message, **given)
-
-
 class Told:
     """What the log of a program says of its alerts; `update` reads on."""
 
-    ACCEPTED = re.compile(r'info: alert (\d+) accepted: .*, execution ([0-9a-fA-F-]{36}), for \d+ webhook')
-    WHOLE = re.compile(r'error: alert (\d+) (lost|given up) for .*?; alert: (\{.*\})$')
+    ACCEPTED = re.compile(words.accepted(what=r'execution ([0-9a-fA-F-]{36}), for \d+ webhook'))
+    WHOLE = re.compile(r'(?:%s|%s).*?; alert: (\{.*\})$' % (words.lost(), words.given_up()))
 
     def __init__(self, process):
-        self.process = process
-        self.accepted = {}      # executionId -> number
-        self.whole = collections.defaultdict(list)      # lost, given up -> alerts that only the log has, as dicts
-        self.delivered = 0
+        self.accepted = {}      # executionIds, in order
+        self.whole = []         # alerts that are lost or given up and that only the log has, as dicts
+        self._process = process
         self._at = 0
 
     def update(self):
-        with self.process._changed:
-            lines = self.process.log[self._at:]
-            self._at += len(lines)
+        lines = self._process.log[self._at:]
+        self._at += len(lines)
         for line in lines:
-            if ' accepted: ' in line:
-                match = self.ACCEPTED.search(line)
-                if match:
-                    self.accepted[match.group(2)] = int(match.group(1))
-            elif ' delivered to ' in line:
-                self.delivered += 1
-            elif '; alert: {' in line:
-                match = self.WHOLE.search(line)
-                if match:
-                    self.whole[match.group(2)].append(json.loads(match.group(3)))
+            match = self.ACCEPTED.search(line)
+            if match:
+                self.accepted[match.group(1)] = True
+            match = self.WHOLE.search(line) if '; alert: {' in line else None
+            if match:
+                self.whole.append(json.loads(match.group(1)))
         return self
-
-    def executions(self, word):
-        return [alert['executionId'] for alert in self.whole[word]]
 
 
 def accepted(process):
-    """The executionIds of all alerts that this process says it has accepted. Once it has ended and was waited for."""
+    """The executionIds of all alerts that this process says it has accepted."""
     return list(Told(process).update().accepted)
 
 
-def send(process, count, window=150, told=None, timeout=60, sink=None, **given):
+def send(process, count=1, window=150, told=None, timeout=60, sink=None, **given):
     """
     Sends count alerts, never more than window ahead of what the log shows as accepted, so that nothing is dropped on the
     way; with a sink never more than window ahead of its calls, either, and it ends when all have been called. Gives their
@@ -446,27 +415,24 @@ def send(process, count, window=150, told=None, timeout=60, sink=None, **given):
     called = len(sink.seen) if sink else 0
     executions = []
     deadline = time.monotonic() + timeout * harness.SLOW
-    while len(executions) < count and time.monotonic() < deadline:
-        room = window - len(executions) + len(told.update().accepted) - before
-        if sink:
-            room = min(room, window - len(executions) + len(sink.seen) - called)
-        if room <= 0:
-            time.sleep(0.002)
-            continue
-        for _ in range(min(room, 32, count - len(executions))):
+
+    def done():
+        accepted = len(told.update().accepted) - before
+        return min(accepted, len(sink.seen) - called) if sink else accepted
+
+    while done() < count and time.monotonic() < deadline:
+        for _ in range(min(window + done() - len(executions), 32, count - len(executions))):
             executions.append(harness.guid())
             process.send(alert(executions[-1], **given))
-    until(lambda: len(told.update().accepted) - before >= len(executions) and
-          (not sink or len(sink.seen) - called >= len(executions)), max(1, deadline - time.monotonic()), 0.002)
+        time.sleep(0.002)
     return [execution for execution in executions if execution in told.accepted]
 
 
 def stopped(process):
-    """The numbers of the last line of the log, or None."""
-    match = process.wait_log(r'info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, (\d+) lost, '
-                             r'(\d+) waiting', timeout=1)
-    return dict(zip(('received', 'accepted', 'delivered', 'given up', 'lost', 'waiting'),
-                    map(int, match.groups()))) if match else None
+    """The numbers of the last line of the log."""
+    match = process.wait_log(words.STOPPED, timeout=1)
+    names = ('received', 'accepted', 'delivered', 'given up', 'lost', 'waiting')
+    return dict(zip(names, map(int, match.groups()))) if match else dict.fromkeys(names)
 
 
 def kill(process):
@@ -475,10 +441,12 @@ def kill(process):
     process.wait()
 
 
-def stop(t, process, what='exit code of the stop'):
-    """SIGTERM, and exit code 0."""
-    t.equal(what, process.stop(), 0)
-    process.wait()
+def stop(t, process, what='the stop'):
+    """SIGTERM: exit code 0, within 5 s."""
+    begin = time.monotonic()
+    t.equal('%s: exit code' % what, process.stop(), 0)
+    took = time.monotonic() - begin
+    t.check('%s: within 5 s' % what, took < 5.5 * harness.SLOW, took)
 
 
 # ---- The journal ----------------------------------------------------------------------------------------------------
@@ -505,25 +473,13 @@ def read_line(line):
     return Record(*fields) if len(fields) == len(Record._fields) else None
 
 
-def read_journal(path):
-    """The good records of a journal."""
-    return [fields for fields in map(read_line, read(path).split(b'\n')[:-1]) if fields]
+def bad_lines(data):
+    """The lines that are no good records; a torn one at the end is none."""
+    return [line for line in data.split(b'\n')[:-1] if line and not read_line(line)]
 
 
-def waiting(records):
-    """What waits by these records: (number, key) -> alert."""
-    found = {}
-    for line in records:
-        if line.word in ('accepted', 'waiting'):
-            for key in line.keys.split(','):
-                found.setdefault((line.number, key), json.loads(line.json))
-        elif line.word == 'end':
-            found.pop((line.number, line.keys), None)
-    return found
-
-
-def waiting_executions(records):
-    return {alert['executionId'] for alert in waiting(records).values()}
+def now_ms():
+    return int(time.time() * 1000)
 
 
 def webhook_key(url, method='POST', kind='failure', n=0):
@@ -566,48 +522,56 @@ def end_record(number, key, dead=0):
     return record('end', number, 'failure', 0, dead, key, '""')
 
 
-def now_ms():
-    return int(time.time() * 1000)
-
+# ---- Places ---------------------------------------------------------------------------------------------------------
 
 NOTHING = {'waiting': [], 'dead': [], 'handedOver': []}     # what --pending --json gives when all is done
 
 
-class Place:
-    """A configuration and its state directory; the webhooks' URLs are known before anything listens there."""
+def executions_of(entries):
+    return [entry['alert']['executionId'] for entry in entries]
 
-    def __init__(self, t, webhooks, name='butler', state=None, butlerWebhook=None, **config):
+
+class Place:
+    """
+    A configuration and its state directory; the webhooks' URLs are known before anything listens there. test: the program is
+    the test build; so it is with a shim, whose faults it meets.
+    """
+
+    def __init__(self, t, webhooks, name='butler', state=None, butlerWebhook=None, test=False, shim=None, **config):
         self.t = t
-        own = dict(butlerWebhook or {})
+        self.test = bool(test or shim)
+        self.env = shim and shim.env
+        own = dict(OURS if self.test else {}, **butlerWebhook or {})
         if state is not None:
             own['stateDirectory'] = state
-        if own:
-            config['butlerWebhook'] = own
         os.makedirs(os.path.join(t.tmp, name), exist_ok=True)
         self.webhooks = webhooks
-        self.config, self.port = t.config(webhooks, name=os.path.join(name, 'butler.yaml'), **config)
+        self.config, self.port = t.config(webhooks, name=os.path.join(name, 'butler.yaml'),
+                                          **(dict(config, butlerWebhook=own) if own else config))
         self.state = os.path.join(os.path.dirname(self.config), state or 'butler_webhook.state')
+        self.key = webhook_key(webhooks[0]['url'])      # of the first webhook
 
     def path(self, name='journal'):
         return os.path.join(self.state, name)
 
-    def fill(self, data):
-        """Makes the state directory anew, with this journal."""
-        if os.path.isdir(self.state):
-            for name in os.listdir(self.state):
-                os.unlink(os.path.join(self.state, name))
-        else:
-            os.mkdir(self.state, 0o700)
+    def fill(self, data=b'', **files):
+        """Makes the state directory anew, with this journal and these files (dead_letters for dead-letters.ndjson)."""
+        os.makedirs(self.state, 0o700, exist_ok=True)
+        for name in os.listdir(self.state):
+            os.unlink(self.path(name))
         write(self.path(), data)
+        for name, content in files.items():
+            write(self.path(name.replace('_', '-') + '.ndjson'), content)
 
     def start(self, **options):
         # wine's server closes the socket of a killed program a little later, or never.
         if harness.WINDOWS and not until(lambda: harness.port_is_free(self.port), 3):
             old, self.port = self.port, harness.free_port()
             write(self.config, read(self.config).replace(b' %d' % old, b' %d' % self.port))
-        return self.t.start(self.config, **options)
+        options.setdefault('binary', self.t.binary_test if self.test else self.t.binary)
+        return self.t.start(self.config, **dict({'env': self.env}, **options))
 
-    def pending(self, binary=None, what='--pending', code=0):
+    def pending(self, code=0, binary=None):
         """What --pending --json gives; an empty one if it fails. code 1: a file of dead letters cannot be read."""
         result = self.t.run('--pending', '--json', self.config, binary=binary)
         try:
@@ -616,14 +580,13 @@ class Place:
         except ValueError:
             good = False
         if not good:
-            self.t.check('%s --json works' % what, False, 'exit %d, stdout %r, stderr %r' %
+            self.t.check('--pending --json works', False, 'exit %d, stdout %r, stderr %r' %
                          (result.returncode, result.stdout[-200:], result.stderr[:200]))
-            return NOTHING
-        return answer
+        return answer if good else NOTHING
 
-    def waiting(self, binary=None, code=0):
+    def waiting(self, code=0, binary=None):
         """The executionIds that wait, by --pending."""
-        return [entry['alert']['executionId'] for entry in self.pending(binary, code=code)['waiting']]
+        return executions_of(self.pending(code, binary)['waiting'])
 
     def letters(self, names=('dead-letters.1.ndjson', 'dead-letters.ndjson')):
         """The dead letters in the files, the rotated one first; a line that is none is left out."""
@@ -636,44 +599,30 @@ class Place:
                     pass
         return found
 
+    def dead(self):
+        """The executionIds of the dead letters, in the files' order."""
+        return executions_of(self.letters())
+
     def journal(self):
-        return read_journal(self.path())
+        """The good records."""
+        return [fields for fields in map(read_line, read(self.path()).split(b'\n')[:-1]) if fields]
 
 
-def journal_with(t, place, count, binary=None, messages=None):
-    """
-    Lets the program itself write a journal in which count alerts wait; nothing may listen at the webhook. Gives its bytes
-    and the executionIds, in order.
-    """
-    process = place.start(binary=binary)
-    executions = []
-    for i in range(count):
-        executions += send(process, 1, message=messages[i] if messages else 'Max retries reached %d' % i)
-    t.equal('alerts that were accepted', len(executions), count)
-    stop(t, process)
-    data = read(place.path())
-    t.require('all of them wait in the journal', waiting_executions(read_journal(place.path())) == set(executions),
-              repr(data[-600:]))
-    return data, executions
+def single(t, behave=None, up=True, **config):
+    """A place with one webhook, and its sink."""
+    sink = t.add(Sink(behave, up))
+    return Place(t, [{'url': sink.url()}], **config), sink
+
+
+def pair(t, **config):
+    """A place with a webhook for failures that works and one for aborts that is down; their sinks."""
+    good, down = t.add(Sink()), t.add(Sink(up=False))
+    return Place(t, [{'url': good.url()}, {'url': down.url(), 'kind': 'aborted'}], **config), good, down
 
 
 def exec_wrap(code):
     """A wrap that runs a line of Python in the process that becomes the program."""
     return [sys.executable, '-c', 'import os, resource, sys\n%s\nos.execv(sys.argv[1], sys.argv[1:])' % code]
-
-
-def refused_place(t, **config):
-    """A place whose webhook refuses connections until sink.up()."""
-    sink = t.add(Sink(up=False))
-    return Place(t, [{'url': sink.url()}], **config), sink
-
-
-def settled(shim):
-    """Waits until nothing has been synced for half a second: what the start had to do is done."""
-    before = -1
-    while before != shim.get('syncs') or not shim.get('folder_syncs'):
-        before = shim.get('syncs')
-        time.sleep(0.5)
 
 
 def cut_power(place, process, shim):
@@ -684,7 +633,4 @@ def cut_power(place, process, shim):
 
 def status(pid, name):
     """A number of /proc/PID/status, in kB."""
-    for line in read('/proc/%d/status' % pid).decode().splitlines():
-        if line.startswith(name + ':'):
-            return int(line.split()[1])
-    return 0
+    return int(re.search(r'(?m)^%s:\s+(\d+)' % name, read('/proc/%d/status' % pid).decode()).group(1))

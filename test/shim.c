@@ -1,20 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Faults for the test builds: a disk that is full, broken, slow or hangs, clocks
- * that jump, no more descriptors, names that are not found. It is linked with
+ * Faults for the test builds: a disk that is full, broken, slow or hangs, clocks that jump, no
+ * descriptors, names that are not found. Linked with -Wl,--wrap=... (WRAPPED in test.mk). It does
+ * nothing unless the environment variable BUTLER_SHIM names a file of at least SHIM_BYTES, which is
+ * mapped shared and holds struct shim; the test writes it at any time. 0: no fault. A delay ends at
+ * once when its field becomes 0, so a large one is a disk that hangs.
  *
- *     -Wl,--wrap=open,--wrap=read,--wrap=pread,--wrap=write,--wrap=fdatasync
- *     -Wl,--wrap=fsync,--wrap=ftruncate,--wrap=rename,--wrap=close
- *     -Wl,--wrap=clock_gettime,--wrap=socket,--wrap=send,--wrap=getaddrinfo
- *     -Wl,--wrap=open64,--wrap=pread64,--wrap=ftruncate64
- *
- * and does nothing unless the environment variable BUTLER_SHIM names a file of
- * at least SHIM_BYTES. That file is mapped shared; it holds struct shim, which
- * the test writes at any time. All fields are 0 at first: no fault. A delay ends
- * at once when its field becomes 0: a large one is a disk that hangs.
- *
- * Faults of the disk strike paths that contain ".state", and descriptors that
- * were opened by such a path; log_delay_ms those of paths that end in ".log".
+ * Faults of the disk strike paths that contain ".state", and descriptors that were opened by such a
+ * path; log_delay_ms those of paths that end in ".log".
  */
 
 #define _GNU_SOURCE /* CLOCK_BOOTTIME */
@@ -38,7 +31,7 @@
 #define SHIM_BYTES 4096
 #define FDS_MAX 65536 /* descriptors that are told apart */
 
-/* The faults, which the test writes, and what it may read: hits and all from syncs on. */
+/* Shim.FIELDS of faults_base.py, in this order; what the shim counts is there to be read. */
 struct shim {
     _Atomic int64_t write_errno;    /* write fails with this */
     _Atomic int64_t write_room;     /* > 0: so many more bytes, then ENOSPC; -1: ENOSPC now */
@@ -47,11 +40,11 @@ struct shim {
     _Atomic int64_t open_errno;     /* open fails with this */
     _Atomic int64_t rename_errno;   /* rename fails with this */
     _Atomic int64_t read_errno;     /* read and pread fail with this */
-    _Atomic int64_t wall_offset_ms; /* added to CLOCK_REALTIME */
-    _Atomic int64_t boot_offset_ms; /* added to CLOCK_BOOTTIME */
+    _Atomic int64_t wall_offset_ms; /* added to CLOCK_REALTIME, whole seconds */
+    _Atomic int64_t boot_offset_ms; /* added to CLOCK_BOOTTIME, whole seconds */
     _Atomic int64_t socket_errno;   /* socket fails with this */
     _Atomic int64_t truncate_errno; /* ftruncate fails with this */
-    _Atomic int64_t resolve_fail;   /* getaddrinfo of a name fails: EAI_AGAIN, not 1: this errno */
+    _Atomic int64_t resolve_fail;   /* getaddrinfo of a name fails: 1: EAI_AGAIN, else this errno */
     _Atomic int64_t hits;           /* how often a fault was made */
     _Atomic int64_t write_delay_ms; /* writes take so much longer */
     _Atomic int64_t letters_errno;  /* open of a file of dead letters fails with this */
@@ -62,44 +55,35 @@ struct shim {
     _Atomic int64_t synced_len;     /* length of the file that was synced last, when that began */
     _Atomic int64_t renames;        /* files that were renamed */
     _Atomic int64_t log_delay_ms;   /* writes to a log file take so much longer */
-    _Atomic int64_t resolve_delay_ms; /* getaddrinfo of a name takes so much longer */
-    _Atomic int64_t send_errno;       /* send to another address fails with this */
+    _Atomic int64_t send_errno;     /* send to another address fails with this */
 };
 
 enum kind { OTHER_FILE, STATE_FILE, LOG_FILE };
 
-int __real_open(const char *path, int flags, ...);
-ssize_t __real_read(int fd, void *out, size_t len);
-ssize_t __real_pread(int fd, void *out, size_t len, off_t at);
-ssize_t __real_write(int fd, const void *data, size_t len);
-int __real_fdatasync(int fd);
-int __real_fsync(int fd);
-int __real_ftruncate(int fd, off_t len);
-int __real_rename(const char *from, const char *to);
-int __real_close(int fd);
-int __real_clock_gettime(clockid_t clock, struct timespec *t);
-int __real_socket(int family, int type, int protocol);
-ssize_t __real_send(int fd, const void *data, size_t len, int flags);
-int __real_getaddrinfo(
-    const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+/* The function of the C library, and what is called in its place. */
+#define WRAP(type, name, ...)                                                                      \
+    type __real_##name(__VA_ARGS__);                                                               \
+    type __wrap_##name(__VA_ARGS__)
+WRAP(int, open, const char *path, int flags, ...);
+WRAP(ssize_t, read, int fd, void *out, size_t len);
+WRAP(ssize_t, pread, int fd, void *out, size_t len, off_t at);
+WRAP(ssize_t, write, int fd, const void *data, size_t len);
+WRAP(int, fdatasync, int fd);
+WRAP(int, fsync, int fd);
+WRAP(int, ftruncate, int fd, off_t len);
+WRAP(int, rename, const char *from, const char *to);
+WRAP(int, close, int fd);
+WRAP(int, clock_gettime, clockid_t clock, struct timespec *t);
+WRAP(int, socket, int family, int type, int protocol);
+WRAP(ssize_t, send, int fd, const void *data, size_t len, int flags);
+WRAP(int, getaddrinfo, const char *node, const char *service, const struct addrinfo *hints,
+    struct addrinfo **list);
 
-int __wrap_open(const char *path, int flags, ...);
-int __wrap_open64(const char *path, int flags, ...);
-ssize_t __wrap_read(int fd, void *out, size_t len);
-ssize_t __wrap_pread(int fd, void *out, size_t len, off_t at);
-ssize_t __wrap_pread64(int fd, void *out, size_t len, off_t at);
-ssize_t __wrap_write(int fd, const void *data, size_t len);
-int __wrap_fdatasync(int fd);
-int __wrap_fsync(int fd);
-int __wrap_ftruncate(int fd, off_t len);
-int __wrap_ftruncate64(int fd, off_t len);
-int __wrap_rename(const char *from, const char *to);
-int __wrap_close(int fd);
-int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
-int __wrap_socket(int family, int type, int protocol);
-ssize_t __wrap_send(int fd, const void *data, size_t len, int flags);
-int __wrap_getaddrinfo(
-    const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **list);
+/* What glibc makes of these with _FILE_OFFSET_BITS 64. */
+#define SAME_AS(name) __attribute__((alias("__wrap_" #name)))
+int __wrap_open64(const char *path, int flags, ...) SAME_AS(open);
+ssize_t __wrap_pread64(int fd, void *out, size_t len, off_t at) SAME_AS(pread);
+int __wrap_ftruncate64(int fd, off_t len) SAME_AS(ftruncate);
 
 static struct shim *shim;           /* NULL: no faults; set before main */
 static atomic_uchar kinds[FDS_MAX]; /* enum kind of each descriptor */
@@ -171,7 +155,7 @@ shim_now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* How many of len bytes the disk still takes: takes them off the room. 0: none. */
+/* How many of len bytes the disk still takes: takes them off the room. 0: none (errno). */
 static size_t
 shim_take_room(size_t len)
 {
@@ -181,15 +165,12 @@ shim_take_room(size_t len)
     do {
         if (room == 0)
             return len;
-        if (room < 0) {
-            atomic_fetch_add(&shim->hits, 1);
-            return 0;
-        }
-        n = (uint64_t)room < len ? (size_t)room : len;
+        n = room < 0 ? 0 : (uint64_t)room < len ? (size_t)room : len;
         left = room - (int64_t)n;
     } while (!atomic_compare_exchange_weak(&shim->write_room, &room, left > 0 ? left : -1));
     if (n < len)
         atomic_fetch_add(&shim->hits, 1);
+    errno = ENOSPC;
     return n;
 }
 
@@ -264,32 +245,6 @@ __wrap_open(const char *path, int flags, ...)
     return fd;
 }
 
-/* What glibc makes of open with _FILE_OFFSET_BITS 64; the same for the two below. */
-int
-__wrap_open64(const char *path, int flags, ...)
-{
-    unsigned mode = 0;
-    va_list args;
-
-    va_start(args, flags);
-    if (flags & O_CREAT)
-        mode = va_arg(args, unsigned);
-    va_end(args);
-    return __wrap_open(path, flags, mode);
-}
-
-ssize_t
-__wrap_pread64(int fd, void *out, size_t len, off_t at)
-{
-    return __wrap_pread(fd, out, len, at);
-}
-
-int
-__wrap_ftruncate64(int fd, off_t len)
-{
-    return __wrap_ftruncate(fd, len);
-}
-
 int
 __wrap_close(int fd)
 {
@@ -330,10 +285,8 @@ __wrap_write(int fd, const void *data, size_t len)
         if (shim_fails(&shim->write_errno))
             return -1;
         n = shim_take_room(len);
-        if (n == 0 && len > 0) {
-            errno = ENOSPC;
+        if (n == 0 && len > 0)
             return -1;
-        }
     }
     return __real_write(fd, data, n);
 }
@@ -383,15 +336,7 @@ __wrap_clock_gettime(clockid_t clock, struct timespec *t)
     if (failed || ms == 0)
         return failed;
     atomic_fetch_add(&shim->hits, 1);
-    t->tv_sec += (time_t)(ms / 1000);
-    t->tv_nsec += (long)(ms % 1000) * 1000000;
-    if (t->tv_nsec < 0) {
-        t->tv_sec--;
-        t->tv_nsec += 1000000000;
-    } else if (t->tv_nsec >= 1000000000) {
-        t->tv_sec++;
-        t->tv_nsec -= 1000000000;
-    }
+    t->tv_sec += (time_t)(ms / 1000); /* tests set whole seconds */
     return 0;
 }
 
@@ -421,15 +366,7 @@ __wrap_getaddrinfo(
 {
     bool name = node && !(hints && hints->ai_flags & AI_NUMERICHOST); /* the rest asks nobody */
 
-    if (shim && name)
-        shim_delay(&shim->resolve_delay_ms);
-    if (shim && name && atomic_load(&shim->resolve_fail)) {
-        if (atomic_load(&shim->resolve_fail) == 1) {
-            atomic_fetch_add(&shim->hits, 1);
-            return EAI_AGAIN;
-        }
-        if (shim_fails(&shim->resolve_fail))
-            return EAI_SYSTEM;
-    }
+    if (shim && name && shim_fails(&shim->resolve_fail))
+        return errno == 1 ? EAI_AGAIN : EAI_SYSTEM;
     return __real_getaddrinfo(node, service, hints, list);
 }
