@@ -11,7 +11,6 @@ import mmap
 import os
 import random
 import re
-import select
 import socket
 import struct
 import sys
@@ -180,59 +179,44 @@ class Shim:
 Call = collections.namedtuple('Call', 'path execution id number time body')     # number: of those of this alert, from 1
 
 
+def hang(sock):
+    """Gives no answer, until one of both sides ends the connection."""
+    sock.recv(1)
+
+
 class Sink:
     """
-    A webhook that knows its alerts by executionId. `behave(call)` says what each call gets: a status, (status, headers),
-    'hang' (no answer, until the other side gives up or the sink closes) or 'reset'. Without it: 200. `down` makes it
-    refuse connections, `up` accept them again on the same port.
+    A webhook that knows its alerts by executionId. `behave(call)` says what each call gets: a status, (status, headers), 'hang'
+    or 'reset'. Without it: 200. `down` makes it refuse connections, `up` accept them again on the same port.
 
     calls: those that were answered; seen: executionId -> its calls; taken: the same for those that were answered 2xx.
     """
 
-    HEAD = re.compile(rb'^(?:GET|POST|PUT) (\S+) HTTP/1\.1\r\n')
-    LENGTH = re.compile(rb'\r\nContent-Length: *(\d+)\r\n', re.I)
-    ID = re.compile(rb'\r\nwebhook-id: *(\S+)\r\n', re.I)
-    EXECUTION = re.compile(rb'"executionId":"([^"]*)"')
-
-    def __init__(self, behave=None, up=True, host='127.0.0.1', make_socket=socket.socket):
+    def __init__(self, behave=None, up=True, host='127.0.0.1', inside=None):
         self.behave = behave
         self.host = host
         self.port = harness.free_port()
         self.taken = collections.defaultdict(list)
         self.seen = collections.defaultdict(list)
         self.calls = []
-        self._make_socket = make_socket
+        self._inside = inside       # calls a function where the socket is to be made
         self._lock = threading.Lock()
-        self._listener = None
-        self._open = set()
-        self._closing = None
+        self._receiver = None
         if up:
             self.up()
 
     def url(self, path='/hook', host=None):
         return 'http://%s:%d%s' % (host or self.host, self.port, path)
 
+    def _listen(self):
+        return harness.Receiver(self._answer, self.host, self.port, backlog=256)
+
     def up(self):
-        self._listener = self._make_socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((self.host, self.port))
-        self._listener.listen(256)
-        self._closing = threading.Event()
-        threading.Thread(target=self._accept, args=(self._listener, self._closing), daemon=True).start()
+        self._receiver = self._inside(self._listen) if self._inside else self._listen()
 
     def down(self):
-        listener, self._listener = self._listener, None
-        if listener is None:
-            return
-        self._closing.set()
-        with self._lock:
-            sockets = [listener] + list(self._open)
-        for sock in sockets:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        listener.close()
+        if self._receiver:
+            self._receiver.close()
 
     close = down
 
@@ -262,62 +246,23 @@ class Sink:
         with self._lock:
             return sum(len(calls) > 1 for calls in self.taken.values())
 
-    def _accept(self, listener, closing):
-        while True:
-            try:
-                sock, _ = listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                self._open.add(sock)
-            threading.Thread(target=self._serve, args=(sock, closing), daemon=True).start()
-
-    def _serve(self, sock, closing):
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with sock.makefile('rb') as file:
-                while not closing.is_set() and self._serve_one(sock, file, closing):
-                    pass
-        except OSError:
-            pass
-        finally:
-            with self._lock:
-                self._open.discard(sock)
-            sock.close()
-
-    def _serve_one(self, sock, file, closing):
-        """Reads and answers one request; whether the connection goes on."""
-        head = b''
-        while not head.endswith(b'\r\n\r\n'):
-            line = file.readline()
-            if not line:
-                return False
-            head += line
-        body = file.read(int(self.LENGTH.search(head).group(1)))
-        return self._answer(sock, head, body, closing)
-
-    def _answer(self, sock, head, body, closing):
-        path = self.HEAD.match(head).group(1).decode('latin-1')
-        execution = self.EXECUTION.search(body).group(1).decode()
+    def _answer(self, request, connection):
+        if self._receiver:
+            self._receiver.requests.clear()     # they would only fill the memory
+        execution = request.json()['executionId']
         with self._lock:
             seen = self.seen[execution]
-            call = Call(path, execution, self.ID.search(head).group(1).decode(), len(seen) + 1, time.monotonic(), body)
-            seen.append(call._replace(body=None))
-        result = self.behave(call) if self.behave else 200
-        if result == 'hang':
-            while not closing.is_set() and not select.select([sock], [], [], 0.2)[0]:
-                pass
-            return False
-        if result == 'reset':
-            harness.reset(sock)
-            return False
+            call = Call(request.path, execution, request.get('webhook-id'), len(seen) + 1, time.monotonic(), None)
+            seen.append(call)
+        result = self.behave(call._replace(body=request.body)) if self.behave else 200
+        if result in ('hang', 'reset'):
+            return hang if result == 'hang' else harness.reset
         status, headers = result if isinstance(result, tuple) else (result, ())
         with self._lock:        # before it is sent: from then on the other side may forget the alert
-            self.calls.append(call._replace(body=None))
+            self.calls.append(call)
             if status // 100 == 2:
-                self.taken[execution].append(call._replace(body=None))
-        sock.sendall(harness.response(status, headers=headers))
-        return True
+                self.taken[execution].append(call)
+        return harness.response(status, headers=headers)
 
 
 def fickle(random_numbers, good=0.45, error=0.25, hang=0.02, good_from=4):
@@ -375,49 +320,46 @@ class Load:
 
 
 class Told:
-    """What the log of a program says of its alerts; `update` reads on."""
+    """The alerts that the log of a program says to be accepted; `update` reads on."""
 
     ACCEPTED = re.compile(words.accepted(what=r'execution ([0-9a-fA-F-]{36}), for \d+ webhook'))
-    WHOLE = re.compile(r'(?:%s|%s).*?; alert: (\{.*\})$' % (words.lost(), words.given_up()))
 
     def __init__(self, process):
         self.accepted = {}      # executionIds, in order
-        self.whole = []         # alerts that are lost or given up and that only the log has, as dicts
         self._process = process
         self._at = 0
 
     def update(self):
         lines = self._process.log[self._at:]
         self._at += len(lines)
-        for line in lines:
-            match = self.ACCEPTED.search(line)
-            if match:
-                self.accepted[match.group(1)] = True
-            match = self.WHOLE.search(line) if '; alert: {' in line else None
-            if match:
-                self.whole.append(json.loads(match.group(1)))
-        return self
+        self.accepted.update((match.group(1), True) for match in map(self.ACCEPTED.search, lines) if match)
+        return self.accepted
 
 
 def accepted(process):
     """The executionIds of all alerts that this process says it has accepted."""
-    return list(Told(process).update().accepted)
+    return list(Told(process).update())
 
 
-def send(process, count=1, window=150, told=None, timeout=60, sink=None, **given):
+def logged_whole(process):
+    """The executionIds of the alerts that were lost, and that only the log has."""
+    return [json.loads(line.partition('; alert: ')[2])['executionId'] for line in process.lines(words.lost() + '.*; alert: {')]
+
+
+def send(process, count=1, window=150, timeout=60, sink=None, **given):
     """
     Sends count alerts, never more than window ahead of what the log shows as accepted, so that nothing is dropped on the
     way; with a sink never more than window ahead of its calls, either, and it ends when all have been called. Gives their
     executionIds; those that were not accepted in time are missing.
     """
-    told = told or Told(process)
-    before = len(told.update().accepted)
+    told = Told(process)
+    before = len(told.update())
     called = len(sink.seen) if sink else 0
     executions = []
     deadline = time.monotonic() + timeout * harness.SLOW
 
     def done():
-        accepted = len(told.update().accepted) - before
+        accepted = len(told.update()) - before
         return min(accepted, len(sink.seen) - called) if sink else accepted
 
     while done() < count and time.monotonic() < deadline:

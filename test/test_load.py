@@ -1,12 +1,9 @@
 """Retries without a stampede, one alert that is always refused, floods, and a soak: load with faults for a long time."""
 
-import email.utils
 import os
 import re
 import threading
 import time
-
-import pytest
 
 import faults_base as base
 import harness
@@ -78,29 +75,6 @@ def test_retry_one_always_refused(t):
     bad.clear()
     process = place.start()
     base.arrive(t, 'in the end they arrive', sink, executions)
-    base.stop(t, process)
-
-
-@pytest.mark.parametrize('status', (429, 503))
-@pytest.mark.parametrize('form', ('seconds', 'date'))
-def test_retry_after(t, status, form):
-    """The first call is told to wait; no other call comes until then, not even for other alerts."""
-    first = []
-
-    def behave(call):
-        if first:
-            return 200
-        first.append(call.time)     # a date has whole seconds: three from now are at least two
-        return status, (('Retry-After', '2' if form == 'seconds' else email.utils.formatdate(time.time() + 3, usegmt=True)),)
-
-    place, sink = base.single(t, behave)
-    process = place.start()
-    executions = base.send(process)
-    base.logged(t, 'it is told', process, words.asked_to_wait('failure 1', status))
-    base.arrive(t, 'all arrive', sink, executions + base.send(process, 10))
-    waited = min(calls[0].time for calls in sink.taken.values()) - first[0]
-    t.check('not before the time, and soon after it', 1.9 <= waited < 6 * harness.SLOW, waited)
-    t.equal('calls', len(sink.calls), 12)
     base.stop(t, process)
 
 
