@@ -34,10 +34,10 @@ class Narrow:
         return max((sum(begin <= time < begin + 1 for time in self.refused) for begin in self.refused), default=0)
 
 
-@harness.limit(90, 1500)
+@harness.limit(90, 600)
 def test_retry_one_a_second(t):
     """A webhook that takes one alert a second: also after a start with many alerts all arrive, and it is not stormed."""
-    count = base.pick(20, 1000)
+    count = base.pick(20, 300)
     narrow = Narrow()
     place, sink = base.single(t, narrow)
     executions = [harness.guid() for _ in range(count)]
@@ -45,7 +45,7 @@ def test_retry_one_a_second(t):
     process = place.start()
     begin = time.monotonic()
     executions += base.send(process, 5)
-    base.arrive(t, 'all arrive', sink, executions, base.pick(70, 1300))
+    base.arrive(t, 'all arrive', sink, executions, base.pick(70, 500))
     took = time.monotonic() - begin
     most = narrow.most_in_a_second()
     t.check('never more than a few refusals a second', most <= 9, most)
