@@ -444,20 +444,15 @@ def body(execution, task_id=None, message='Max retries reached', kind='failure')
                       ensure_ascii=False, separators=(',', ':'))
 
 
-def webhook_record(key, kind='failure', place=1, listed=1, description=''):
+def webhook_record(key, place=1, listed=1):
     """A line that says what is known of a webhook."""
-    return record('webhook', place, kind, 0, listed, key, json.dumps(description, ensure_ascii=False))
+    return record('webhook', place, 'failure', 0, listed, key, '""')
 
 
-def accepted_record(key, execution, wall_ms=None, number=None, task_id=None, message='Max retries reached', kind='failure',
-                    word='accepted'):
-    """A line that makes an alert wait for one webhook, or for several (their keys, ',' between)."""
-    return record(word, next(NUMBERS) if number is None else number, kind, now_ms() if wall_ms is None else wall_ms, 0, key,
-                  body(execution, task_id, message, kind))
-
-
-def attempt_record(number, key, attempts, tried_ms, why='status 500'):
-    return record('attempt', number, 'failure', tried_ms, attempts, key, json.dumps(why, ensure_ascii=False))
+def accepted_record(key, execution, wall_ms=None, number=None, task_id=None, message='Max retries reached'):
+    """A line that makes an alert of a failure wait for one webhook."""
+    return record('accepted', next(NUMBERS) if number is None else number, 'failure', now_ms() if wall_ms is None else wall_ms,
+                  0, key, body(execution, task_id, message))
 
 
 def end_record(number, key, dead=0):
@@ -513,9 +508,9 @@ class Place:
         options.setdefault('binary', self.t.binary_test if self.test else self.t.binary)
         return self.t.start(self.config, **dict({'env': self.env}, **options))
 
-    def pending(self, code=0, binary=None):
+    def pending(self, code=0):
         """What --pending --json gives; an empty one if it fails. code 1: a file of dead letters cannot be read."""
-        result = self.t.run('--pending', '--json', self.config, binary=binary)
+        result = self.t.run('--pending', '--json', self.config)
         try:
             answer = json.loads(result.stdout)
             good = result.returncode == code and set(answer) == set(NOTHING)
@@ -526,9 +521,9 @@ class Place:
                          (result.returncode, result.stdout[-200:], result.stderr[:200]))
         return answer if good else NOTHING
 
-    def waiting(self, code=0, binary=None):
+    def waiting(self, code=0):
         """The executionIds that wait, by --pending."""
-        return executions_of(self.pending(code, binary)['waiting'])
+        return executions_of(self.pending(code)['waiting'])
 
     def letters(self, names=('dead-letters.1.ndjson', 'dead-letters.ndjson')):
         """The dead letters in the files, the rotated one first; a line that is none is left out."""

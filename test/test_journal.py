@@ -14,7 +14,6 @@ import words
 
 TORN = r' warn: journal: a torn last line \(%d bytes\) was cut off'
 DAMAGED = r' error: journal: %s damaged lines? set aside in .*/journal\.damaged'
-WINDOWS = {'rateLimit': 300, 'deduplication': {'enable': True, 'ttlMinutes': 10}}
 
 
 # ---- kill -9 and stop -----------------------------------------------------------------------------------------------
@@ -334,19 +333,6 @@ def test_damaged_files(t):
         t.equal('%s: no other file is left' % name, set(os.listdir(place.state)) - {'journal.damaged'}, {'journal', 'lock'})
 
 
-def test_damaged_again_and_again(t):
-    """One file holds what was damaged, at most 1 MiB of it, however often that happens."""
-    place, _ = base.single(t)
-    place.fill()
-    noise = b'z' * 300000 + b'\n'
-    for number in range(5):
-        base.write(place.path(), base.read(place.path()) + noise)
-        process = place.start()
-        base.logged(t, 'start %d: it is told' % number, process, DAMAGED % 1)
-        base.stop(t, process)
-        t.equal('start %d: what is kept' % number, base.read(place.path('journal.damaged')), noise * min(number + 1, 3))
-
-
 # ---- Clocks ---------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +362,7 @@ def test_clock_set_while_running(t):
 
 def test_clock_of_windows_across_restart(t):
     """Rate limit and de-duplication outlive kill -9, a stop, and that the lines of delivered alerts are rewritten away."""
-    place, sink = base.single(t, test=True, **WINDOWS)
+    place, sink = base.single(t, test=True, rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10})
     process = place.start()
     task = harness.guid()
     first = base.send(process, task_id=task)[0]
@@ -391,27 +377,6 @@ def test_clock_of_windows_across_restart(t):
         base.logged(t, 'the rate limit still holds', process, words.HELD_BACK)
         base.logged(t, 'the duplicate is still one', process, words.DUPLICATE)
         base.arrive(t, 'another alert arrives', sink, base.send(process))
-    base.stop(t, process)
-
-
-def test_clock_across_restart(t):
-    """Age counts by the wall clock; all that waits is due after a start, whatever the clock says of its last attempt."""
-    place, sink = base.single(t, lambda call: 408 if call.number < 3 else 200, butlerWebhook={'maxAgeHours': 1})
-    now = base.now_ms()
-    tried = {'very long ago': now - 200000 * base.HOUR_MS, 'lately': now - 1000, 'clock set back': now + 10 * base.HOUR_MS}
-    executions = [harness.guid() for _ in tried]
-    place.fill(b''.join(base.accepted_record(place.key, execution, when - 1000, number) +
-                        base.attempt_record(number, place.key, 3, when)
-                        for number, (execution, when) in enumerate(zip(executions, tried.values()), 1)))
-    entries = place.pending()['waiting']
-    t.check('--pending tells what the journal has', len(entries) == 3 and all(
-        entry['attempts'] == 3 and entry['lastError'] == 'status 500' and entry['lastAttemptAt'] for entry in entries), entries)
-    ages = [entry['ageSeconds'] for entry in entries]
-    t.check('and the ages', 720e6 < ages[0] < 720e6 + 60 and 2 <= ages[1] < 60 and 0 <= ages[2] < 60, ages)
-    process = place.start()
-    base.arrive(t, 'all arrive: in the first hour nothing is too old', sink, executions)
-    base.logged(t, 'attempts are counted on', process, words.delivered(status='200 in .*, attempt 6$'), 3)
-    t.equal('none is given up', process.lines(words.given_up()), [])
     base.stop(t, process)
 
 
