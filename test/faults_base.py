@@ -22,7 +22,7 @@ import harness
 import words
 
 LONG = bool(os.environ.get('BUTLER_LONG'))
-ARRIVE_S = 20       # for alerts to arrive once nothing is wrong any more, their short backoffs included
+ARRIVE_S = 40       # for alerts to arrive once nothing is wrong any more, their short backoffs included
 HOUR_MS = 3600 * 1000
 TEST_HOUR_MS = 84   # what an hour of maxAgeHours is in the test build
 TEST_MEGABYTE = 65536   # and a megabyte of maxStateMB

@@ -15,6 +15,8 @@ import faults_base as base
 import harness
 import words
 
+pytestmark = harness.limit(120, 300)
+
 TOLD = words.state('.*; alerts go on from memory')
 REWRITE_TOLD = words.state('cannot rewrite the journal: .*; trying again$')
 
@@ -126,7 +128,6 @@ def test_disk_rewriting_always_fails(t):
     base.stop(t, process)
 
 
-@harness.limit(60, 150)
 def test_disk_errors_at_random(t):
     """Every fault of the disk at random, one after another, the room ending anywhere; load, a fickle webhook; then kill -9."""
     numbers = base.rng(t)
@@ -503,7 +504,6 @@ def check_no_room(t, place):
     t.equal('they say why', {letter['reason'] for letter in place.letters()}, {words.NO_ROOM})
 
 
-@harness.limit(60, 120)
 def test_full_state(t):
     """
     What waits takes a third of maxStateMB; beyond that the oldest of the webhook with most waiting become dead letters, and
@@ -544,11 +544,11 @@ def test_full_state_made_smaller(t):
     """maxStateMB is less than what waits already: the oldest become dead letters, each of them, also if that is interrupted."""
     numbers = base.rng(t)
     place, sink = base.single(t, up=False, test=True, butlerWebhook={'maxStateMB': 16})
-    executions = [harness.guid() for _ in range(600)]
-    # 18 MB, twice what dead letters that wait for the disk take at other times.
+    executions = [harness.guid() for _ in range(400)]
+    # 12 MB, more than what dead letters that wait for the disk take at other times.
     place.fill(base.webhook_record(place.key) + b''.join(
         base.accepted_record(place.key, execution, message='x' * 30000) for execution in executions))
-    for n in range(base.pick(2, 20)):
+    for n in range(base.pick(2, 10)):
         process = place.start(wait=False)
         time.sleep(numbers.uniform(0, 0.4))
         base.kill(process)
@@ -569,7 +569,6 @@ def test_full_state_made_smaller(t):
     base.stop(t, process)
 
 
-@harness.limit(60, 120)
 def test_growth_is_bounded(t):
     """Many deliveries and thousands of windows leave a small journal: it is rewritten when it is mostly done."""
     count = base.pick(5000, 30000)
@@ -590,7 +589,6 @@ def test_growth_is_bounded(t):
     base.stop(t, process)
 
 
-@harness.limit(60, 180)
 def test_100000_waiting(t):
     """100,000 waiting alerts: at most 96 MB of memory, after a start and while they go out."""
     place, sink = base.single(t, up=False)

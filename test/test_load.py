@@ -9,6 +9,8 @@ import faults_base as base
 import harness
 import words
 
+pytestmark = harness.limit(120, 300)
+
 
 # ---- Retries --------------------------------------------------------------------------------------------------------
 
@@ -34,7 +36,7 @@ class Narrow:
         return max((sum(begin <= time < begin + 1 for time in self.refused) for begin in self.refused), default=0)
 
 
-@harness.limit(90, 600)
+@harness.limit(120, 600)
 def test_retry_one_a_second(t):
     """A webhook that takes one alert a second: also after a start with many alerts all arrive, and it is not stormed."""
     count = base.pick(20, 300)
@@ -78,7 +80,6 @@ def test_retry_one_always_refused(t):
     base.stop(t, process)
 
 
-@harness.limit(90, 300)
 def test_retry_behind_a_gateway(t):
     """
     Many alerts wait for a webhook behind a gateway that answers 502 while the server itself is away: it is down after three

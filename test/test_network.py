@@ -22,6 +22,8 @@ import faults_base as base
 import harness
 import words
 
+pytestmark = harness.limit(120, 300)
+
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454ca
 IFF_TUN_NO_PI = 0x1001
@@ -183,7 +185,6 @@ class Scene:
 
 
 @pytest.mark.parametrize('where', ('cable', 'device'))
-@harness.limit(60, 300)
 def test_network_out(t, where):
     """The cable is out, at a switch between or at the machine itself, whose network device goes down; then it is in again."""
     scene = Scene(t, timeoutSeconds=2)
@@ -200,7 +201,6 @@ def test_network_out(t, where):
     scene.finish(base.pick(30, 120))
 
 
-@harness.limit(60, 300)
 def test_network_loss(t):
     """30 % of all packets are lost, each way."""
     scene = Scene(t, timeoutSeconds=3)
@@ -212,7 +212,6 @@ def test_network_loss(t):
     scene.finish(base.pick(30, 60))
 
 
-@harness.limit(60, 300)
 def test_network_delay(t):
     """2 s for each round trip."""
     scene = Scene(t)
@@ -224,7 +223,6 @@ def test_network_delay(t):
     t.equal('doubles', scene.there.doubles(), 0)
 
 
-@harness.limit(60, 300)
 def test_network_jumps(t):
     """All of it by turns, and the process killed in between."""
     numbers = base.rng(t)
