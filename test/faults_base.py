@@ -510,7 +510,7 @@ class Place:
 
     def pending(self, code=0):
         """What --pending --json gives; an empty one if it fails. code 1: a file of dead letters cannot be read."""
-        result = self.t.run('--pending', '--json', self.config)
+        result = self.t.run('--pending', '--json', self.config, timeout=120)
         try:
             answer = json.loads(result.stdout)
             good = result.returncode == code and set(answer) == set(NOTHING)

@@ -509,7 +509,7 @@ def test_full_state(t):
     What waits takes a third of maxStateMB; beyond that the oldest of the webhook with most waiting become dead letters, and
     the newest arrive. The webhook that works loses none.
     """
-    count = base.pick(1000, 8000)
+    count = base.pick(1000, 4000)
     good, down = t.add(base.Sink()), t.add(base.Sink(up=False))
     place = base.Place(t, [{'url': good.url()}, {'url': down.url()}], test=True, butlerWebhook={'maxStateMB': 16})
     process = place.start()
@@ -571,11 +571,11 @@ def test_full_state_made_smaller(t):
 
 def test_growth_is_bounded(t):
     """Many deliveries and thousands of windows leave a small journal: it is rewritten when it is mostly done."""
-    count = base.pick(5000, 30000)
+    count = base.pick(5000, 20000)
     place, sink = base.single(t, rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10})
     process = place.start()
     watch = Watch(t, place)
-    executions = base.send(process, count, sink=sink, window=100, message='x' * 3000, timeout=100)
+    executions = base.send(process, count, sink=sink, window=100, message='x' * 3000, timeout=250)
     t.equal('all are accepted', len(executions), count)
     base.soon(t, 'all arrive', lambda: not place.waiting())
     # It is rewritten at 8 MiB, with 20,000 windows at most; what comes until the new one is synced goes into both.

@@ -465,8 +465,9 @@ def test_power_cut(t):
     """What has waited for more than a moment is on the disk, also what a start has read: what a power cut leaves has it all."""
     shim = base.Shim(t)
     place, sink = base.single(t, up=False, shim=shim)
-    base.stop(t, place.start())
+    process = place.start()
     base.soon(t, 'a new directory is synced', lambda: shim.get('folder_syncs') > 0)
+    base.stop(t, process)
     accepted = [harness.guid() for _ in range(20)]
     place.fill(b''.join(base.accepted_record(place.key, execution) for execution in accepted))
     length = base.size(place.path())
