@@ -145,7 +145,7 @@ class Shim:
     FIELDS = ('write_errno', 'write_room', 'sync_errno', 'sync_delay_ms', 'open_errno', 'rename_errno', 'read_errno',
               'wall_offset_ms', 'boot_offset_ms', 'socket_errno', 'truncate_errno', 'resolve_fail', 'hits', 'write_delay_ms',
               'letters_errno', 'read_from', 'read_to', 'syncs', 'folder_syncs', 'synced_len', 'renames', 'log_delay_ms',
-              'send_errno')
+              'send_errno', 'resolve_delay_ms')
 
     def __init__(self, t):
         if harness.WINDOWS:

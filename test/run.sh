@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# test/run.sh PART...: runs `make check-PART` for each, adds up their last lines `N passed, N failed`, and says at the end what was
-# skipped, and why. A part that ends without such a line, or with an error that it did not count, counts as one failure.
+# test/run.sh PART...: runs `make check-PART` for each, adds up their last lines `N passed, N failed`, and says at the end
+# what was skipped, and why. A part that ends without such a line, or with an error that it did not count, counts as one failure.
 cd "$(dirname "$0")/.." || exit 1
 tmp=$(mktemp -d) # a part may run this script, too
 trap 'rm -rf "$tmp"' EXIT

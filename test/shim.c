@@ -56,6 +56,7 @@ struct shim {
     _Atomic int64_t renames;        /* files that were renamed */
     _Atomic int64_t log_delay_ms;   /* writes to a log file take so much longer */
     _Atomic int64_t send_errno;     /* send to another address fails with this */
+    _Atomic int64_t resolve_delay_ms; /* getaddrinfo of a name takes so much longer */
 };
 
 enum kind { OTHER_FILE, STATE_FILE, LOG_FILE };
@@ -366,6 +367,8 @@ __wrap_getaddrinfo(
 {
     bool name = node && !(hints && hints->ai_flags & AI_NUMERICHOST); /* the rest asks nobody */
 
+    if (shim && name)
+        shim_delay(&shim->resolve_delay_ms);
     if (shim && name && shim_fails(&shim->resolve_fail))
         return errno == 1 ? EAI_AGAIN : EAI_SYSTEM;
     return __real_getaddrinfo(node, service, hints, list);

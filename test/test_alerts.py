@@ -103,7 +103,7 @@ def test_datagram_of_log4net(t):
             fields['logMessage'] = data.split(b';', 10)[10].decode('utf-8')     # unit.c compares its SHA-256
         wanted[kind].append((name, {key: value and value.replace('\0', '\ufffd') for key, value in fields.items()}))
         program.send(data)
-        t.require('%s: is %s' % (name, kind), program.wait_log(told[kind], count=len(wanted[kind])), base.tail(program))
+        t.require('%s: is %s' % (name, kind), program.wait_log(told[kind], count=len(wanted[kind])))
     t.equal('exit code', program.stop(), 0)
     for kind in IDS:
         got = [request.body for request in receiver.requests if request.path == '/' + kind]
@@ -194,14 +194,14 @@ def test_trace(t, name):
     calls = 0
     for number, data in enumerate(replay.datagrams, 1):
         if not trace.get('together') and calls:
-            t.check('those before are delivered', program.wait_log(words.delivered(), count=calls), base.tail(program))
+            t.check('those before are delivered', program.wait_log(words.delivered(), count=calls))
         program.send(data)
         match = program.wait_log(r' accepted: .*, for (\d+) webhook|%s|%s' % (words.HELD_BACK, words.DUPLICATE), count=number)
-        t.require('datagram %d is dealt with' % number, match, base.tail(program))
+        t.require('datagram %d is dealt with' % number, match)
         calls += int(match.group(1) or 0)
     base.until(lambda: len(replay.arrived()) >= len(replay.wanted))
     for regex in trace.get('log', ()):
-        t.check('the log has %s' % regex, program.wait_log(regex), base.tail(program, 12))
+        t.check('the log has %s' % regex, program.wait_log(regex))
     t.equal('exit code', program.stop(), 0)
     replay.compare(t)
     t.equal('webhook-ids stay over retries and redirects', len({request.get('webhook-id') for _, request in replay.arrived()}),
@@ -283,11 +283,11 @@ def test_call_get_cut(t):
     data, fields = alert(message=message)
     program.send(data)
     program.send(alert('aborted')[0])
-    t.check('a short target is not cut', program.wait_log(words.given_up('aborted 1 after 1 attempt: ')), base.tail(program))
+    t.check('a short target is not cut', program.wait_log(words.given_up('aborted 1 after 1 attempt: ')))
     for place, (method, status, taken, calls) in enumerate(rows):
         what = '%s, %d' % (method, status)
         verdict = (words.delivered if taken else words.given_up)(r'failure %d\b' % (place + 1))
-        t.check(what + ': the verdict', program.wait_log(verdict), base.tail(program, 9))
+        t.check(what + ': the verdict', program.wait_log(verdict))
         got = [request for request in receiver.wait(0) if request.target.startswith('/%d?key' % place)]
         t.equal(what + ': calls', len(got), calls)
         t.equal(what + ': one webhook-id', len({request.get('webhook-id') for request in got}), 1)
@@ -380,7 +380,7 @@ def test_rate_limit_window_ends(t):
     for place, number in enumerate((0, 3, 5)):
         begins.append(time.monotonic())
         t.check('datagram %d arrives' % number, base.until(
-            lambda: program.send(replay.datagrams[number]) or len(replay.arrived()) > place, every=0.05), base.tail(program))
+            lambda: program.send(replay.datagrams[number]) or len(replay.arrived()) > place, every=0.05))
         t.check('not before the window ends', not place or time.monotonic() - begins[place - 1] > 2.9)
     t.equal('exit code', program.stop(), 0)
     replay.compare(t)
@@ -471,9 +471,9 @@ def test_sources(t, host, allowed, accepted, refused, warning):
     shown = {'localhost': '127.0.0.1', '::1': '[::1]', '::': '[::]'}.get(host, host)
     t.equal('the log says where', program.wait_log(words.LISTENING).groups(), (shown, str(program.port)))
     for source in accepted:
-        t.check('%s is accepted' % source, arrives(program, receiver, source), base.tail(program))
+        t.check('%s is accepted' % source, arrives(program, receiver, source))
     for source in refused:
-        t.check('%s is refused, and told' % source, is_refused(program, source), base.tail(program))
+        t.check('%s is refused, and told' % source, is_refused(program, source))
     t.equal('exit code', program.stop(), 0)
     t.equal('what arrived', set(messages(receiver)), set(accepted))
     t.equal('warnings', [text for text in (OPEN, EMPTY) if program.lines(' warn: .*' + text)], [warning] if warning else [])
@@ -487,14 +487,14 @@ def test_sources_names(t):
                'wrap': harness.with_files(t, {'/etc/hosts': '127.0.0.5 sense.example\n127.0.0.6 sense.example\n'})}
     program, receiver = start(t, None, options, udp={'enableSourceValidation': True,
                                                      'allowedSources': ['sense.example', '127.0.0.2']})
-    t.check('others are listened to', arrives(program, receiver, '127.0.0.2'), base.tail(program))
-    t.check('refused while the look-up hangs', is_refused(program, '127.0.0.5'), base.tail(program))
+    t.check('others are listened to', arrives(program, receiver, '127.0.0.2'))
+    t.check('refused while the look-up hangs', is_refused(program, '127.0.0.5'))
     shim.set(resolve_fail=1, resolve_delay_ms=0)
-    t.check('not found', program.wait_log(' warn: allowedSources: sense.example not found: '), base.tail(program))
-    t.check('still refused', is_refused(program, '127.0.0.6'), base.tail(program))
+    t.check('not found', program.wait_log(' warn: allowedSources: sense.example not found: '))
+    t.check('still refused', is_refused(program, '127.0.0.6'))
     shim.set(resolve_fail=0, boot_offset_ms=10000)      # after ten seconds it is looked up again
     for source in ('127.0.0.5', '127.0.0.6'):
-        t.check('%s is accepted' % source, arrives(program, receiver, source, 6), base.tail(program))
+        t.check('%s is accepted' % source, arrives(program, receiver, source, 6))
     t.equal('exit code', program.stop(), 0)
     shim.set(resolve_delay_ms=600000)
     program = t.start(program.config, **options)
@@ -514,8 +514,7 @@ def test_max_message_size(t, host, most, sizes):
         send_from(program, host, 'x' * (size - head))
     for size in sizes[1:]:
         t.check('%d bytes are told' % size, program.wait_log(
-            r' error: datagram dropped, larger than maxMessageSize: %d bytes, from %s$' % (size, re.escape(host))),
-                base.tail(program))
+            r' error: datagram dropped, larger than maxMessageSize: %d bytes, from %s$' % (size, re.escape(host))))
     receiver.wait(1)
     stop(t, program, receiver, ['x' * (sizes[0] - head)])
 
@@ -612,15 +611,14 @@ def test_log_limits_what_others_can_cause(t):
         for data, source, _ in things * count:
             program.send(data, source=source)
         program.send(harness.datagram(message='end of minute %d' % number))
-        t.require('minute %d: all are sorted' % number, program.wait_log(words.accepted(number + 1)), base.tail(program))
+        t.require('minute %d: all are sorted' % number, program.wait_log(words.accepted(number + 1)))
 
     minute(1, 33)
     t.equal('not told before the minute is over', program.lines(words.more()), [])
     shim.set(boot_offset_ms=60000)
     program.send(harness.datagram(id='/scheduler-task-success//'))      # so that it looks at its clock
     for _, _, words_of_it in things:
-        t.require('%s: the count of the first minute' % words_of_it, program.wait_log(words.more(words_of_it + '$', 13)),
-                  base.tail(program))
+        t.require('%s: the count of the first minute' % words_of_it, program.wait_log(words.more(words_of_it + '$', 13)))
     minute(2, 22)
     stop(t, program, receiver, ['first', 'end of minute 1', 'end of minute 2'])
     for _, _, words_of_it in things:
@@ -680,8 +678,7 @@ def test_log_hides_secrets(t):
     for kind in IDS:
         for number in range(1, len(urls) + 1):
             name = '%s %d' % (kind, number)
-            t.check('%s is told' % name, program.wait_log(r' alert \d .*%s\b| webhook %s is down' % (name, name), 20),
-                    base.tail(program))
+            t.check('%s is told' % name, program.wait_log(r' alert \d .*%s\b| webhook %s is down' % (name, name), 20))
     t.check('dead letters', base.until(lambda: len(t.letters(path)) == 8), len(t.letters(path)))
     t.equal('exit code', program.stop(), 0)
     t.check('the server got them', receiver.requests and all(
@@ -709,7 +706,7 @@ def test_log_file(t):
     for number, (days, names) in enumerate(stages, 1):
         shim.set(wall_offset_ms=noon + days * 24 * base.HOUR_MS - base.now_ms())
         program.send(harness.datagram(task='Åäö %d' % number))
-        t.check('delivered', program.wait_log(words.delivered(number=number)), base.tail(program))
+        t.check('delivered', program.wait_log(words.delivered(number=number)))
         names = ['butler_webhook.%s.log' % name for name in names]
         t.check('after %d days' % days, base.until(lambda: sorted(os.listdir(folder)) == names, 5), os.listdir(folder))
     t.equal('exit code', program.stop(), 0)
