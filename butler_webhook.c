@@ -6915,8 +6915,8 @@ listen_open(struct listener *l, const struct config *c, struct err *e)
     }
     for (int i = n; i-- > 0;) /* IPv4 first, as Butler: Windows gives its own name's IPv6 first */
         addr = all[i].ss.ss_family == AF_INET ? &all[i] : addr;
-    l->sock = plat_udp_open(addr, &buffer_len);
-    if (l->sock < 0) {
+    l->log_ms = plat_now_ms();
+    if ((l->sock = plat_udp_open(addr, &buffer_len)) < 0) {
         err_set(e,
             "cannot listen on %s (UDP): %s; if another program listens there, perhaps Butler "
             "itself, set butlerWebhook.port and the appender to another port",
