@@ -415,6 +415,7 @@ def test_rate_limit_and_duplicates_after_a_restart(t):
         program.send(harness.datagram(task_id=TASK.upper(), message='held back'))
         program.send(harness.datagram(execution_id=run.upper(), message='duplicate'))
         program.send(harness.datagram(message='another'))
+    t.check('delivered', program.wait_log(words.delivered()))
     t.equal('exit code', program.stop(), 0)
     t.equal('what arrived', set(messages(receiver)), {'first', 'another'})      # one of these twice if the kill was very soon
     t.equal('held back', len(program.lines(words.HELD_BACK)), 1)
