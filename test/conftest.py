@@ -12,6 +12,9 @@ MARKS = (
     'limit(seconds, long=None): how long the test may take (60), in the short and in the long form',
     'early: takes long, and so begins before the others',
     'alone: runs when no other test does: pytest -m alone, after the others',
+    'long: has a form that takes longer and tries more: --long',
+    'root: only root can do what it needs',
+    'windows: of the program for Windows alone',
 )
 
 
@@ -61,11 +64,17 @@ def pytest_collection_modifyitems(config, items):
 
     def seconds(item):
         mark = item.get_closest_marker('limit')
+        if mark and len(mark.args) > 1:
+            item.add_marker('long')
         return (mark.args[-1 if config.getoption('long') else 0] if mark else 60) * harness.SLOW
 
     alone = 'alone' in (config.option.markexpr or '')
     for item in items:
         item.add_marker(pytest.mark.timeout(seconds(item), method='signal'))
+        if item.get_closest_marker('root') and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason='only root can do what it needs'))
+        if item.get_closest_marker('windows') and not harness.WINDOWS:
+            item.add_marker(pytest.mark.skip(reason='for the program for Windows'))
     items[:] = [item for item in items if alone or not item.get_closest_marker('alone')]
     items.sort(key=lambda item: (not item.get_closest_marker('early'), -seconds(item)))
 

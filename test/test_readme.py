@@ -332,7 +332,7 @@ class Server:
         self.type('reg delete %s /f' % self.KEY)
 
 
-@pytest.mark.skipif(not harness.WINDOWS, reason='for the program for Windows')
+@pytest.mark.windows
 @harness.limit(300)
 def test_readme_windows(t):
     blocks = {block.words[0]: block for block in blocks_of(text_of('README.md')) if block.language == 'bat'}

@@ -29,7 +29,7 @@ NAMES = ('with spaces', 'Übung größer', '監視 サーバー', 'alarm \U0001F
 STORES = 'HKLM\\Software\\Microsoft\\SystemCertificates\\%s\\Certificates\\'
 SERVICES = 'HKLM\\SYSTEM\\CurrentControlSet\\Services\\'
 NOWHERE = [{'url': 'http://127.0.0.1:1/'}]
-pytestmark = pytest.mark.skipif(not harness.WINDOWS, reason='for the program for Windows')
+pytestmark = pytest.mark.windows
 
 
 # ---- Helpers --------------------------------------------------------------------------------------------------------
