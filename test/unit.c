@@ -206,7 +206,7 @@ read_file(const char *path)
     size_t len;
 
     buf_add(&b, "", 0);
-    if (plat_read_file(path, 128 << 20, &data, &len) == 0) {
+    if (plat_read_file(path, (size_t)plat_path_len(path), &data, &len) == 0) {
         buf_add(&b, data, len);
         free(data);
     }
