@@ -380,7 +380,8 @@ def test_independent_of_all_at_once(t, scheme):
         for receiver in bad:
             receiver.drop_connections()
         says(t, program, r' alert \d+ (given up for |delivered to .*: 200 in )', turn * (6 * len(bad) + 50), 70)
-        t.check('no socket stays open', base.until(lambda: sockets() <= at_rest, 10), [at_rest, sockets()])
+        if not harness.WINDOWS:     # there the server of wine has them
+            t.check('no socket stays open', base.until(lambda: sockets() <= at_rest, 10), [at_rest, sockets()])
         memory.append(base.status(program.pid, 'VmRSS'))
     if not SANITIZED and not harness.WINDOWS:
         t.check('memory does not grow', memory[1] < memory[0] + 2048, memory)
