@@ -64,13 +64,14 @@ def pytest_collection_modifyitems(config, items):
 
     def seconds(item):
         mark = item.get_closest_marker('limit')
-        if mark and len(mark.args) > 1:
-            item.add_marker('long')
         return (mark.args[-1 if config.getoption('long') else 0] if mark else 60) * harness.SLOW
 
     alone = 'alone' in (config.option.markexpr or '')
     for item in items:
         item.add_marker(pytest.mark.timeout(seconds(item), method='signal'))
+        limit = item.get_closest_marker('limit')
+        if limit and len(limit.args) > 1:
+            item.add_marker('long')
         if item.get_closest_marker('root') and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason='only root can do what it needs'))
         if item.get_closest_marker('windows') and not harness.WINDOWS:
