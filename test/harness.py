@@ -40,6 +40,8 @@ import urllib.parse
 import uuid
 import warnings
 
+import words
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = os.path.abspath(os.environ.get('BUTLER_BINARY', os.path.join(ROOT, 'build/butler_webhook')))
 WINDOWS = BINARY.endswith('.exe')
@@ -977,7 +979,7 @@ class Test:
 
     def start(self, config_path=None, binary=None, env=None, args=None, cwd=None, wait=True, wrap=(), stdout=None):
         """
-        Starts the program on a configuration and waits until it listens (unless wait is false). args replaces the
+        Starts the program on a configuration and waits for its last line of the start (unless wait is false). args replaces the
         arguments, wrap stands before the program (such as ['unshare', '-m']), stdout is a descriptor to write to.
         """
         binary = binary or self.binary
@@ -990,7 +992,7 @@ class Test:
                 process = Process(command, env, self._ports.get(config_path), cwd, stdout)
                 process.config = config_path
                 self.processes.append(process)
-            started = wait and stdout is None and process.wait_log(r' info: listening on ')
+            started = wait and stdout is None and process.wait_log(words.STARTED)
             if not self._is_to_start_again(again and not started and process.wait(1) is not None and not process.log,
                                            binary, process.raw_stderr):
                 break

@@ -17,6 +17,7 @@ MALFORMED = r' warn: malformed datagram: '
 NOT_ALLOWED = r' warn: datagram ignored, its sender is not in allowedSources, from '
 RECEIVE_LIMIT = r' error: datagram dropped, over udpServerConfig\.rateLimit, from '
 MEMORY_ONLY = r" warn: butlerWebhook\.stateDirectory is '': alerts are kept in memory only"
+STARTED = r' info: state directory .*: \d+ alerts? waits?,|%s' % MEMORY_ONLY       # the last line of a start
 WORKS_AGAIN = r' info: state directory: works again$'
 NO_ROOM = 'no room: too many alerts wait; see butlerWebhook.maxStateMB'
 REPLAYED = r' info: dead letters: (\d+) taken back to be sent again, (\d+) stay$'
