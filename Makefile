@@ -126,10 +126,9 @@ archives: build/butler_webhook build/butler_webhook-arm64 build/butler_webhook.e
 dist: archives | install-dist
 	@test/unpacked.sh
 
-# What does not build fails in its own part of the tests, too; the others are run.
+# Two at a time, in this order: those that mostly wait beside those that compute. What does not build fails.
 check: install-test
-	-$(MAKE) -k -j$$(nproc) all asan tsan test fuzz build/unit
-	+@test/run.sh lint vendor unit system alone asan tsan short fuzz binary readme demo
+	+@test/run.sh -j2 system lint vendor unit binary asan short fuzz tsan readme demo alone
 demo: all install-demo
 	@python3 test/demo.py
 bench: all install-bench

@@ -4,6 +4,7 @@ README.md here says how to run them.
 """
 
 import os
+import re
 import resource
 
 import pytest
@@ -102,6 +103,8 @@ def pytest_pyfunc_call(pyfuncitem):
     if not t.checks:
         pytest.fail('it has checked nothing', pytrace=False)
     if t.failures:
+        if re.search('Sanitizer|runtime error:', '\n'.join(t.failures)):
+            pyfuncitem.execution_count = 9      # for pytest-rerunfailures: what a sanitizer says once is true
         said = ['%s: %s' % (process.command[-1], harness.one_line(line)) for process in t.processes for line in process.log[-20:]]
         pytest.fail('\n'.join(t.failures + said), pytrace=False)
     return True
@@ -112,6 +115,8 @@ def pytest_unconfigure(config):
     reporter = config.pluginmanager.get_plugin('terminalreporter')
     if _is_worker(config) or reporter is None or config.option.collectonly:
         return
+    for report in reporter.stats.get('rerun', ()):
+        print('FAILED AT FIRST %s: %s' % (report.nodeid, ' '.join(report.longreprtext.split())[:1000]))
     count = {name: len(reporter.stats.get(name, ())) for name in ('passed', 'failed', 'error', 'skipped')}
     failed = count['failed'] + count['error']
     if not failed and getattr(reporter, '_session', None) is not None and reporter._session.exitstatus not in (0, 1):

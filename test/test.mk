@@ -77,67 +77,71 @@ PYTEST = /usr/bin/python3 -m pytest --dist loadgroup
 SYSTEM = $(addprefix test/test_,alerts.py answers.py cli.py config.py delivery.py tls.py)
 FAULTS = $(addprefix test/test_,journal.py disk.py letters.py network.py load.py)
 
-# Each check prints what fails and ends with a line `N passed, N failed`; test/run.sh adds them up.
+# Each check prints what fails and ends with `N passed, N failed`; test/run.sh adds up what several count.
+PART = @test/part.sh $(@:check-%=%)
 check-long: all install-test test fuzz
 	+@FUZZ_SECONDS=60 test/run.sh analyzer tsan-rest faults fuzz windows arm64 dist
 check-lint: install-test $(GEN) | build/musl-linux/lib/libc.a
-	+@test/lint.sh $(OWN_FLAGS)
+	+$(PART) test/lint.sh $(OWN_FLAGS)
 check-analyzer: install-test $(GEN)
-	@$(MAKE) --no-print-directory -k -j2 analyzer-gcc analyzer-clang && echo "2 passed, 0 failed"
+	+$(PART) sh -c '$(MAKE) --no-print-directory -k -j2 analyzer-gcc analyzer-clang && echo "2 passed, 0 failed"'
 analyzer-gcc:
 	@$(CC) $(STRICT) -O1 -fanalyzer -c butler_webhook.c -o build/analyzer.o
 analyzer-clang:
 	@clang-tidy --quiet --warnings-as-errors='*' butler_webhook.c \
 		--checks='-*,clang-analyzer-*,-*.DeprecatedOrUnsafeBufferHandling,-*.performance.Padding' -- $(STRICT)
 check-unit: build/unit
-	@build/unit
+	$(PART) build/unit
 check-system: all test
-	@$(PYTEST) -n 20 $(SYSTEM)
+	$(PART) $(PYTEST) -n 20 $(SYSTEM)
 check-alone: all test
-	@$(PYTEST) -m alone $(SYSTEM)
+	$(PART) $(PYTEST) -m alone $(SYSTEM)
 check-asan: asan test
-	@$(PYTEST) -n 20 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
+	$(PART) $(PYTEST) -n 20 --reruns 1 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
+# Where all is several times slower, a test that fails is run once more, and the end of the run tells of it.
 # First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
 # in the long form.
-ON_TSAN = -n 20 --binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook --slow=3
+ON_TSAN = -n 20 --reruns 1 --slow=3 \
+	--binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook
 ALONE = test_config or test_cli or datagram_ or answers or hostile or trace or proxy or tls or trust
 check-tsan: tsan test
-	@$(PYTEST) $(ON_TSAN) -k 'not ($(ALONE))' $(SYSTEM)
+	$(PART) $(PYTEST) $(ON_TSAN) -k 'not ($(ALONE))' $(SYSTEM)
 check-tsan-rest: tsan test
-	@$(PYTEST) $(ON_TSAN) -k '$(ALONE)' $(SYSTEM)
+	$(PART) $(PYTEST) $(ON_TSAN) -k '$(ALONE)' $(SYSTEM)
 check-short: all test
-	@$(PYTEST) -n 8 $(FAULTS)
+	$(PART) $(PYTEST) -n 8 $(FAULTS)
 check-faults: all test
-	@$(PYTEST) -n 8 --long $(FAULTS)
+	$(PART) $(PYTEST) -n 8 --long $(FAULTS)
 update: | install-vendor
 	@vendor/update.sh
 check-vendor: build/src/.done install-vendor
-	@python3 test/vendor.py
+	$(PART) python3 test/vendor.py
 # Not part of make check: which lines and branches the tests run; which small changes no test notices.
 coverage: build/coverage/libs.a $(GEN)
 	@test/coverage.py $(CLANG) $(OWN_FLAGS) -- $(SHORT) $(SHIM)
 mutants: build/unit all test
 	@test/mutants.py $(MUTANTS)
 check-fuzz: fuzz
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
+	$(PART) env FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
-	@test/binary.sh
+	$(PART) test/binary.sh
 check-readme: all test
-	@$(PYTEST) test/test_readme.py
-check-demo: demo
+	$(PART) $(PYTEST) test/test_readme.py
+check-demo: all test
+	$(PART) sh -c 'python3 test/demo.py && echo "1 passed, 0 failed"'
 check-dist: dist
-	@SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) test/dist.sh linux-x64 linux-arm64 windows-x64
+	$(PART) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) test/dist.sh linux-x64 linux-arm64 windows-x64
 
 check-arm64: build/unit-arm64 build/arm64/run arm64 test
-	+@test/run.sh arm64-unit arm64-system
+	+$(PART) test/run.sh arm64-unit arm64-system
 check-arm64-unit: build/unit-arm64 | install-emulator
-	@qemu-aarch64-static build/unit-arm64
+	$(PART) qemu-aarch64-static build/unit-arm64
 # Without the tests that limit memory, descriptors or threads, of which the emulator needs more, or that time
 # hundreds of calls.
 HEAVY = config_hostile or answers_memory or hostile_memory or of_all_at_once or too_few_descriptors \
 	or limits_threads
 check-arm64-system: build/arm64/run arm64 test
-	@$(PYTEST) -n 8 --reruns 1 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
+	$(PART) $(PYTEST) -n 8 --reruns 1 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
 
 # The program for Windows, run by wine; of the faults those of the journal: what is killed, torn, damaged,
 # dead, replayed.
@@ -146,20 +150,20 @@ JOURNAL = kill or torn or damaged or letter or replay or webhook_changed or webh
 WINDOWS_TESTS = check-windows-system check-windows-only check-windows-alone check-windows-faults \
 	check-windows-readme check-windows-demo
 check-windows: install-test windows build/butler_webhook-test.exe | install-wine
-	+@test/run.sh $(WINDOWS_TESTS:check-%=%)
+	+$(PART) test/run.sh $(WINDOWS_TESTS:check-%=%)
 $(WINDOWS_TESTS): windows build/butler_webhook-test.exe | install-wine
 check-windows-system:
-	@$(PYTEST) -n 8 $(ON_WINE) $(SYSTEM)
+	$(PART) $(PYTEST) -n 8 $(ON_WINE) $(SYSTEM)
 check-windows-only:
-	@$(PYTEST) -n 8 $(ON_WINE) test/test_windows.py
+	$(PART) $(PYTEST) -n 8 $(ON_WINE) test/test_windows.py
 check-windows-alone:
-	@$(PYTEST) -m alone $(ON_WINE) $(SYSTEM) test/test_windows.py
+	$(PART) $(PYTEST) -m alone $(ON_WINE) $(SYSTEM) test/test_windows.py
 check-windows-faults:
-	@$(PYTEST) -n 2 $(ON_WINE) -k '$(JOURNAL)' $(FAULTS)
+	$(PART) $(PYTEST) -n 2 $(ON_WINE) -k '$(JOURNAL)' $(FAULTS)
 check-windows-readme:
-	@$(PYTEST) $(ON_WINE) test/test_readme.py
+	$(PART) $(PYTEST) $(ON_WINE) test/test_readme.py
 check-windows-demo:
-	@BUTLER_BINARY=build/butler_webhook.exe python3 test/demo.py
+	$(PART) sh -c 'BUTLER_BINARY=build/butler_webhook.exe python3 test/demo.py && echo "1 passed, 0 failed"'
 
 # What test/install.sh installs, if it is missing.
 INSTALL = install-build install-demo install-test install-bench install-arm64 install-windows \
