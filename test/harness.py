@@ -38,7 +38,6 @@ import threading
 import time
 import urllib.parse
 import uuid
-import warnings
 
 import words
 
@@ -123,14 +122,6 @@ class Unix:
         """What the program takes for the number of its process, as a regular expression."""
         return str(process.pid)
 
-    def watched(self, env):
-        """The environment with which the system tells on stderr that it has loaded the program; output() takes that out."""
-        return env
-
-    def failure(self, binary, stderr):
-        """Why the system has never run the program, if stderr (as it was written) shows that; else None."""
-        return None
-
 
 class Wine(Unix):
     """
@@ -143,8 +134,6 @@ class Wine(Unix):
     LOADERS = ('/usr/lib/wine/wine64', '/usr/bin/wine64', '/usr/lib/x86_64-linux-gnu/wine/wine64')
     SERVERS = ('/usr/lib/wine/wineserver64', '/usr/lib/wine/wineserver', '/usr/bin/wineserver')
     PATH = re.compile(rb'\bZ:([\\/][^\s"\';,|]*)')
-    LOADED = re.compile(rb'(?m)^[0-9a-f]+:trace:loaddll:[^\n]*\n')
-    OWN_WORDS = re.compile(rb'(?m)^wine(?: client error)?:[^\n]*')
     STOP = (signal.SIGTERM, signal.SIGHUP)
     trace = os.path.join(ROOT, 'build/wine.trace')      # gets what services report to the event log
     memory_kb = 64 * 1024
@@ -239,8 +228,6 @@ class Wine(Unix):
 
     def output(self, data):
         data = data.replace(b'\r\n', b'\n')
-        if b':trace:loaddll:' in data:
-            data = self.LOADED.sub(b'', data)
         if b'Z:' in data:
             data = self.PATH.sub(lambda match: match.group(1).replace(b'\\', b'/'), data)
         return data
@@ -253,21 +240,6 @@ class Wine(Unix):
 
     def process_id(self, process):
         return r'\d+'
-
-    def watched(self, env):
-        return dict(env, WINEDEBUG='-all,trace+loaddll') if env.get('WINEDEBUG') == '-all' else env
-
-    def failure(self, binary, stderr):
-        """
-        Now and then, on a busy machine, wine ends before it has loaded the exe. An exe that was loaded and then ended
-        without a word has failed by itself, and is not started again.
-        """
-        said = self.OWN_WORDS.search(stderr)
-        if said:
-            return said.group().decode('utf-8', 'replace')
-        if b':trace:loaddll:' in stderr and os.path.basename(binary).encode() + b'" at ' in stderr:
-            return None
-        return 'wine ended before it had loaded the program'
 
 
 SYSTEM = Wine() if WINDOWS else Unix()
@@ -447,12 +419,6 @@ class Process:
     def stderr(self):
         with self._changed:
             return SYSTEM.output(bytes(self._err)).decode('utf-8', 'surrogateescape')
-
-    @property
-    def raw_stderr(self):
-        """The bytes, with what the system below the program has added."""
-        with self._changed:
-            return bytes(self._err)
 
     @property
     def stdout(self):
@@ -959,48 +925,27 @@ class Test:
 
     def run(self, *args, binary=None, env=None, cwd=None, timeout=30, **options):
         """Runs the program to its end with these arguments; gives the subprocess.CompletedProcess, its output as text."""
-        binary = binary or self.binary
-        env = SYSTEM.watched(self.environment(env))
-        for again in (WINDOWS, False):
-            done = subprocess.run(SYSTEM.command(binary, args), stdin=subprocess.DEVNULL, capture_output=True, env=env, cwd=cwd,
-                                  timeout=timeout * SLOW, **options)
-            if not self._is_to_start_again(again and done.returncode and not done.stdout, binary, done.stderr):
-                break
+        done = subprocess.run(SYSTEM.command(binary or self.binary, args), stdin=subprocess.DEVNULL, capture_output=True,
+                              env=self.environment(env), cwd=cwd, timeout=timeout * SLOW, **options)
         done.stdout, done.stderr = (SYSTEM.output(data).decode('utf-8', 'surrogateescape')
                                     for data in (done.stdout, done.stderr))
         return done
-
-    def _is_to_start_again(self, has_failed, binary, stderr):
-        """True if a program that has failed was never run by the system below it; that is counted, and told at the end."""
-        why = SYSTEM.failure(binary, stderr) if has_failed else None
-        if why:
-            warnings.warn('started again: %s' % why)
-        return why is not None
 
     def start(self, config_path=None, binary=None, env=None, args=None, cwd=None, wait=True, wrap=(), stdout=None):
         """
         Starts the program on a configuration and waits for its last line of the start (unless wait is false). args replaces the
         arguments, wrap stands before the program (such as ['unshare', '-m']), stdout is a descriptor to write to.
         """
-        binary = binary or self.binary
-        command = list(wrap) + SYSTEM.command(binary, args if args is not None else [config_path])
-        env = SYSTEM.watched(self.environment(env))
-        for again in (WINDOWS and wait and stdout is None, False):
-            with self._lock:
-                if self.over:
-                    raise Abort()
-                process = Process(command, env, self._ports.get(config_path), cwd, stdout)
-                process.config = config_path
-                self.processes.append(process)
-            started = wait and stdout is None and process.wait_log(words.STARTED)
-            if not self._is_to_start_again(again and not started and process.wait(1) is not None and not process.log,
-                                           binary, process.raw_stderr):
-                break
-            with self._lock:
-                self.processes.remove(process)
-            process.close()
+        command = list(wrap) + SYSTEM.command(binary or self.binary, args if args is not None else [config_path])
+        with self._lock:
+            if self.over:
+                raise Abort()
+            process = Process(command, self.environment(env), self._ports.get(config_path), cwd, stdout)
+            process.config = config_path
+            self.processes.append(process)
         if wait and stdout is None:
-            self.require('the program starts', started, 'stdout %r, stderr %r' % (process.log[-3:], process.stderr[-500:]))
+            self.require('the program starts', process.wait_log(words.STARTED),
+                         'stdout %r, stderr %r' % (process.log[-3:], process.stderr[-500:]))
         return process
 
     def finish(self):
