@@ -319,8 +319,10 @@ class Process:
                                          stdout=subprocess.PIPE if stdout is None else stdout, stderr=subprocess.PIPE,
                                          start_new_session=True)
         self.pid = self._process.pid
-        self._readers = [threading.Thread(target=self._read, args=args, daemon=True) for args in (
-            (self._process.stdout, self._out, self.log), (self._process.stderr, self._err, [])) if args[0]]
+        streams = [(self._process.stderr, self._err, [])]
+        if stdout is None:
+            streams.append((self._process.stdout, self._out, self.log))
+        self._readers = [threading.Thread(target=self._read, args=args, daemon=True) for args in streams]
         for reader in self._readers:
             reader.start()
 
@@ -414,7 +416,7 @@ class Process:
         for reader in self._readers:
             reader.join(5)
         for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None and not any(reader.is_alive() for reader in self._readers):
+            if stream and not any(reader.is_alive() for reader in self._readers):
                 stream.close()
 
 
@@ -717,9 +719,9 @@ class Test:
         """
         Writes a configuration file; returns its path and the UDP port. A webhook is a dict of url, method (POST), kind
         ('failure' or 'aborted'), description, cert; other keys are taken as they are. udp: more keys of udpServerConfig;
-        notification: of webhookNotification; other named arguments: of Butler itself. Unless told otherwise
-        there is no rate limit and no de-duplication. Without a name the second configuration of a test, and each after
-        it, has a state directory of its own: what waits for one is nothing to the next.
+        notification: of webhookNotification; other named arguments: of Butler itself. Unless told otherwise there is no
+        rate limit and no de-duplication. Without a name the second configuration of a test, and each after it, has a
+        state directory of its own: what waits for one is nothing to the next.
         """
         port = port or self.port()
         lists = {'failure': [], 'aborted': []}

@@ -230,29 +230,23 @@ class Server:
         """Waits for condition() to be true, looking whenever there is output; returns its last value."""
         deadline = time.monotonic() + timeout * harness.SLOW
         with self._changed:
-            while True:
-                value = condition()
-                left = deadline - time.monotonic()
-                if value or left <= 0:
-                    return value
-                self._changed.wait(min(left, 0.05))
+            while not (value := condition()) and time.monotonic() < deadline:
+                self._changed.wait(0.05)
+            return value
+
+    def wait_ready(self, is_ready):
+        """Waits until is_ready() is true; a server that does not come to that is an error."""
+        ready = self.wait_until(lambda: is_ready() or self._process.poll() is not None)
+        if not ready or self._process.poll() is not None:
+            self.close()
+            raise RuntimeError('%s does not start: %s' % (self._process.args[0], self.output[-500:]))
 
     def wait_listening(self, *ports):
-        deadline = time.monotonic() + ARRIVE_S * harness.SLOW
-        for port in ports:
-            while not self._answers(port):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.close()
-                    raise RuntimeError('%s does not listen: %s' % (self._process.args[0], self.output[-500:]))
-                time.sleep(0.02)
+        def listens(port):
+            with socket.socket() as probe:
+                return probe.connect_ex(('127.0.0.1', port)) == 0
 
-    @staticmethod
-    def _answers(port):
-        try:
-            socket.create_connection(('127.0.0.1', port), 1).close()
-            return True
-        except OSError:
-            return False
+        self.wait_ready(lambda: all(map(listens, ports)))
 
     def close(self):
         if self._process.poll() is None:
@@ -287,10 +281,7 @@ class OpensslServer(Server):
         if certificate.chain:
             command += ['-cert_chain', joined_file(*(above.pem for above in certificate.chain))]
         super().__init__(command + list(options))
-        self.wait_until(lambda: b'ACCEPT' in self._output or self._process.poll() is not None)
-        if b'ACCEPT' not in self._output:
-            self.close()
-            raise RuntimeError('openssl s_server does not start: %s' % self.output[-500:])
+        self.wait_ready(lambda: b'ACCEPT' in self._output)
 
     def url(self, path='/hook', host='localhost'):
         return 'https://%s:%d%s' % (host, self.port, path)
@@ -344,8 +335,7 @@ class Nginx(Server):
         """What was answered so far, one dict for each request."""
         if not os.path.exists(self.log):
             return []
-        lines = read_bytes(self.log).decode().split('\n')[:-1]
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in read_bytes(self.log).decode().split('\n')[:-1]]
 
     def wait(self, count=1, timeout=ARRIVE_S):
         self.wait_until(lambda: len(self.requests()) >= count, timeout)
