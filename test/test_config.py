@@ -20,10 +20,9 @@ import words
 
 FOLDER = os.path.join(harness.ROOT, 'test/data/config')
 SAMPLES = os.path.join(harness.ROOT, 'samples')
-FILES = sorted(name[:-9] for name in os.listdir(FOLDER) if name.endswith('.problems'))
+FILES = sorted({name.partition('.')[0] for name in os.listdir(FOLDER) if not name.endswith('.pem')})
 NOBODY = 65534
 MEMORY = 150 << 20
-NO_PORT = 'webhookURL is not a URL: the port is not a number from 1 to 65535; write it as ...'
 
 GOOD = '''\
 Butler:
@@ -36,7 +35,6 @@ Butler:
         - webhookURL: http://127.0.0.1:1/a
           httpMethod: POST
 '''
-UNKNOWN_KEYS = GOOD.replace('      webhooks:', '%s      webhooks:')      # of reloadTaskFailure
 
 
 def write(t, text, name='butler.yaml'):
@@ -46,7 +44,7 @@ def write(t, text, name='butler.yaml'):
     return path
 
 
-def wanted_lines(name):
+def lines_of(name):
     with open(os.path.join(FOLDER, name), encoding='utf-8') as file:
         return file.read().splitlines()
 
@@ -79,34 +77,19 @@ def check_file(t, path, problems):
 
 @pytest.mark.parametrize('name', FILES)
 def test_config_file(t, name):
-    rest = check_file(t, os.path.join(FOLDER, name + '.yaml'), wanted_lines(name + '.problems'))
+    rest = check_file(t, os.path.join(FOLDER, name + '.yaml'), lines_of(name + '.problems'))
     if os.path.exists(os.path.join(FOLDER, name + '.check')):
-        check_lines(t, 'what would be called', rest, wanted_lines(name + '.check'))
-
-
-def test_config_files_are_complete(t):
-    """No file is left out."""
-    for ending in ('.yaml', '.check'):
-        names = [name[:-len(ending)] for name in os.listdir(FOLDER) if name.endswith(ending)]
-        t.equal('%s without .problems' % ending, [name for name in names if name not in FILES], [])
+        check_lines(t, 'what would be called', rest, lines_of(name + '.check'))
 
 
 # ---- Files that cannot be read --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name, why', [
-    ('missing.yaml', 'No such file or directory'),
-    ('missing/butler.yaml', 'No such file or directory'),
-    ('file/butler.yaml', '... directory'),
-    ('', 'Is a directory'),
-])
-def test_config_cannot_be_read(t, name, why):
-    write(t, GOOD, 'file')
-    check_file(t, os.path.join(t.tmp, name), ['1:1: error: cannot read the configuration (at most 512 KB): ' + why])
-
-
-def test_config_device(t):
+def test_config_cannot_be_read(t):
     """A device may be read; one without an end is too large."""
+    for name, why in (('missing.yaml', 'No such file or directory'), ('missing/butler.yaml', 'No such file or directory'),
+                      (os.path.basename(write(t, GOOD)) + '/butler.yaml', '... directory'), ('', 'Is a directory')):
+        check_file(t, os.path.join(t.tmp, name), ['1:1: error: cannot read the configuration (at most 512 KB): ' + why])
     check_file(t, '/dev/null', ['1:1: error: the file is empty: it must start with "Butler:"'])
     check_file(t, '/dev/zero', ['1:1: error: ...'])
 
@@ -119,13 +102,12 @@ def test_config_without_the_right_to_read(t):
     subprocess.run(['cp', t.binary, binary], check=True)    # a child of ours might hold what we ourselves write
     secret = write(t, GOOD, 'secret')
     os.chmod(secret, 0)
-    done = t.run('--check', secret, binary=binary, **user)
-    t.equal('exit code', done.returncode, 2)
-    check_lines(t, 'the file', done.stderr, [secret + ':1:1: error: cannot read ...: Permission denied'])
     path = write(t, GOOD.replace('http:', 'https:') + '          cert: {enable: true, certCA: secret}\n')
-    done = t.run('--check', path, binary=binary, **user)
-    t.equal('exit code', done.returncode, 2)
-    check_lines(t, 'certCA', done.stderr, [path + ':10:40: error: cert.certCA: %s: Permission denied' % secret])
+    for asked, problem in ((secret, '1:1: error: cannot read ...: Permission denied'),
+                           (path, '10:40: error: cert.certCA: %s: Permission denied' % secret)):
+        done = t.run('--check', asked, binary=binary, **user)
+        t.equal('exit code', done.returncode, 2)
+        check_lines(t, 'what it says', done.stderr, ['%s:%s' % (asked, problem)])
 
 
 # ---- Files that are meant to do harm --------------------------------------------------------------------------------
@@ -133,31 +115,22 @@ def test_config_without_the_right_to_read(t):
 
 def laughs(begin, name, end):
     """Twelve anchors, each of which stands for ten of the one before."""
-    lines = ['a0: &a0 %s' % begin]
-    for level in range(1, 12):
-        lines.append('a%d: &a%d %s%s%s' % (level, level, name, ', '.join(['*a%d' % (level - 1)] * 10), end))
-    return '\n'.join(lines) + '\n'
+    lines = ['a%d: &a%d %s%s%s\n' % (level, level, name, ', '.join(['*a%d' % (level - 1)] * 10), end) for level in range(1, 12)]
+    return 'a0: &a0 %s\n%s' % (begin, ''.join(lines))
 
 
-HOSTILE = {
+HOSTILE = {     # just above each bound: unit.c
     'a billion values': (laughs('[1, 2]', '[', ']') + GOOD, 'more than 20000 values'),
     'a billion merged keys': (laughs('{k: 1}', '{<<: [', ']}') + GOOD, 'more than 20000 values'),
-    'over 512 KB': (b' ' * ((512 << 10) + 1), 'at most 512 KB'),
     'noise': (bytes(range(256)) * (20 << 10), 'at most 512 KB'),
     'NUL bytes': (bytes(512 << 10), 'control characters'),
-    'brackets': (b'[' * (512 << 10), 'nested more than 64'),
     'braces': (b'{a: ' * (128 << 10), 'nested more than 64'),
     'dashes': (b'- ' * (256 << 10), 'nested more than 64'),
     'keys': (b''.join(b'key%05d:\n' % number for number in range(52000)), 'more than 20000 values'),
-    'unknown keys': (UNKNOWN_KEYS % ''.join('      k%x:\n' % number for number in range(40000)), 'more than 20000 values'),
     'anchors': (b'a: [' + b''.join(b'&%x,' % number for number in range(80000)) + b']\n', 'more than 1000 anchors'),
     'aliases': (b'a: [&a x, ' + b'*a,' * 100000 + b']\n' + GOOD.encode(), 'more than 20000 values'),
     'tag directives': (b''.join(b'%%TAG !%05x! b\n' % number for number in range(34000)), 'more than 1000 anchors'),
-    'documents': (b'---\n' * 100000 + GOOD.encode(), 'second document'),
-    'mistakes': (GOOD.replace('        - webhookURL: http://127.0.0.1:1/a\n          httpMethod: POST\n',
-                              '        - httpMethod: no\n' * 4000), 'from 0 to 200'),
-    'one key 500 times': (GOOD + '  same: key\n' * 500, 'stands twice'),
-    'a long host': (GOOD.replace('127.0.0.1', 'x' * 100000), 'it is too long'),
+    'mistakes': (GOOD[:GOOD.index('        - ')] + '        - httpMethod: no\n' * 4000, 'from 0 to 200'),
 }
 
 
@@ -178,24 +151,15 @@ def test_config_hostile(t, name):
                                           len(problem) < 1200 for problem in done.stderr.splitlines()), repr(done.stderr[:500]))
 
 
-def test_config_large_but_good(t):
-    """What Butler's own keys may hold, and how much, within the bounds."""
-    anchors = 'a: [%s]\n' % ''.join('&a%x x,' % number for number in range(990))
-    check_file(t, write(t, anchors + GOOD), [])
-    check_file(t, write(t, GOOD.replace('/a\n', '/%s\n' % ('x' * 5000))), [])
-
-
 # ---- Butler's files -------------------------------------------------------------------------------------------------
 
 
 def test_config_seed(t):
     """The sample that Butler's users start with: off, and with URLs that are none. --test is strict: it would call them."""
-    with open(os.path.join(FOLDER, 'seed.yaml'), encoding='utf-8') as file:
-        text = file.read()
+    text = '\n'.join(lines_of('seed.yaml')) + '\n'
     path = write(t, text)
+    problems = [problem.replace('warning', 'error') for problem in lines_of('seed.problems')]
     done = t.run('--test', path)
-    places = ['12:23', '19:23', '26:23', '36:23', '43:23', '50:23']
-    problems = ['%s: error: %s' % (place, NO_PORT) for place in places]
     t.equal('--test calls nothing', (done.returncode, done.stdout), (2, ''))
     check_lines(t, '--test', done.stderr, ['%s:%s' % (path, problem) for problem in problems])
     text = text.replace('enable: false', 'enable: true', 1).replace('  # ...\n', '  udpServerConfig: {enable: true}\n', 1)
@@ -205,8 +169,7 @@ def test_config_seed(t):
 
 def test_config_production_runs(t):
     """The file of a Butler that runs everything, beside it: only the address and the port are ours."""
-    with open(os.path.join(FOLDER, 'butler-production.yaml'), encoding='utf-8') as file:
-        text = file.read()
+    text = '\n'.join(lines_of('butler-production.yaml'))
     shutil.copy(os.path.join(FOLDER, 'ca.pem'), t.tmp)
     port = t.port()
     program = t.start(write(t, text + '\n  butlerWebhook:\n    serverHost: 127.0.0.1\n    port: %d\n' % port))
@@ -217,19 +180,18 @@ def test_config_production_runs(t):
     t.check('it logs into its logDirectory', len(logs) == 1 and re.fullmatch(r'butler_webhook\.[\d-]{10}\.log', logs[0]), logs)
 
 
-@pytest.mark.parametrize('butler, notification, own', [
-    ('true', 'false', ''), ('false', 'true', ''), ('true', 'true', 'false'), ('false', 'false', 'true')])
-def test_config_enable(t, butler, notification, own):
+def test_config_enable(t):
     """Off is a line and exit code 0; our own enable counts before Butler's two."""
-    path = write(t, 'Butler:\n  udpServerConfig: {enable: %s}\n  webhookNotification: {enable: %s}\n'
-                    '  butlerWebhook: {enable: %s, port: %d}\n' % (butler, notification, own, t.port()))
-    if own == 'true':
-        t.equal('it runs, and stops', t.start(path).stop(), 0)
-        return
-    key = 'butlerWebhook' if own else 'udpServerConfig' if butler == 'false' else 'webhookNotification'
-    done = t.run(path)
-    t.equal('exit code and stderr', (done.returncode, done.stderr), (0, ''))
-    t.equal('it says why', done.stdout, 'butler_webhook: disabled by %s.enable: false in %s: nothing to do\n' % (key, path))
+    for butler, notification, own, key in (('false', 'true', '', 'udpServerConfig'), ('true', 'false', '', 'webhookNotification'),
+                                           ('true', 'true', 'false', 'butlerWebhook'), ('false', 'false', 'true', None)):
+        path = write(t, 'Butler:\n  udpServerConfig: {enable: %s}\n  webhookNotification: {enable: %s}\n'
+                        '  butlerWebhook: {enable: %s, port: %d}\n' % (butler, notification, own, t.port()))
+        if key is None:
+            t.equal('it runs, and stops', t.start(path).stop(), 0)
+            continue
+        done = t.run(path)
+        t.equal('exit code and stderr', (done.returncode, done.stderr), (0, ''))
+        t.equal('it says why', done.stdout, 'butler_webhook: disabled by %s.enable: false in %s: nothing to do\n' % (key, path))
 
 
 def test_config_full_is_the_default(t):
