@@ -38,20 +38,18 @@ def test_cli_wrong_usage(t, line):
 
 
 def test_cli_texts(t):
-    """--help, --version, --licenses."""
-    done = t.run('--help')
-    t.equal('--help', (done.returncode, done.stderr), (0, ''))
-    t.equal('it names what there is', set(re.findall(r'--\w+', done.stdout)), OPTIONS)
-    t.check('it fits a console', max(map(len, done.stdout.splitlines())) <= 100, done.stdout)
-    done = t.run('--version')
-    t.equal('--version', (done.returncode, done.stderr), (0, ''))
+    texts = {}
+    for option in ('--help', '--version', '--licenses'):
+        done = t.run(option)
+        t.equal('%s: exit code and stderr' % option, (done.returncode, done.stderr), (0, ''))
+        texts[option] = done.stdout
+    t.equal('--help names what there is', set(re.findall(r'--\w+', texts['--help'])), OPTIONS)
+    t.check('--help fits a console', max(map(len, texts['--help'].splitlines())) <= 100, texts['--help'])
     version = r'butler_webhook \d+\.\d+\.\d+, root certificates of 20\d\d-\d\d-\d\d\n'
-    t.check('it is one line', re.fullmatch(version, done.stdout), repr(done.stdout))
-    done = t.run('--licenses')
-    t.equal('--licenses', (done.returncode, done.stderr), (0, ''))
+    t.check('--version is one line', re.fullmatch(version, texts['--version']), repr(texts['--version']))
     for word in ('Mbed TLS', 'libyaml', 'cJSON', 'mingw-w64' if harness.WINDOWS else 'musl', 'Mozilla', 'MIT', 'Apache',
                  'Permission is hereby granted', 'WITHOUT WARRANT'):
-        t.check('it has %r' % word, word.lower() in done.stdout.lower())
+        t.check('--licenses has %r' % word, word.lower() in texts['--licenses'].lower())
     for reader in ('head -n 1', 'true'):
         done = subprocess.run(['sh', '-c', '"$@" --licenses | ' + reader, 'sh'] + harness.SYSTEM.command(t.binary, []),
                               capture_output=True, text=True, env=t.environment())
@@ -106,59 +104,49 @@ def test_cli_test(t):
 
 
 def test_cli_pending(t):
-    """--pending before the first start, while the service runs, and afterwards, for people and for programs."""
-    receiver = t.receiver(lambda request, connection: harness.response(404))
-    path, _ = t.config([{'url': 'http://bob:secret@127.0.0.1:%d/?key=secret' % t.port(), 'description': 'Desk'},
-                        {'url': receiver.url('/gone?key=secret')}])
+    """The table of --pending, before the first start and later. What it tells, and --json: test_letters.py."""
+    path, _ = t.config([{'url': 'http://127.0.0.1:%d/' % t.port(), 'description': 'Desk'},
+                        {'url': t.receiver(harness.response(404)).url('/gone')}])
 
     def pending(*options):
         done = t.run('--pending', *options, path)
-        t.equal('--pending: exit code and stderr', (done.returncode, done.stderr), (0, ''))
-        t.equal('--pending: secrets', done.stdout.count('secret'), 0)
-        return done.stdout if not options else json.loads(done.stdout)
+        t.equal('exit code and stderr', (done.returncode, done.stderr), (0, ''))
+        return done.stdout
 
-    nothing = {'waiting': [], 'dead': [], 'handedOver': []}
-    t.equal('before the first start', pending('--json'), nothing)
-    t.check('a table', pending().startswith('0 waiting: '), pending())
+    t.equal('--json before the first start', json.loads(pending('--json')), base.NOTHING)
+    t.check('the table before the first start', pending().startswith('0 waiting: '), pending())
     t.equal('no folder is made', os.listdir(t.tmp), ['butler.yaml'])
     program = t.start(path)
     program.send(harness.datagram(task='Sales'))
-    t.check('one is down', program.wait_log(words.down('failure 1')))
     t.check('one is dead', program.wait_log(words.given_up('failure 2')))
-
-    def both_are_told():
-        found = pending('--json')
-        return found['dead'] and found['waiting'][0]['attempts']
-
-    t.check('both are told', base.until(both_are_told))
-    for when in ('running', 'stopped'):
-        found = pending('--json')
-        t.equal('%s: what waits' % when, [(entry['webhook'], entry['alert']['taskName']) for entry in found['waiting']],
-                [('failure 1 ("Desk")', 'Sales')])
-        t.equal('%s: what is dead' % when, [(entry['webhook'], entry['alert']['taskName']) for entry in found['dead']],
-                [('failure 2', 'Sales')])
-        t.check('%s: the table' % when, re.match(
-            r'1 waiting: .*\n.*  failure 1 \("Desk"\)  Sales: .*refused.*\ndead letters: .*\n.*  1  failure 2  Sales: .*404.*\n'
-            r'handed over .*:\n$', pending()), pending())
-        if when == 'running':
-            t.equal('stops', program.stop(), 0)
+    table = (r'1 waiting: .*\n.*  failure 1 \("Desk"\)  Sales: .*refused.*\n'
+             r'dead letters: .*\n.*  1  failure 2  Sales: .*404.*\nhanded over .*:\n')
+    t.check('the table', base.until(lambda: re.fullmatch(table, pending())), pending())
 
 
 # ---- Starting -------------------------------------------------------------------------------------------------------
 
 
 def refused(t, path, reason, in_log=True):
-    """The program does not start: exit code 1, and the reason on stderr and, once there is a log, on the console."""
+    """It does not start: exit code 1, and the reason on stderr and, once there is a log, on the console and in the file."""
     done = t.run(path)
     t.equal('exit code', done.returncode, 1)
     t.check('stderr has the reason', re.fullmatch('butler_webhook: %s\n' % reason, done.stderr), repr(done.stderr))
     if in_log:
-        t.check('so has the console', re.search('(?m) error: %s$' % reason, done.stdout), repr(done.stdout))
+        for where, text in (('console', done.stdout), ('log file', log_file(t, os.path.join(t.tmp, 'log')))):
+            t.check('so has the %s' % where, re.search('(?m) error: %s$' % reason, text), repr(text))
     t.equal('--check does not look', t.run('--check', path).returncode, 0)
 
 
+def log_file(t, folder):
+    """What the one log file there holds."""
+    files = os.listdir(folder)
+    t.require('there is one file', len(files) == 1 and re.fullmatch(r'butler_webhook\.[\d-]{10}\.log', files[0]), files)
+    return t.read(os.path.join(folder, files[0]))
+
+
 def test_start_port_in_use(t):
-    path, port = t.config(NOWHERE)
+    path, port = t.config(NOWHERE, fileLogging=True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(('127.0.0.1', port))
         refused(t, path, r'cannot listen on 127\.0\.0\.1:%d \(UDP\).*in use.*' % port)
@@ -166,82 +154,53 @@ def test_start_port_in_use(t):
     t.equal('it starts when it is free', t.start(path).stop(), 0)
 
 
-@pytest.mark.parametrize('host', [
-    pytest.param('192.0.2.1', marks=harness.unix('wine binds to any address')), 'nowhere.invalid'])
-def test_start_address_that_is_not_ours(t, host):
-    path, port = t.config(NOWHERE, udp=dict(OWN_CHECK, serverHost=host))
-    refused(t, path, r'cannot listen on %s:%d \(UDP\).*' % (re.escape(host), port))
-
-
-@pytest.mark.parametrize('folder', ['taken', 'taken/log', '/proc/nowhere/log'])
-def test_start_log_directory_unusable(t, folder):
+@pytest.mark.parametrize('key, value', [
+    pytest.param('serverHost', '192.0.2.1', marks=harness.unix('wine binds to any address')), ('serverHost', 'nowhere.invalid'),
+    ('logDirectory', 'taken'), ('logDirectory', 'taken/log'), ('logDirectory', '/proc/nowhere/log'),
+    ('stateDirectory', 'taken'), ('stateDirectory', 'taken/state'),
+    pytest.param('stateDirectory', 'no/such', marks=harness.unix('wine gives another reason'))])
+def test_start_refused(t, key, value):
+    """An address that is not ours, folders that cannot be made. More of the state's is in test_disk.py."""
     with open(os.path.join(t.tmp, 'taken'), 'w', encoding='utf-8'):
         pass
-    path, _ = t.config(NOWHERE, fileLogging=True, logDirectory=folder)
-    refused(t, path, r'Butler\.logDirectory: .*%s.*' % re.escape(folder), in_log=False)
+    is_log = key == 'logDirectory'
+    path, _ = t.config(NOWHERE, udp=OWN_CHECK, fileLogging=True, **({key: value} if is_log else {'butlerWebhook': {key: value}}))
+    reason = {'serverHost': r'cannot listen on %s:\d+ \(UDP\).*', 'logDirectory': r'Butler\.logDirectory: .*%s.*',
+              'stateDirectory': r'butlerWebhook\.stateDirectory: .*%s.*'}[key]
+    refused(t, path, reason % re.escape(value), in_log=not is_log)
+    is_error = key == 'stateDirectory' and value.startswith('taken') and not harness.WINDOWS    # there nothing is below a file
+    t.equal('--pending', t.run('--pending', path).returncode, int(is_error))
 
 
-@pytest.mark.parametrize('setting, folder', [({'logDirectory': 'new'}, 'new'), ({'logDirectory': ''}, 'log'), ({}, 'log')])
-def test_start_log_directory(t, setting, folder):
-    """It is made beside the configuration; an empty one is the default."""
-    path, _ = t.config(NOWHERE, fileLogging=True, **setting)
-    program = t.start(path, cwd='/')
-    t.equal('stops', program.stop(), 0)
-    files = os.listdir(os.path.join(t.tmp, folder))
-    t.check('there is one file', len(files) == 1 and re.fullmatch(r'butler_webhook\.[\d-]{10}\.log', files[0]), files)
-    t.equal('it has what the console has', t.read(os.path.join(t.tmp, folder, files[0])), program.stdout)
-
-
-STATE_PLACES = {
-    'default': (None, 'butler_webhook.state'),
-    'null': ('~', 'butler_webhook.state'),
-    'relative': ("'wo die Alarme wärten'", 'wo die Alarme wärten'),
-    'above': ('../beside', '../beside'),
-    'absolute': ('TMP/absolute path', '../absolute path'),
+PLACES = {      # logDirectory as it stands in the file, and its folder; stateDirectory as well
+    'default': (None, 'log', None, 'butler_webhook.state'),
+    'empty': ("''", 'log', '~', 'butler_webhook.state'),
+    'relative': ('new', 'new', "'wo die Alarme wärten'", 'wo die Alarme wärten'),
+    'above': ('../beside', '../beside', '../beside.state', '../beside.state'),
+    'absolute': ('TMP/absolute log', '../absolute log', 'TMP/absolute path', '../absolute path'),
+    'of systemd': (None, 'log', None, '../first of two'),
 }
 
 
-@pytest.mark.parametrize('name', STATE_PLACES)
-def test_start_state_directory(t, name):
-    """Where it is made: relative paths are counted from the configuration file."""
-    value, folder = STATE_PLACES[name]
+@pytest.mark.parametrize('name', PLACES)
+def test_start_makes_directories(t, name):
+    """Relative paths start at the configuration file. systemd's STATE_DIRECTORY takes the place of the default."""
+    def setting(key, value):
+        return {} if value is None else {key: harness.Raw(harness.SYSTEM.setting(value.replace('TMP', t.tmp)))}
+
+    log, log_folder, state, folder = PLACES[name]
     os.mkdir(os.path.join(t.tmp, 'config'))
-    folder = os.path.normpath(os.path.join(t.tmp, 'config', folder))
-    setting = {} if value is None else {'stateDirectory': harness.Raw(harness.SYSTEM.setting(value.replace('TMP', t.tmp)))}
-    path, _ = t.config(NOWHERE, name='config/butler.yaml', butlerWebhook=setting)
-    program = t.start(path, cwd='/')
+    log_folder, folder = [os.path.normpath(os.path.join(t.tmp, 'config', path)) for path in (log_folder, folder)]
+    path, _ = t.config(NOWHERE, name='config/butler.yaml', fileLogging=True, butlerWebhook=setting('stateDirectory', state),
+                       **setting('logDirectory', log))
+    program = t.start(path, cwd='/', env={'STATE_DIRECTORY': folder + ':/second'} if name == 'of systemd' else None)
     told = program.wait_log(r' info: state directory (.*): 0 alerts wait, 0 bytes of dead letters$')
     t.equal('the log names it', told and os.path.normpath(told[1]), folder)
-    t.equal('no warning', program.lines(' warn: '), [])
+    t.equal('stops', program.stop(), 0)
+    t.equal('nothing to warn of', program.lines(' (warn|error): '), [])
     t.check('what is in it', {'journal', 'lock'} <= set(os.listdir(folder)), os.listdir(folder))
     t.equal('it is for the owner only', os.stat(folder).st_mode & (0o700 | harness.SYSTEM.others), 0o700)
-
-
-def test_start_state_directory_of_systemd(t):
-    """STATE_DIRECTORY, of which the first folder counts, takes the place of the default; '' keeps alerts in memory."""
-    env = {'STATE_DIRECTORY': '/first/one:/second'}
-    path, _ = t.config(NOWHERE)
-    t.check('the first of several', '\nkeeps alerts in /first/one, at most' in t.run('--check', path, env=env).stdout)
-    path, _ = t.config(NOWHERE, butlerWebhook={'stateDirectory': ''})
-    before = sorted(os.listdir(t.tmp))
-    program = t.start(path, env=env)
-    t.check('it is warned', program.lines(words.MEMORY_ONLY), program.log)
-    t.equal('stops', program.stop(), 0)
-    t.equal('nothing is made', sorted(os.listdir(t.tmp)), before)
-
-
-@pytest.mark.parametrize('folder', [
-    'taken', 'taken/state', pytest.param('no/such', marks=harness.unix('wine gives another reason'))])
-def test_start_state_directory_unusable(t, folder):
-    """The reason is told on stderr, on the console and in the log file; --pending ends, too. More is in test_disk.py."""
-    with open(os.path.join(t.tmp, 'taken'), 'w', encoding='utf-8'):
-        pass
-    path, _ = t.config(NOWHERE, fileLogging=True, logDirectory='log', butlerWebhook={'stateDirectory': folder})
-    reason = r'butlerWebhook\.stateDirectory: .*%s.*' % re.escape(folder)
-    refused(t, path, reason)
-    log = os.path.join(t.tmp, 'log', os.listdir(os.path.join(t.tmp, 'log'))[0])
-    t.check('so has the log file', re.search('(?m) error: %s$' % reason, t.read(log)), t.read(log))
-    t.check('--pending ends', t.run('--pending', path).returncode in (0, 1))
+    t.equal('the log file has what the console has', log_file(t, log_folder), program.stdout)
 
 
 def test_start_warnings(t):
@@ -254,7 +213,3 @@ def test_start_warnings(t):
         found = program.lines(r' warn: .*%s:\d+:\d+: .*%s' % (re.escape(path), re.escape(word)))
         t.equal('warns of %s' % word, len(found), 1)
     t.equal('no other warning', len(program.lines(' (warn|error): ')), 3)
-    path, _ = t.config(NOWHERE)
-    program = t.start(path)
-    t.equal('stops again', program.stop(), 0)
-    t.equal('nothing to warn of', program.lines(' (warn|error): '), [])
