@@ -298,14 +298,15 @@ def test_answers_memory(t):
     t.check('memory stays small', most < 40000 + harness.SYSTEM.memory_kb, '%d kB' % most)
 
 
-def test_retry_after(t):
-    """How long the log says that the webhook waits; what is no time to come does not hold an alert. More values: unit.c."""
+def test_waits(t):
+    """As the log tells: how long a webhook waits that asked to, unless that is no time to come; how long an alert that failed."""
     date = email.utils.formatdate(time.time() + 300, usegmt=True)
     waits = [(429, '30', 30, 30), (503, '86400', 3600, 3600), (429, date, 200, 300)]
     soon = [(429, '0'), (503, 'soon'), (429, ''), (429, 'a' * 20000)]
     answers = [[response(row[0], b'', [('Retry-After', row[1])])] for row in waits + soon]
-    receiver = t.receiver(by_path({'/%d' % i: answer for i, answer in enumerate(answers)}))
-    path, _ = t.config([hook(receiver, '/%d' % i) for i in range(len(answers))], butlerWebhook={'stateDirectory': ''})
+    receiver = t.receiver(by_path({'/500': response(500), **{'/%d' % i: answer for i, answer in enumerate(answers)}}))
+    path, _ = t.config([hook(receiver, '/%d' % i) for i in range(len(answers))] + [hook(receiver, '/500')] * 30,
+                       butlerWebhook={'stateDirectory': ''})
     program = t.start(path)
     program.send(datagram())
     for place, (status, value, least, most) in enumerate(waits, 1):
@@ -313,8 +314,12 @@ def test_retry_after(t):
         t.check('Retry-After %r: how long' % value, match and least <= float(match.group(1)) <= most, match and match.group())
     for place in range(len(waits) + 1, len(answers) + 1):
         is_delivered(t, program, 'failure %d' % place, attempt=2)
-    t.equal('requests', len(receiver.requests), len(waits) + 2 * len(soon))
-    ends(t, program, len(soon), lost=len(waits))
+    t.equal('requests', len([request for request in receiver.requests if request.path != '/500']), len(waits) + 2 * len(soon))
+    t.check('all of the 30 fail three times', program.wait_log('status 500; attempt 3, next in ', 30, 30))
+    for attempt, most in ((1, 1), (2, 2), (3, 4)):
+        seconds = [float(text) for text in re.findall(r'status 500; attempt %d, next in ([0-9.]+) s' % attempt, program.stdout)]
+        t.check('the wait after attempt %d' % attempt, len(seconds) == 30 and most / 2 < max(seconds) <= most, seconds)
+    ends(t, program, len(soon), lost=len(waits) + 30)
 
 
 # ---- Redirects (which are followed, and where to: unit.c) ------------------------------------------------------------
@@ -353,10 +358,7 @@ def test_redirect_chains(t, scheme):
 
 
 def test_redirect_to_another_port(t):
-    """
-    Of the same host, here from http to https: who has a password is not sent there; it goes along to the same port only. The
-    certificate is checked there, too: by certCA, if the webhook has one that counts.
-    """
+    """Of the same host: not with a password, which goes along to the same port only. The certificate is checked there, too."""
     other = server(t, 'https')
     there = moved(307, other.url('/landed?x=1'))
     receiver = t.receiver(by_path({'/same': moved(307, 'landed'), '/other': there, '/far': moved(308, '/other'),

@@ -1,7 +1,4 @@
-"""
-TLS and trust against real servers: openssl s_server, nginx and adnanh's webhook, all on loopback, and a few servers of
-our own for what these never do.
-"""
+"""TLS and trust against openssl s_server, nginx, adnanh's webhook, and servers of our own for what these never do."""
 
 import ctypes
 import ctypes.util
