@@ -256,6 +256,13 @@ address(const char *text, int port)
     "Butler:\n  webhookNotification:\n    enable: false\n    reloadTaskFailure:\n      webhooks:\n" \
     "        - webhookURL: http://host.my.domain:port/some/path\n          httpMethod: POST\n"
 
+/* In one line. */
+#define ON "Butler: {webhookNotification: {enable: true}, "
+#define CALLS                                                                                      \
+    "Butler: {udpServerConfig: {enable: true}, webhookNotification: {enable: true, "               \
+    "reloadTaskFailure: {webhooks: [{webhookURL: 'http://h/', httpMethod: GET}, "                  \
+    "{webhookURL: 'https://h/', httpMethod: GET}]}}}"
+
 #define OK "HTTP/1.1 200 OK\r\n"
 #define OK2 OK "Content-Length: 2\r\n"
 
@@ -269,10 +276,10 @@ static const struct {
     const char *name, *text;
 } TABLE_TEXTS[] = {{"TASK", TASK_ID}, {"APP", APP_ID}, {"RUN", RUN_ID}, {"ZERO", ZERO_ID},
     {"WHEN", WHEN}, {"IDS", IDS}, {"WANT_IDS", WANT_IDS}, {"FAILED", FAILED},
-    {"ABORTED", ABORTED_ID}, {"HOOKS", HOOKS}, {"HOOK", HOOK}, {"TLS", TLS_HOOK}, {"OFF", OFF_HOOK},
-    {"OK", OK}, {"OK2", OK2}, {"CHUNKED", OK "Transfer-Encoding: chunked\r\n\r\n"},
-    {"FINE", OK2 "\r\nok"}, {"NO_BODY", "\r\nContent-Length: 0\r\n\r\n"}, {"QUERY", QUERY("M")},
-    {"AGENT", USER_AGENT}, {"VERSION", VERSION}, {"ROOTS_DATE", ROOTS_DATE}};
+    {"ABORTED", ABORTED_ID}, {"FOLDER", folder}, {"ON", ON}, {"CALLS", CALLS}, {"OK", OK},
+    {"OK2", OK2}, {"CHUNKED", OK "Transfer-Encoding: chunked\r\n\r\n"}, {"FINE", OK2 "\r\nok"},
+    {"NO_BODY", "\r\nContent-Length: 0\r\n\r\n"}, {"QUERY", QUERY("M")}, {"AGENT", USER_AGENT},
+    {"VERSION", VERSION}, {"ROOTS_DATE", ROOTS_DATE}};
 
 /*
  * A file of test/data/unit: a row on each line, its fields between tabs. \n, \r, \t, \0, \\ and
@@ -1271,6 +1278,9 @@ test_url_excepted(void)
 
 /* ==== 7. Configuration ====================================================== */
 
+#define CONFIGS "test/data/config"
+#define NO_UDP "2:3: warning: udpServerConfig is missing: listening on 127.0.0.1:9998\n"
+
 /* What was loaded last. */
 static struct cfg_reader the_reader;
 static struct config the_config;
@@ -1288,421 +1298,181 @@ loaded_done(void)
     cfg_done(&the_reader);
 }
 
-/*
- * Checks what was found, all of it and in this order: "LINE:COLUMN error: " or "LINE:COLUMN
- * warning: " and a part of the text. That udpServerConfig is missing is left out.
- */
-static void
-check_problems(const struct slice *want, size_t most, const char *what)
+/* True if "..." in a pattern can stand for what makes it the text. */
+static bool
+matches(const char *text, const char *pattern)
 {
-    struct buf all = {0};
-    size_t i = 0;
-    int errors = 0, warnings = 0;
-    bool ok = true;
+    const char *dots = strstr(pattern, "...");
+    size_t len = dots ? (size_t)(dots - pattern) : strlen(pattern) + 1;
 
-    buf_add(&all, "", 0);
-    for (const struct problem *p = the_reader.problems; p; p = p->next) {
-        const char *kind = p->is_error ? "error" : "warning";
-        size_t begin = all.len;
-        errors += p->is_error;
-        warnings += !p->is_error;
-        if (strncmp(p->text, "udpServerConfig is missing", 26) == 0)
-            continue;
-        buf_format(&all, "%d:%d %s: %s\n", p->line, p->column, kind, p->text);
-        ok = ok && i < most && want[i].data && strstr(all.data + begin, want[i].data);
-        i++;
+    if (strncmp(text, pattern, len) != 0)
+        return false;
+    for (const char *rest = text + len; dots && !matches(rest, dots + 3); rest++)
+        if (*rest == '\0')
+            return false;
+    return true;
+}
+
+/* Checks all that was found: lines as in NAME.problems, each with its end. */
+static void
+check_problems(const char *want, const char *what)
+{
+    struct buf got = {0}, pattern = {0};
+    int lines = 0;
+
+    buf_add(&pattern, "", 0);
+    for (size_t len; *want; want += len, lines++) {
+        len = strcspn(want, "\n") + 1;
+        buf_format(&pattern, "%s:%.*s", the_reader.file, (int)len, want);
     }
-    check(ok && (i == most || !want[i].data), "%s: wanted \"%s\", got \"%s\"", what,
-        most && want[0].data ? want[0].data : "no problem", all.data);
-    check(the_reader.errors == errors && the_reader.warnings == warnings, "%s: counted", what);
-    check(!strstr(all.data, "SECRET"), "a problem shows a password: %s", all.data);
-    buf_free(&all);
+    buf_add(&got, "", 0);
+    cfg_add_problems(&got, &the_reader);
+    check(
+        matches(got.data, pattern.data), "%s: \"%s\" is not \"%s\"", what, got.data, pattern.data);
+    check_number(the_reader.errors + the_reader.warnings, lines, what);
+    buf_free(&got);
+    buf_free(&pattern);
 }
 
+/* Checks what the configuration holds, all of it, as text. */
 static void
-check_problem(const char *want, const char *what)
+check_values(const char *want, const char *what)
 {
-    struct slice s = slice_of(want ? want : "");
+    const struct config *c = &the_config;
+    struct buf got = {0};
+    char address[33];
 
-    check_problems(&s, want ? 1 : 0, what);
+    buf_format(&got, "%s on %s%s, level %d, file %d in %s, state in %s: %d MB, %d h\n",
+        c->disabled_by ? c->disabled_by : "runs", c->listens_on, c->is_local ? " (local)" : "",
+        c->log_level, c->file_logging, c->log_directory,
+        c->state_directory ? c->state_directory : "memory", (int)c->max_state_mb,
+        (int)c->max_age_hours);
+    buf_format(&got,
+        "%d bytes, rate %d %d, duplicates %d %d, limits %d %d, calls %d s, %d at once\n",
+        (int)c->max_message_size, c->udp_rate_enable, (int)c->udp_rate, c->dedup_enable,
+        (int)c->dedup_minutes, (int)c->rate_limit_s[ALERT_FAILURE],
+        (int)c->rate_limit_s[ALERT_ABORTED], (int)c->timeout_s, (int)c->max_concurrent);
+    buf_format(&got, "%zu sources%s\n", c->sources, c->source_validation ? ", checked" : "");
+    for (size_t i = 0; i < c->sources; i++) {
+        const struct source *s = &c->source[i];
+        hex_write(s->address[0], sizeof *s->address, address);
+        buf_format(&got, "%s/%d\n", s->name ? s->name : address, s->addresses ? s->bits : -1);
+    }
+    for (size_t i = 0; i < c->webhooks; i++) {
+        const struct webhook_config *w = &c->webhook[i];
+        buf_format(&got, "%s of %zu: %s %s, cert %d %d %s %d, %s, proxy %s\n", w->name, w->listed,
+            METHODS[w->method], w->url.host ? w->url.shown : "(none)", w->cert_enable,
+            w->reject_unauthorized, w->cert_ca ? w->cert_ca : "-", w->ca_count, w->key,
+            w->proxy ? w->proxy->origin : "-");
+    }
+    check(matches(got.data, want), "%s: \"%s\" is not \"%s\"", what, got.data, want);
+    buf_free(&got);
 }
 
+/* The files that test_config.py checks with the program; some have their values in NAME.values. */
 static void
-check_load(struct slice text, const char *want, const char *what)
+check_config_file(const char *name, void *count)
 {
-    load(text);
-    check_problem(want, what);
+    size_t len = strlen(name) - strlen(strstr(name, ".problems") ? ".problems" : "");
+    struct buf problems, values;
+    const char *path = textf(CONFIGS "/%.*s.yaml", (int)len, name);
+
+    if (name[len] == '\0')
+        return;
+    problems = read_file(textf(CONFIGS "/%s", name));
+    values = read_file(textf(CONFIGS "/%.*s.values", (int)len, name));
+    cfg_load(&the_reader, path, false, &the_config);
+    check_problems(problems.data, path);
+    check_values(values.len ? values.data : "...", path);
     loaded_done();
+    buf_free(&problems);
+    buf_free(&values);
+    ++*(int *)count;
 }
 
 static void
-write_certificates(void)
-{
-    static const char text[] =
-        "-----BEGIN CERTIFICATE-----\nthis is none\n-----END CERTIFICATE-----\n";
-    struct buf pem = read_file("test/data/config/ca.pem");
-
-    write_file("ca.pem", held(&pem));
-    write_file("text", SLICE("no certificate"));
-    write_file("broken", SLICE(text));
-    buf_add_text(&pem, text);
-    write_file("half", held(&pem));
-    buf_free(&pem);
-    pem = read_file("test/data/unit/constrained.pem"); /* has a critical extension */
-    write_file("constrained", held(&pem));
-    buf_free(&pem);
-}
-
-static void
-test_config_problems(void)
+test_configs(void)
 {
     struct table t = {0};
-    struct buf crlf = {0};
+    char **environment = environ;
+    int files = 0;
 
-    write_certificates();
-    while (table_next(&t, "config")) {
-        struct slice text = t.field[0];
-        load(text);
-        check_problems(t.field + 1, 4, show(text));
-        loaded_done();
-        if (memchr(text.data, '\0', text.len))
-            continue;
-        crlf.len = 0;
-        buf_add(&crlf, "", 0);
-        for (size_t k = 0; k < text.len; k++) /* the same with the line ends of Windows */
-            buf_add_text(&crlf, text.data[k] == '\n' ? "\r\n" : (char[2]){text.data[k], '\0'});
-        load(held(&crlf));
-        check_problems(t.field + 1, 4, "with CRLF");
+    folder_each(CONFIGS, check_config_file, &files);
+    check(files > 70, "%d files; run in the repository's folder", files);
+    while (table_next(&t, "configs")) { /* an environment, a file, its problems, its values */
+        char *variables[3] = {strtok((char *)(uintptr_t)t.field[0].data, ";")};
+        variables[1] = variables[0] ? strtok(NULL, ";") : NULL;
+        environ = variables;
+        load(t.field[1]);
+        environ = environment;
+        check_problems(t.field[2].data, t.field[1].data);
+        check_values(t.field[3].data, t.field[1].data);
         loaded_done();
     }
-    buf_free(&crlf);
-    load(SLICE(HOOK));
-    const struct problem *p = the_reader.problems;
-    check(the_reader.warnings == 1 && p->line == 2 && p->column == 3, "udpServerConfig");
-    /* must not change from version to version: alerts wait under it */
-    check_text(the_config.webhook[0].key, "21b5525bb06c19883cb4e6359ccd1397",
-        "SHA-256 of failure, POST, http://127.0.0.1:1/ and 0");
-    loaded_done();
-    load(SLICE(HOOK "  butlerWebhook: {port: 9997}\n"));
-    check_number(the_reader.warnings, 0, "no udpServerConfig, but a port of ours");
+    cfg_load(&the_reader, CONFIGS "/off.yaml", true, &the_config);
+    check_problems("6:23: error: webhookURL is not a URL: ...\n", "strict, though off");
     loaded_done();
 }
 
-static void
-check_load_buf(struct buf *b, const char *want, const char *what)
-{
-    check_load(held(b), want, what);
-    b->len = 0;
-}
+#define UNREADABLE "1:1: error: cannot read the configuration (at most 512 KB): "
+#define LISTS " must be a list, each entry starting with \"- \", their number from 0 to "
 
-#define UNREADABLE "1:1 error: cannot read the configuration (at most 512 KB): "
+#define BEYOND                                                                                     \
+    "error: nested more than 64 levels deep, as by an alias inside its own anchor, or more than "  \
+    "1000 anchors, or more than 20000 values, counting what aliases stand for\n"
 
+/* The bounds, each on both sides; what goes far over them is in test_config.py. */
 static void
 test_config_bounds(void)
 {
-    static const char entries[] = "a list, each entry starting with \"- \", their number from 0 to";
-    static const char values[] = "or more than 20000 values";
-    static const char deep[] = "nested more than 64 levels deep";
     static const char hook[] = "        - {webhookURL: 'http://h/', httpMethod: GET}\n";
-    static const char source[] = "      - 10.0.0.1\n";
     static const char sources[] = HOOK
         "  udpServerConfig:\n    enable: true\n    allowedSources:\n";
     static const struct {
         const char *begin, *unit;
         int count; /* of unit, and of end */
         const char *end, *want;
-    } rows[] = {{HOOK, "#", CONFIG_MAX - sizeof HOOK + 1, "", NULL},
-        {HOOK, "#", CONFIG_MAX - sizeof HOOK + 2, "", UNREADABLE "File too large"},
-        {HOOKS, hook, CONFIG_WEBHOOKS_MAX, "", NULL},
-        {HOOKS, hook, CONFIG_WEBHOOKS_MAX + 1, "", entries}, {sources, source, 256, "", NULL},
-        {sources, source, 257, "", entries}, /* lists whose value is on level 2 */
-        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX - 2, "]", NULL},
-        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX - 1, "]", NULL},
-        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX, "]", deep},
-        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX + 1, "]", deep},
-        {"", "[", 200000, "", "1:1026 error: nested more than 64 levels deep"}};
+    } rows[] = {{HOOK, "#", CONFIG_MAX - sizeof HOOK + 1, "", NO_UDP},
+        {HOOK, "#", CONFIG_MAX - sizeof HOOK + 2, "", UNREADABLE "File too large\n"},
+        {HOOKS, hook, CONFIG_WEBHOOKS_MAX, "", NO_UDP},
+        {HOOKS, hook, CONFIG_WEBHOOKS_MAX + 1, "",
+            NO_UDP "6:9: error: webhookNotification.reloadTaskFailure.webhooks" LISTS "200\n"},
+        {sources, "      - 10.0.0.1\n", 256, "", ""},
+        {sources, "      - 10.0.0.1\n", 257, "",
+            "11:7: error: udpServerConfig.allowedSources" LISTS "256\n"},
+        /* lists whose value is on level 2 */
+        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX - 1, "]", NO_UDP},
+        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX, "]", "8:69: " BEYOND},
+        {HOOK "  x: ", "[", CONFIG_DEPTH_MAX + 1, "]", "8:69: " BEYOND},
+        {"", "[", 2000, "", "1:1026: " BEYOND},
+        /* 17 values stand in HOOK; an alias counts as itself and what it stands for */
+        {HOOK "  x:\n", "  - 1\n", CONFIG_NODES_MAX - 17, "", NO_UDP},
+        {HOOK "  x:\n", "  - 1\n", CONFIG_NODES_MAX - 16, "", "9:3: " BEYOND},
+        {"a: &a {k: [1, 2]}\nb:\n", "- *a\n", (CONFIG_NODES_MAX - 8) / 5, "",
+            "1:1: error: the file must start...\n"},
+        {"a: &a {k: [1, 2]}\nb:\n", "- *a\n", CONFIG_NODES_MAX / 5, "", "1:4: " BEYOND},
+        /* they are counted before they are looked at */
+        {"a:\n", "- &a 1\n", CONFIG_ANCHORS_MAX, "",
+            "...second occurrence found duplicate anchor...\n"},
+        {"a:\n", "- &a 1\n", CONFIG_ANCHORS_MAX + 1, "", "1003:1: " BEYOND}};
     struct buf b = {0};
-    clock_t began = clock();
 
     cfg_load(&the_reader, folder, false, &the_config);
-    check_problem(UNREADABLE "Is a directory", "a folder");
+    check_problems(UNREADABLE "Is a directory\n", "a folder");
     loaded_done();
     cfg_load(&the_reader, "/nonexistent.yaml", false, &the_config);
-    check_problem(UNREADABLE "No such file", "no file");
+    check_problems(UNREADABLE "No such file or directory\n", "no file");
     loaded_done();
     for (size_t i = 0; i < COUNT(rows); i++) {
         buf_add_text(&b, rows[i].begin);
         add_many(&b, rows[i].count, rows[i].unit);
         add_many(&b, rows[i].count, rows[i].end);
         load(held(&b));
+        check_problems(rows[i].want, rows[i].begin);
+        loaded_done();
         b.len = 0;
-        check_problem(rows[i].want, rows[i].begin);
-        if (rows[i].unit == hook)
-            check_count(the_config.webhooks, rows[i].want ? 0 : CONFIG_WEBHOOKS_MAX, "webhooks");
-        loaded_done();
     }
-    for (int more = 0; more < 2; more++) {
-        for (int i = 0; i < CONFIG_ANCHORS_MAX + more; i++)
-            buf_format(&b, "a%d: &a%d\n", i, i);
-        buf_add_text(&b, HOOK);
-        check_load_buf(&b, more ? "more than 1000 anchors" : NULL, "1,000 anchors");
-    }
-    buf_add_text(&b, "a0: &a0 [1,2,3,4,5,6,7,8,9,10]\n"); /* stands for 10 to the 12th values */
-    for (int i = 1; i < 12; i++) {
-        buf_format(&b, "a%d: &a%d [*a%d", i, i, i - 1);
-        for (int k = 1; k < 10; k++)
-            buf_format(&b, ",*a%d", i - 1);
-        buf_add_text(&b, "]\n");
-    }
-    check_load_buf(&b, values, "aliases that expand without end");
-    buf_add_text(&b, "m: &m {");
-    for (int i = 0; i < 2000; i++)
-        buf_format(&b, "k%d: 1, ", i);
-    buf_add_text(&b, "}\n");
-    for (int i = 1; i < 100; i++)
-        buf_format(&b, "m%d: {<<: *m}\n", i);
-    check_load_buf(&b, values, "100 merges of 2,000 keys");
-    buf_add_text(&b, HOOK "  x:\n");
-    add_many(&b, 5000, "    a:\n");
-    load(held(&b));
-    check_number(the_reader.errors, 4999, "the same key 5,000 times: problems");
-    loaded_done();
     buf_free(&b);
-    check((clock() - began) / CLOCKS_PER_SEC < 10, "all that within ten seconds");
-}
-
-static void
-check_settings(const char *want)
-{
-    const struct config *c = &the_config;
-    struct buf got = {0};
-
-    buf_format(&got, "on %s, level %d, file %d in %s, state in %s; ", c->listens_on,
-        (int)c->log_level, c->file_logging, c->log_directory, c->state_directory);
-    buf_format(&got, "disabled %d, udp %d, webhook %d, sources %d: %zu, size %lld; ",
-        c->disabled_by != NULL, c->udp_enable, c->webhook_enable, c->source_validation, c->sources,
-        (long long)c->max_message_size);
-    buf_format(&got, "rate %d %lld, dedup %d %lld, limits %lld %lld; ", c->udp_rate_enable,
-        (long long)c->udp_rate, c->dedup_enable, (long long)c->dedup_minutes,
-        (long long)c->rate_limit_s[ALERT_FAILURE], (long long)c->rate_limit_s[ALERT_ABORTED]);
-    buf_format(&got, "%lld MB, %lld h, %lld s, %lld at a time", (long long)c->max_state_mb,
-        (long long)c->max_age_hours, (long long)c->timeout_s, (long long)c->max_concurrent);
-    check_buf(&got, slice_of(want), "settings");
-}
-
-static void
-check_webhooks(const char *want)
-{
-    struct buf got = {0};
-
-    for (size_t i = 0; i < the_config.webhooks; i++) {
-        const struct webhook_config *w = &the_config.webhook[i];
-        buf_format(&got, "%s %s %s, kind %d, %zu of %zu, cert %d %d, CA %d\n", METHODS[w->method],
-            w->url.shown, w->name, (int)w->kind, w->place, w->listed, w->cert_enable,
-            w->reject_unauthorized, w->ca ? (int)w->ca_count : -1);
-    }
-    check_buf(&got, slice_of(want), "webhooks");
-}
-
-static void
-test_config_values(void)
-{
-    /* a map's own keys win, then those of the first map in the list */
-    static const char merged[] =
-        "a: &a {webhookURL: 'http://a/', httpMethod: GET, description: from a}\n"
-        "b: &b {webhookURL: 'http://b/', httpMethod: PUT}\n"
-        "c: &c {<<: *a, httpMethod: POST}\n"
-        "Butler: {webhookNotification: {enable: true, reloadTaskFailure: {webhooks: [\n"
-        "  *a, {<<: *a, webhookURL: 'http://own/'}, {<<: [*b, *a]}, *c, {httpMethod: PUT, <<: *c},\n"
-        "  {<<: *b, <<: *a}]}}}\n";
-    const struct config *c = &the_config;
-    struct buf text = read_file("test/data/unit/settings.yaml");
-
-    load(SLICE("Butler: {webhookNotification: {enable: true}}\n"));
-    check_problem(NULL, "the smallest file");
-    check_settings(
-        textf("on 127.0.0.1:9998, level 2, file 0 in %s/log, state in %s/butler_webhook.state; "
-              "disabled 0, udp 1, webhook 1, sources 0: 0, size 65507; "
-              "rate 0 600, dedup 1 10, limits 300 300; 256 MB, 72 h, 10 s, 4 at a time",
-            folder, folder));
-    check(c->webhook && c->webhooks == 0, "no webhooks");
-    check(!c->proxy[0].host && !c->proxy[1].host, "no proxy");
-    loaded_done();
-    load(SLICE(
-        "Butler: {webhookNotification: {enable: true}, butlerWebhook: {serverHost: '::'}}\n"));
-    check_text(c->listens_on, "[::]:9998", "listens_on for IPv6");
-    loaded_done();
-    load(held(&text));
-    buf_free(&text);
-    check_problem("20:98 warning: aborted 2: rejectUnauthorized is false", "a file with all keys");
-    check_settings(textf("on 0.0.0.0:1234, level 4, file 1 in /var/log/b, state in %s/x/y; "
-                         "disabled 0, udp 1, webhook 1, sources 1: 2, size 1000; "
-                         "rate 1 7, dedup 0 3, limits 0 60; 16 MB, 1 h, 300 s, 16 at a time",
-        folder));
-    check(!c->source[0].name && c->source[0].bits == 104, "a range");
-    check_text(c->source[1].name, "qs1", "a name");
-    check_webhooks(
-        "GET https://h.example/a?\xe2\x80\xa6 failure 1 (\"first\\x0ahook\"), kind 0, 0 of 2, cert 1 1, CA 1\n"
-        "PUT http://h/ failure 2, kind 0, 1 of 2, cert 0 1, CA -1\n"
-        "POST https://h/ aborted 1, kind 1, 0 of 2, cert 0 1, CA -1\n"
-        "POST https://h/ aborted 2, kind 1, 1 of 2, cert 0 0, CA -1\n");
-    check_text(c->webhook[0].cert_ca, in_folder("ca.pem"), "certCA is beside the file");
-    check(!c->webhook[0].proxy && !c->webhook[1].url.tls, "no proxy, plain http");
-    check_count(strlen(c->webhook[2].key), 32, "a key");
-    check(strcmp(c->webhook[2].key, c->webhook[3].key) != 0, "twins have two keys");
-    loaded_done();
-    load(SLICE(merged));
-    check_problem(NULL, "merge keys");
-    check_webhooks("GET http://a/ failure 1 (\"from a\"), kind 0, 0 of 6, cert 0 1, CA -1\n"
-                   "GET http://own/ failure 2 (\"from a\"), kind 0, 1 of 6, cert 0 1, CA -1\n"
-                   "PUT http://b/ failure 3 (\"from a\"), kind 0, 2 of 6, cert 0 1, CA -1\n"
-                   "POST http://a/ failure 4 (\"from a\"), kind 0, 3 of 6, cert 0 1, CA -1\n"
-                   "PUT http://a/ failure 5 (\"from a\"), kind 0, 4 of 6, cert 0 1, CA -1\n"
-                   "PUT http://b/ failure 6 (\"from a\"), kind 0, 5 of 6, cert 0 1, CA -1\n");
-    loaded_done();
-}
-
-static void
-test_config_overrides(void)
-{
-    struct table t = {0};
-
-    while (table_next(&t, "enabled")) {
-        load(t.field[0]);
-        check_problem(NULL, t.field[0].data);
-        check(!the_config.disabled_by == field_yes(t.field[1]), "enabled: %s", t.field[0].data);
-        loaded_done();
-    }
-    load(SLICE("Butler: {webhookNotification: {enable: true}, udpServerConfig: {enable: true,\n"
-               "  serverHost: 10.0.0.1, portTaskFailure: 1},\n"
-               "  butlerWebhook: {serverHost: 10.0.0.2, port: 2}}\n"));
-    check_text(the_config.udp_host, "10.0.0.2", "our serverHost wins");
-    check_number(the_config.udp_port, 2, "our port wins");
-    loaded_done();
-    cfg_load(&the_reader, write_file("butler.yaml", SLICE(OFF_HOOK)), true, &the_config);
-    check_problem("6:23 error: webhookURL is not a URL", "strict, though off");
-    loaded_done();
-}
-
-static void
-test_config_sources(void)
-{
-    struct table t = {0};
-
-    while (table_next(&t, "allowed")) { /* a source; its bits, -1: a name; its address as IPv4 */
-        const char *text = t.field[0].data, *ipv4 = t.field[2].data;
-        bool ok = t.field[1].data != NULL;
-        load(slice_of(textf(
-            HOOK "  udpServerConfig: {enable: true, allowedSources: ['%s', 10.9.9.9]}\n", text)));
-        check_problem(ok ? NULL : "8:52 error: udpServerConfig.allowedSources: an", text);
-        if (check_count(the_config.sources, ok ? 2 : 1, text) && ok) {
-            const struct source *s = &the_config.source[0];
-            long long bits = field_number(t.field[1]);
-            check(bits < 0 ? s->name && !s->addresses && strcmp(s->name, text) == 0
-                           : !s->name && s->addresses == 1 && s->bits == bits,
-                "%s: %d bits", text, s->bits);
-            if (ipv4) {
-                uint8_t want[16];
-                struct plat_addr addr = address(ipv4, 1);
-                plat_addr_bytes(&addr, want);
-                check(memcmp(want, s->address[0], 16) == 0, "%s: IPv4", text);
-            }
-        }
-        loaded_done();
-    }
-}
-
-static void
-test_config_environment(void)
-{
-    static const char *const places[][2] = {
-        {"/a:/b", "/a"}, {"/a b", "/a b"}, {"C:\\a", NULL}, {"", NULL}};
-    struct table t = {0};
-
-    while (table_next(&t, "environment")) { /* what is set; proxies for http, https; a problem */
-        char *set[2] = {strtok((char *)(uintptr_t)t.field[0].data, " "), strtok(NULL, " ")};
-        for (int i = 0; i < 2 && set[i]; i++) {
-            *strchr(set[i], '=') = '\0';
-            setenv(set[i], set[i] + strlen(set[i]) + 1, 1);
-        }
-        load(SLICE(HOOKS "        - {webhookURL: 'http://h/', httpMethod: GET}\n"
-                         "        - {webhookURL: 'https://h/', httpMethod: GET}\n"));
-        check_problem(t.field[3].data, set[0]);
-        for (int tls = 0; tls < 2; tls++) {
-            const struct url *proxy = the_config.webhook[tls].proxy;
-            const char *want = t.field[1 + tls].data;
-            check_text(proxy ? proxy->origin : NULL, want ? want : "(none)", set[0]);
-        }
-        loaded_done();
-        for (int i = 0; i < 2 && set[i]; i++)
-            unsetenv(set[i]);
-    }
-    for (size_t i = 0; i < COUNT(places); i++) {
-        setenv("STATE_DIRECTORY", places[i][0], 1);
-        load(SLICE(HOOK));
-        check_text(the_config.state_directory,
-            places[i][1] ? places[i][1] : in_folder("butler_webhook.state"), "STATE_DIRECTORY");
-        loaded_done();
-        load(SLICE(HOOK "  butlerWebhook: {stateDirectory: ''}\n"));
-        check(!the_config.state_directory, "stateDirectory ''");
-        loaded_done();
-    }
-    unsetenv("STATE_DIRECTORY");
-}
-
-static void
-test_config_files(void)
-{
-    static const struct {
-        const char *file;
-        int warnings;
-        bool enabled;
-        size_t hooks;
-    } rows[] = {{"test/data/config/butler-production.yaml", 0, true, 4},
-        {"test/data/config/seed.yaml", 6, false, 6}, {"samples/minimal.yaml", 0, true, 1},
-        {"samples/full.yaml", 0, true, 2}};
-    struct buf told = {0};
-
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        cfg_load(&the_reader, rows[i].file, false, &the_config);
-        check_number(the_reader.errors, 0, rows[i].file);
-        check_number(the_reader.warnings, rows[i].warnings, rows[i].file);
-        check(!the_config.disabled_by == rows[i].enabled, "%s enabled", rows[i].file);
-        check_count(the_config.webhooks, rows[i].hooks, rows[i].file);
-        loaded_done();
-    }
-    load(SLICE(OFF_HOOK "  fileLogging: no\n    \n"));
-    the_reader.file = "a.yaml";
-    cfg_add_problems(&told, &the_reader);
-    check(strncmp(told.data, "a.yaml:6:23: warning: webhookURL is not a URL", 45) == 0, "told");
-    check_has(told.data,
-        "\na.yaml:8:16: error: fileLogging must be true or false, without quotes\n", "told");
-    buf_free(&told);
-    loaded_done();
-    load(SLICE(HOOK "    \"a\\nb\\e[31m\": x\n"));
-    cfg_add_problems(&told, &the_reader);
-    check_has(told.data, "unknown key \"a\\x0ab\\x1b[31m\" is ignored", "cleaned");
-    buf_free(&told);
-    loaded_done();
-}
-
-/* Who listens where others can send is warned, unless the senders are checked. */
-static void
-test_config_local(void)
-{
-    static const struct {
-        const char *host;
-        bool local;
-    } rows[] = {{"127.0.0.1", true}, {"127.255.0.9", true}, {"128.0.0.1", false},
-        {"0.0.0.0", false}, {"::1", true}, {"::", false}, {"::ffff:127.0.0.1", true},
-        {"::127.0.0.1", false}, {"localhost", true}, {"qs1.example", false}};
-
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        load(slice_of(textf(HOOK "  butlerWebhook: {serverHost: '%s'}\n", rows[i].host)));
-        check_problem(rows[i].local ? NULL : "8:31 warning: listening on ", rows[i].host);
-        check(the_config.is_local == rows[i].local, "%s is local", rows[i].host);
-        loaded_done();
-    }
 }
 
 /* ==== 8. Windows of time ==================================================== */
@@ -4779,10 +4549,7 @@ main(void)
                 test_alert_json, test_alert_about, test_json_stringify, test_json_read,
                 test_json_alerts, test_alert_query, test_alert_query_cut}},
         {"6. URL", {test_url_parse, test_url_limits, test_url_excepted}},
-        {"7. Configuration",
-            {test_config_problems, test_config_bounds, test_config_values, test_config_overrides,
-                test_config_sources, test_config_environment, test_config_files,
-                test_config_local}},
+        {"7. Configuration", {test_configs, test_config_bounds}},
         {"8. Windows of time", {test_window_edges, test_window_full}},
         {"9. Journal",
             {test_journal_records, test_line_read, test_journal_appends, test_journal_damage,
