@@ -411,17 +411,12 @@ test_slices(void)
         percent_encode(&b, exact(t.field[0]), t.field[1].data);
         check_buf(&b, t.field[2], "percent_encode");
     }
-    for (int c = 1; c < 256; c++)
-        percent_encode(&b, (struct slice){(char[]){(char)c}, 1}, "");
-    check_count(b.len, 62 + 3 * (255 - 62), "every byte, encoded");
-    buf_free(&b);
     while (table_next(&t, "numbers")) /* a text, the largest allowed, and the number */
         check_number(slice_number(exact(t.field[0]), field_number(t.field[1])),
             field_number(t.field[2]), t.field[0].data);
     for (int c = -128; c < 256; c++) {
         const char *at = c > 0 ? strchr(digits, c) : NULL;
-        if (hex_value(c) != (at ? (int)(at - digits) % 16 : -1))
-            check(false, "hex_value(%d) is %d", c, hex_value(c));
+        check_number(hex_value(c), at ? (at - digits) % 16 : -1, textf("hex_value(%d)", c));
     }
     while (table_next(&t, "trim"))
         check_bytes(slice_trim(exact(t.field[0]), " \t"), t.field[1], "slice_trim");
@@ -451,13 +446,11 @@ test_buffers(void)
     }
     buf_format(&b, "%d %d %lld %lld %llu %zu%s", INT_MIN, 0, LLONG_MIN, LLONG_MAX, ULLONG_MAX,
         (size_t)10, "");
-    check_text(b.data,
-        "-2147483648 0 -9223372036854775808 9223372036854775807 18446744073709551615 10",
+    check_buf(&b,
+        SLICE("-2147483648 0 -9223372036854775808 9223372036854775807 18446744073709551615 10"),
         "formats of whole numbers");
-    buf_free(&b);
     buf_format(&b, "%s|%.2s|%s|%d%%, %s", "a", "bcd", "", 5, "e"); /* some are left to printf */
-    check_text(b.data, "a|bc||5%, e", "formats of both kinds");
-    buf_free(&b);
+    check_buf(&b, SLICE("a|bc||5%, e"), "formats of both kinds");
     buf_add_text(&b, "abcdef");
     buf_drop(&b, 4);
     check_text(b.data, "ef", "buf_drop");
@@ -516,26 +509,21 @@ static void
 test_log_files(void)
 {
     static const int64_t day = 86400000, noon = 1795339800123; /* 2026-11-22 */
-    static const struct {
-        const char *name;
-        bool stays;
-    } files[] = {{"butler_webhook.2026-10-22.log", false},
-        {"butler_webhook.2026-10-23.log", true}, /* 30 days before */
-        {"butler_webhook.2026-11-21.log", true}, {"butler_webhook.2025-12-31.log", false},
-        {"butler_webhook.2025-12-31.log.gz", true}, {"butler_webhook.2025-12-31.txt", true},
-        {"butler.2025-12-31.log", true}};
+    static const char *const files[] = {"butler_webhook.2026-10-22.log",
+        "butler_webhook.2025-12-31.log", /* these go, the others stay: the third is 30 days old */
+        "butler_webhook.2026-10-23.log", "butler_webhook.2026-11-21.log",
+        "butler_webhook.2025-12-31.log.gz", "butler_webhook.2025-12-31.txt",
+        "butler.2025-12-31.log"};
     const char *first = in_folder("butler_webhook.2026-11-22.log");
     const char *second = in_folder("butler_webhook.2026-11-23.log");
 
-    log_begin(LOG_INFO);
     the_log.folder = folder;
     for (size_t i = 0; i < COUNT(files); i++)
-        write_file(files[i].name, SLICE("x"));
+        write_file(files[i], SLICE("x"));
     check_number(log_open_file(noon), 0, "log_open_file");
     for (size_t i = 0; i < COUNT(files); i++) {
-        const char *path = in_folder(files[i].name);
-        check((access(path, F_OK) == 0) == files[i].stays, "%s: stays or not", files[i].name);
-        unlink(path);
+        check((access(in_folder(files[i]), F_OK) == 0) == (i > 1), "%s stays or not", files[i]);
+        unlink(in_folder(files[i]));
     }
     check(access(first, F_OK) == 0, "the day's file");
     int handle = the_log.file;
@@ -550,64 +538,51 @@ test_log_files(void)
     the_log.file = -1;
     the_log.folder = "/nonexistent";
     check(log_open_file(noon) != 0, "a folder that is not there");
-    log_begin(LOG_INFO);
 }
 
-static int
-stdout_to(int file)
-{
-    int was;
-
-    fflush(stdout);
-    was = dup(STDOUT_FILENO);
-    dup2(file, STDOUT_FILENO);
-    return was;
-}
-
+/*
+ * A console that nobody reads for a while: how many lines are missing is logged when it is read.
+ * The file has the same.
+ */
 static void
-stdout_back(int was)
-{
-    dup2(was, STDOUT_FILENO);
-    close(was);
-}
-
-static void
-read_pipe(int fd, struct buf *b)
-{
-    char room[4096];
-
-    for (ssize_t n; (n = read(fd, room, sizeof room)) > 0;)
-        buf_add(b, room, (size_t)n);
-}
-
-/* A console that nobody reads for a while: how many lines are missing is logged when it is read. */
-static void
-test_log_console(void)
+test_log_thread(void)
 {
     static const int total = 40000; /* more than a batch and the queue hold */
-    struct buf shown = {0};
+    struct buf shown = {0}, file;
+    char when[32], room[4096];
     int pipes[2], console, whole = 0, told = 0;
+    bool done = false;
     struct err e;
 
-    log_begin(LOG_INFO);
-    if (!check(pipe(pipes) == 0 && log_start(LOG_INFO, NULL, &e) == 0, "log_start to a pipe"))
+    check(log_start(LOG_INFO, "/proc/none", &e) != 0, "no folder");
+    check_has(e.text, "/proc/none", "which one");
+    if (!check(pipe(pipes) == 0 && log_start(LOG_INFO, folder, &e) == 0, "log_start to a pipe"))
         return;
+    log_time(plat_wall_ms(), when);
     fcntl(pipes[0], F_SETFL, O_NONBLOCK);
-    console = stdout_to(pipes[1]);
+    fflush(stdout);
+    console = dup(STDOUT_FILENO);
+    dup2(pipes[1], STDOUT_FILENO);
     for (int i = 0; i < total; i++)
         log_line(LOG_INFO, "this is line number %d of many", 1000000 + i);
     usleep(10 * LOG_GATHER_MS * 1000);
     check(!log_stop(plat_now_ms() + 10), "log_stop while it hangs");
-    while (the_log.unwritten > 0) {
-        read_pipe(pipes[0], &shown);
-        usleep(1000);
+    for (ssize_t n = 0; n > 0 || !done;) {
+        done = the_log.unwritten == 0;
+        n = read(pipes[0], room, sizeof room);
+        if (n > 0)
+            buf_add(&shown, room, (size_t)n);
+        else
+            usleep(1000);
     }
     bool stopped = log_stop(plat_now_ms() + 10000);
-    stdout_back(console);
-    close(pipes[1]);
-    read_pipe(pipes[0], &shown);
-    close(pipes[0]);
+    dup2(console, STDOUT_FILENO);
+    for (int i = 0; i < 3; i++)
+        close((int[]){console, pipes[0], pipes[1]}[i]);
     check(stopped && the_log.unwritten == 0, "log_stop");
+    file = read_file(textf("%s/butler_webhook.%.10s.log", folder, when));
+    check(same(held(&file), held(&shown)), "the file has the same");
+    buf_free(&file);
     buf_add(&shown, "", 0);
     for (char *line = strtok(shown.data, "\n"); line; line = strtok(NULL, "\n")) {
         const char *text = strstr(line, "Z info: this is line number "), *n;
@@ -622,60 +597,23 @@ test_log_console(void)
     check(whole > 10000 && told > 500 && (extra == 0 || extra == 1),
         "of %d lines %d are shown and %d counted", total, whole, told);
     buf_free(&shown);
-    log_begin(LOG_INFO);
-}
-
-static void
-test_log_thread(void)
-{
-    char when[32];
-    const char *path;
-    struct err e;
-    struct buf text;
-    int none = open("/dev/null", O_WRONLY), lines = 0;
-
-    log_begin(LOG_INFO);
-    if (!check(log_start(LOG_INFO, folder, &e) == 0, "log_start: %s", e.text))
-        return;
-    int console = stdout_to(none);
-    log_time(plat_wall_ms(), when);
-    for (int i = 0; i < 1000; i++)
-        log_line(LOG_INFO, "line %d", i);
-    bool stopped = log_stop(plat_now_ms() + 10000);
-    stdout_back(console);
-    close(none);
-    check(stopped && the_log.unwritten == 0, "all is written");
-    path = textf("%s/butler_webhook.%.10s.log", folder, when);
-    text = read_file(path);
-    for (const char *p = text.data; (p = strchr(p, '\n')); p++)
-        lines++;
-    check_number(lines, 1000, "lines of the file");
-    check_has(text.data, "info: line 0\n", "the first");
-    check_has(text.data, "info: line 999\n", "the last");
-    buf_free(&text);
-    unlink(path);
-    log_begin(LOG_INFO);
-    check(log_start(LOG_INFO, "/proc/none", &e) != 0, "no folder");
-    check_has(e.text, "/proc/none", "which one");
-    log_begin(LOG_INFO);
 }
 
 static void
 test_log_text(void)
 {
-    char most[2 * LOG_NAME_MAX];
-    struct buf b = {0}, want = {0};
+    struct buf b = {0};
 
     check_text(log_text(SLICE("a\nb")).text, "a\\x0ab", "log_text");
     check_text(log_text((struct slice){0}).text, "", "log_text of nothing");
-    memset(most, 0x7f, sizeof most);
-    check_count(strlen(log_text((struct slice){most, sizeof most}).text), LOG_NAME_MAX + 3,
-        "log_text of what grows most");
+    add_many(&b, 2 * LOG_NAME_MAX, "\x7f");
+    check_count(strlen(log_text(held(&b)).text), LOG_NAME_MAX + 3, "log_text of what grows most");
+    b.len = 0;
     add_many(&b, LOG_NAME_MAX, "x");
     check_text(log_text(held(&b)).text, b.data, "log_text just fits");
-    buf_format(&want, "%s...", b.data);
+    const char *want = textf("%s...", b.data);
     buf_add_char(&b, 'y');
-    check_text(log_text(held(&b)).text, want.data, "one over");
+    check_text(log_text(held(&b)).text, want, "one over");
     for (int lead = 0; lead < 8; lead++) { /* cut at each place of a character and of an escape */
         b.len = 0;
         for (int i = 0; i < lead; i++)
@@ -686,7 +624,6 @@ test_log_text(void)
         check(strlen(cut.text) <= LOG_NAME_MAX + 3, "log_text is bounded");
     }
     buf_free(&b);
-    buf_free(&want);
 }
 
 static void
@@ -704,7 +641,6 @@ test_log(void)
         log_time(field_number(t.field[0]), when);
         check_text(when, t.field[1].data, "log_time");
     }
-    log_begin(LOG_INFO);
     log_line(LOG_VERBOSE, "not wanted");
     log_line(LOG_INFO, "a %s", "b\nc");
     log_line(LOG_ERROR, "e");
@@ -717,7 +653,6 @@ test_log(void)
     check(the_log.queue.len > LOG_QUEUE_MAX - 100, "and full");
     check_log((long long)the_log.lines, "");
     check_number((long long)the_log.unwritten, 40002, "none is written");
-    log_begin(LOG_INFO);
 }
 
 /* ==== 5. Alert ============================================================== */
@@ -726,9 +661,7 @@ test_log(void)
 #define SHORT_DATAGRAM FAILED ";QS1;T;A;u;" IDS ";M"
 #define SHORT_ABORT ABORTED_ID ";QS1;T;A;u;" IDS ";M"
 
-/* What fields() says of an alert: the fields from the host name on, in the datagram's order. */
-#define FIELDS(names, message) "QS1|" names WANT_IDS message
-
+/* Adds the fields from the host name on, in the datagram's order. */
 static void
 fields(const struct alert *alert, struct buf *out)
 {
@@ -752,14 +685,11 @@ sort_of(enum listen_fate fate, const struct alert *alert)
     return fate == LISTEN_ACCEPTED ? KINDS[alert->kind].name : sorts[fate];
 }
 
-/*
- * Checks what alert_parse makes of a datagram: the fields, or a part of the error. One alert is
- * used for all.
- */
+/* Checks what alert_parse makes of a datagram: the fields, or a part of the error. */
 static void
 check_alert(struct slice datagram, const char *sort, struct slice want, const char *what)
 {
-    static struct alert alert;
+    static struct alert alert; /* one for all */
     struct slice in = exact(datagram);
     struct buf got = {0};
     struct err e = {""};
@@ -780,54 +710,6 @@ check_alert(struct slice datagram, const char *sort, struct slice want, const ch
 static void
 test_alerts(void)
 {
-    /* with ten semicolons, whatever the level holds; with more, one of log4net's: not the last three */
-    static const char *const levels[] = {"INFO", "WARN", "ERROR", "FATAL", "DEBUG", "OFF",
-        "EMERGENCY", "ALERT", "CRITICAL", "SEVERE", "NOTICE", "TRACE", "FINE", "FINER", "FINEST",
-        "VERBOSE", "ALL", "log4net:DEBUG", "info", "Warn", "NOTE", "", " INFO"};
-    struct table t = {0};
-
-    while (table_next(&t, "alerts"))
-        check_alert(t.field[0], t.field[1].data, t.field[2], show(t.field[0]));
-    for (size_t i = 0; i < 2 * COUNT(levels); i++) {
-        const char *level = levels[i / 2], *more = i % 2 ? ";N" : "";
-        bool ours = i % 2 == 0 || i / 2 < COUNT(levels) - 3;
-        const char *datagram = textf(
-            FAILED ";QS1;T;A;u;" TASK_ID ";" APP_ID ";;%s;r;M%s", level, more);
-        const char *want = textf("QS1|T|A|u|" TASK_ID "|" APP_ID "||%s|r|M%s", level, more);
-        check_alert(slice_of(datagram), ours ? "failure" : "malformed", slice_of(ours ? want : ""),
-            datagram);
-    }
-}
-
-static void
-add_utf16(struct buf *b, struct slice s, bool big, bool mark)
-{
-    uint32_t c = 0xfeff;
-
-    for (size_t i = 0, n = 0; i < s.len || mark; i += n, mark = false) {
-        uint32_t unit[2];
-        int units = 1;
-        n = mark ? 0 : utf8_read(s.data + i, s.len - i, &c);
-        unit[0] = c;
-        if (c > 0xffff) {
-            unit[0] = 0xd800 + ((c - 0x10000) >> 10);
-            unit[1] = 0xdc00 + ((c - 0x10000) & 0x3ff);
-            units = 2;
-        }
-        for (int k = 0; k < units; k++) {
-            buf_add_char(b, (int)(big ? unit[k] >> 8 : unit[k] & 0xff));
-            buf_add_char(b, (int)(big ? unit[k] & 0xff : unit[k] >> 8));
-        }
-    }
-}
-
-static void
-test_alert_encodings(void)
-{
-    static const char text[] = FAILED
-        ";QS1;S\xc3\xa5;\xe5\xa3\xb2\xe4\xb8\x8a \xf0\x9f\x9a\x80;u;" IDS ";\xe2\x82\xac\r\n";
-    static const char want[] = FIELDS(
-        "S\xc3\xa5|\xe5\xa3\xb2\xe4\xb8\x8a \xf0\x9f\x9a\x80|u", "\xe2\x82\xac");
     struct table t = {0};
     struct buf b = {0};
 
@@ -835,19 +717,8 @@ test_alert_encodings(void)
         alert_decode(exact(t.field[0]), &b);
         check_buf(&b, t.field[1], "alert_decode");
     }
-    for (int form = 0; form < 4; form++) {
-        add_utf16(&b, SLICE(text), form & 1, form & 2);
-        check_alert(held(&b), "failure", SLICE(want), "UTF-16");
-        buf_free(&b);
-    }
-    for (int c = 0x80; c < 0x100; c++) { /* each byte of Windows-1252 becomes one character */
-        char byte[2] = {(char)c, '.'};
-        uint32_t point = 0;
-        alert_decode((struct slice){byte, 2}, &b);
-        size_t n = utf8_read(b.data, b.len, &point);
-        check(n + 1 == b.len && (c >= 0xa0 ? point == (uint32_t)c : point >= 0x80), "byte %02x", c);
-        buf_free(&b);
-    }
+    while (table_next(&t, "alerts"))
+        check_alert(t.field[0], t.field[1].data, t.field[2], show(t.field[0]));
 }
 
 static void
@@ -858,7 +729,7 @@ test_alert_large(void)
     struct err e;
 
     buf_add_text(&b, FAILED ";QS1;T;A;u;" IDS ";");
-    buf_add_text(&want, FIELDS("T|A|u", ""));
+    buf_add_text(&want, "QS1|T|A|u" WANT_IDS);
     add_many(&want, (int)(DATAGRAM_MAX - b.len), "\xc3\xa5");
     add_many(&b, (int)(DATAGRAM_MAX - b.len), "\xe5"); /* two bytes each in UTF-8 */
     check_alert(held(&b), "failure", held(&want), "the largest datagram");
@@ -883,64 +754,47 @@ test_alert_large(void)
     buf_free(&want);
 }
 
-/* The rows of a JSON file of test/data. The caller deletes them. */
-static cJSON *
-data_rows(const char *path, int more_than)
-{
-    struct buf text = read_file(path);
-    cJSON *rows = json_read(held(&text));
-
-    check(cJSON_GetArraySize(rows) > more_than, "%s: run in the repository's folder", path);
-    buf_free(&text);
-    return rows;
-}
-
-/* Checks an alert against the event that the real log4net was given. */
-static void
-check_event(const cJSON *row, struct slice datagram)
-{
-    const char *file = json_text(row, "file");
-    const cJSON *want = cJSON_GetObjectItem(row, "fields");
-    struct alert alert = {0};
-    struct err e;
-    enum listen_fate fate = alert_parse(datagram, &alert, &e);
-
-    check_text(sort_of(fate, &alert), json_text(row, "verdict"), file);
-    for (int i = 1; fate == LISTEN_ACCEPTED && i < ALERT_FIELDS; i++) {
-        const cJSON *value = cJSON_GetObjectItem(want, FIELD_NAMES[i]);
-        const char *got = alert.field[i];
-        uint8_t hash[32];
-        char hex[65] = "";
-        if (strcmp(file, "051-a-control-chars.bin") == 0 &&
-            (i == FIELD_TASK_NAME || i == FIELD_APP_NAME))
-            continue; /* nothing tells that the ";" in its escape sequence belongs to the name */
-        if (cJSON_IsString(value)) { /* cJSON ends a text at its first NUL, which we replace */
-            size_t len = strlen(value->valuestring);
-            check(strncmp(got, value->valuestring, len) == 0 &&
-                    (got[len] == '\0' || strncmp(got + len, "\xef\xbf\xbd", 3) == 0),
-                "%s: %s is \"%s\", not \"%s\"", file, FIELD_NAMES[i], got, value->valuestring);
-            continue;
-        }
-        mbedtls_sha256((const unsigned char *)got, strlen(got), hash, 0);
-        hex_write(hash, sizeof hash, hex);
-        check_text(hex, json_text(value, "sha256"), file);
-    }
-    alert_done(&alert);
-}
-
+/* Alerts, and the events that the real log4net was given. */
 static void
 test_alert_events(void)
 {
-    cJSON *index = data_rows("test/data/datagrams/index.json", 50);
+    struct buf text = read_file("test/data/datagrams/index.json");
+    cJSON *index = json_read(held(&text));
     const cJSON *row;
 
+    check(cJSON_GetArraySize(index) > 50, "datagrams; run in the repository's folder");
     cJSON_ArrayForEach(row, index)
     {
-        struct buf data = read_file(textf("test/data/datagrams/%s", json_text(row, "file")));
-        check_event(row, held(&data));
+        const char *file = json_text(row, "file");
+        bool cut = strcmp(file, "051-a-control-chars.bin") == 0; /* a name holds a ";" */
+        struct buf data = read_file(textf("test/data/datagrams/%s", file));
+        struct alert alert = {0};
+        struct err e;
+        enum listen_fate fate = alert_parse(held(&data), &alert, &e);
+        check_text(sort_of(fate, &alert), json_text(row, "verdict"), file);
+        for (int i = 1; fate == LISTEN_ACCEPTED && i < ALERT_FIELDS; i++) {
+            const cJSON *want = cJSON_GetObjectItem(
+                cJSON_GetObjectItem(row, "fields"), FIELD_NAMES[i]);
+            const char *got = alert.field[i];
+            uint8_t hash[32];
+            char hex[65] = "";
+            if (cJSON_IsString(want)) { /* cJSON ends a text at its first NUL, which we replace */
+                size_t len = strlen(want->valuestring);
+                bool ok = strncmp(got, want->valuestring, len) == 0 &&
+                    (got[len] == '\0' || strncmp(got + len, "\xef\xbf\xbd", 3) == 0);
+                check(ok || (cut && (i == FIELD_TASK_NAME || i == FIELD_APP_NAME)),
+                    "%s: %s is \"%s\", not \"%s\"", file, FIELD_NAMES[i], got, want->valuestring);
+                continue;
+            }
+            mbedtls_sha256((const unsigned char *)got, strlen(got), hash, 0);
+            hex_write(hash, sizeof hash, hex);
+            check_text(hex, json_text(want, "sha256"), file);
+        }
+        alert_done(&alert);
         buf_free(&data);
     }
     cJSON_Delete(index);
+    buf_free(&text);
 }
 
 /* The alert of a datagram that is ours. The caller ends it with alert_done. */
@@ -956,41 +810,24 @@ alert_of(struct slice datagram)
     abort();
 }
 
-/* Texts, and what JSON.stringify of Node.js 20 made of {k: text}. */
 static void
-test_json_stringify(void)
+test_json(void)
 {
+    struct table t = {0};
     struct buf b = {0};
-    cJSON *rows = data_rows("test/data/stringify.json", 100);
-    const cJSON *row;
+    cJSON *value;
 
-    cJSON_ArrayForEach(row, rows)
-    {
-        uint8_t bytes[256];
-        const char *hex = json_text(row, "utf8");
-        size_t n = strlen(hex) / 2;
-        cJSON *object = cJSON_CreateObject();
-        check(n < sizeof bytes && hex_read(slice_of(hex), bytes, n) == 0, "%s", hex);
-        bytes[n] = '\0';
-        json_put(object, "k", (const char *)bytes);
-        json_print(object, &b);
-        check_text(b.data, json_text(row, "json"), hex);
-        buf_free(&b);
-        cJSON_Delete(object);
+    while (table_next(&t, "stringify")) {
+        value = cJSON_CreateObject();
+        json_put(value, "k", t.field[0].data);
+        json_print(value, &b);
+        check_buf(&b, t.field[1], "json_print");
+        cJSON_Delete(value);
     }
-    cJSON_Delete(rows);
     buf_add_text(&b, "x");
     json_print(NULL, &b);
     check(b.cap < 1000, "nothing to print takes no memory");
     check_buf(&b, SLICE("x"), "json_print of nothing");
-}
-
-static void
-test_json_read(void)
-{
-    struct table t = {0};
-    cJSON *value;
-
     while (table_next(&t, "json")) {
         value = json_read(exact(t.field[0]));
         check((value != NULL) == field_yes(t.field[1]), "json_read of %s", show(t.field[0]));
@@ -1094,8 +931,7 @@ test_alert_query(void)
     struct buf b = {0};
     struct alert alert = alert_of(SLICE(DATAGRAM));
 
-    while (
-        table_next(&t, "queries")) { /* a target, what follows; a message, and what becomes of it */
+    while (table_next(&t, "queries")) { /* a target, what follows; a message, as it is then */
         struct alert one = alert;
         const char *target = t.field[0].data, *message = t.field[3].data;
         one.field[FIELD_MESSAGE] = t.field[2].data;
@@ -1106,24 +942,13 @@ test_alert_query(void)
     alert_done(&alert);
 }
 
-static void
-decode(struct slice s, struct buf *b)
-{
-    for (size_t i = 0; i < s.len; i++) {
-        uint8_t c = (uint8_t)s.data[i];
-        if (c == '%' && hex_read((struct slice){s.data + i + 1, s.len - i - 1}, &c, 1) == 0)
-            i += 2;
-        buf_add_char(b, c);
-    }
-}
-
 /* A message that is cut so that the target fits: at a whole character, and no more than needed. */
 static void
 test_alert_query_cut(void)
 {
     static const char *const units[] = {"x", " ", "\"", "\xc3\xa5", "\xe2\x82\xac",
         "\xf0\x9f\x9a\x80", "a\xf0\x9f\x9a\x80 \xc3\xa5;"};
-    struct buf datagram = {0}, whole = {0}, b = {0}, plain = {0};
+    struct buf datagram = {0}, whole = {0}, b = {0};
 
     for (size_t i = 0; i < COUNT(units); i++) {
         datagram.len = 0;
@@ -1136,9 +961,9 @@ test_alert_query_cut(void)
             make_query(&b, "/hook?a=1", &alert, max);
             check(b.len <= max && b.len + 24 > max, "%zu bytes of %zu, row %zu", b.len, max, i);
             check(memcmp(b.data, whole.data, b.len) == 0, "it is the start of the whole");
-            plain.len = 0;
-            decode(held(&b), &plain);
-            check(utf8_is_valid(plain.data, plain.len), "a character is cut: %s", b.data);
+            const char *next = whole.data + b.len; /* no second byte of a character begins here */
+            check(next[-1] != '%' && next[-2] != '%' && (*next != '%' || !strchr("89AB", next[1])),
+                "a character is cut: %s", b.data);
         }
         make_query(&b, "/hook?a=1", &alert, whole.len);
         check_bytes(held(&b), held(&whole), "just fits");
@@ -1149,7 +974,6 @@ test_alert_query_cut(void)
     buf_free(&datagram);
     buf_free(&whole);
     buf_free(&b);
-    buf_free(&plain);
 }
 
 /* ==== 6. URL ================================================================ */
@@ -1170,17 +994,14 @@ static void
 check_url(
     const struct url *u, const char *origin, const char *target, const char *auth, const char *what)
 {
+    unsigned char base64[200] = "(none)";
+    size_t n;
+
     if (!check_text(u->origin, origin, what) || !check_text(u->target, target, what))
         return;
-    check((u->auth != NULL) == (auth != NULL), "a user in %s", what);
-    if (u->auth) {
-        unsigned char plain[200];
-        size_t n = 0;
-        check_number(mbedtls_base64_decode(
-                         plain, sizeof plain, &n, (const unsigned char *)u->auth, strlen(u->auth)),
-            0, "base64");
-        check_bytes((struct slice){(char *)plain, n}, slice_of(auth ? auth : ""), what);
-    }
+    if (auth)
+        mbedtls_base64_encode(base64, sizeof base64, &n, (const unsigned char *)auth, strlen(auth));
+    check_text(u->auth, (char *)base64, what);
     struct url again = url_of(textf("%s%s", u->origin, u->target));
     check_text(again.origin, u->origin, "the same origin again");
     check_text(again.target, u->target, "the same target again");
@@ -1212,8 +1033,6 @@ test_url_parse(void)
             url_done(&u);
         check(!u.host && !u.target && !u.auth && !u.origin && !u.shown, "an error leaves nothing");
     }
-    url_parse(SLICE("http://b\xc3\xbc.de/"), NULL, &u, &e);
-    check_has(e.text, "xn--", "a name beyond ASCII");
     while (table_next(&t, "urls_relative")) { /* to the base (RFC 3986, 5.4); or an error */
         struct slice in = exact(t.field[0]);
         const char *what = t.field[0].data, *origin = t.field[1].data;
@@ -1270,7 +1089,7 @@ test_url_excepted(void)
 
     while (table_next(&t, "urls_excepted")) {
         struct url u = url_of(t.field[0].data);
-        check(url_is_excepted(&u, t.field[1].data) == (t.field[2].data[0] == 'y'),
+        check(url_is_excepted(&u, t.field[1].data) == field_yes(t.field[2]),
             "%s with NO_PROXY \"%s\"", t.field[0].data, t.field[1].data);
         url_done(&u);
     }
@@ -1523,14 +1342,8 @@ static void
 test_window_edges(void)
 {
     static const int64_t length = 300000;
-    static const struct {
-        const char *a, *b;
-        bool same;
-    } keys[] = {{TASK_ID, "DEC2A02A-1680-44EF-8DC2-E2BFB180AF87", true},
-        {TASK_ID, "{" TASK_ID "}", true}, {"{DEC2A02A-1680-44ef-8DC2-E2BFB180AF87}", TASK_ID, true},
-        {TASK_ID, APP_ID, false}, {TASK_ID, "{" TASK_ID, false}, {"run 1", "run 1", true},
-        {"run 1", "run 1 ", false}, {"{x}", "x", false}, {"\xc3\xa5", "\xc3\xa4", false}};
     struct window_table *t = &the_windows.table[ALERT_FAILURE][WINDOW_RATE];
+    struct table keys = {0};
     struct window_key a_key = key_of("a");
 
     check(key_of("").none && key_of(ZERO_ID).none && key_of("{" ZERO_ID "}").none, "no id");
@@ -1548,10 +1361,11 @@ test_window_edges(void)
         check(!window_holds(t, "b", begin + 2 * length), "another id has its own");
     }
     check(!window_holds(&the_windows.table[ALERT_ABORTED][WINDOW_RATE], "a", 0), "another kind");
-    for (size_t i = 0; i < COUNT(keys); i++) {
+    while (table_next(&keys, "window_keys")) { /* two ids, and whether they are the same */
+        const char *a = keys.field[0].data, *b = keys.field[1].data;
         windows_begin(length);
-        window_holds(t, keys[i].a, 0);
-        check(window_holds(t, keys[i].b, 1) == keys[i].same, "%s and %s", keys[i].a, keys[i].b);
+        window_holds(t, a, 0);
+        check(window_holds(t, b, 1) == field_yes(keys.field[2]), "%s and %s", a, b);
     }
     windows_begin(1);
     check(!window_holds(t, "a", 5) && window_holds(t, "a", 5), "one ms");
@@ -4543,11 +4357,10 @@ main(void)
         const char *name;
         void (*run[20])(void);
     } sections[] = {{"3. Base", {test_utf8, test_slices, test_buffers}},
-        {"4. Log", {test_log, test_log_text, test_log_files, test_log_console, test_log_thread}},
+        {"4. Log", {test_log, test_log_text, test_log_files, test_log_thread}},
         {"5. Alert",
-            {test_alerts, test_alert_encodings, test_alert_large, test_alert_events,
-                test_alert_json, test_alert_about, test_json_stringify, test_json_read,
-                test_json_alerts, test_alert_query, test_alert_query_cut}},
+            {test_alerts, test_alert_large, test_alert_events, test_alert_json, test_alert_about,
+                test_json, test_json_alerts, test_alert_query, test_alert_query_cut}},
         {"6. URL", {test_url_parse, test_url_limits, test_url_excepted}},
         {"7. Configuration", {test_configs, test_config_bounds}},
         {"8. Windows of time", {test_window_edges, test_window_full}},
