@@ -138,8 +138,7 @@ check-arm64-unit: build/unit-arm64 | install-emulator
 	$(PART) qemu-aarch64-static build/unit-arm64
 # Without the tests that limit memory, descriptors or threads, of which the emulator needs more, or that time
 # hundreds of calls.
-HEAVY = config_hostile or answers_memory or hostile_memory or of_all_at_once or too_few_descriptors \
-	or limits_threads
+HEAVY = config_hostile or answers_memory or hostile_memory or of_all_at_once or limits_threads
 check-arm64-system: build/arm64/run arm64 test
 	$(PART) $(PYTEST) -n 8 --reruns 1 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
 

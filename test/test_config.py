@@ -3,8 +3,8 @@ What the program says of configurations: every mistake at its line and column, a
 that are right.
 
 data/config/NAME.yaml is such a file; NAME.problems holds what --check says of it on stderr, a line each, without the file's
-name; NAME.check, if there is one, what it prints behind its first line. `...` stands for any text. The files are the seeds
-of the configuration's fuzzer as well. What the values mean is proved in unit.c.
+name; NAME.check, if there is one, what it prints behind its first line. `...` stands for any text. NAME.values, if
+there is one, is what unit.c finds in it. The files are the seeds of the configuration's fuzzer as well.
 """
 
 import os
