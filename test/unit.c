@@ -1533,15 +1533,11 @@ check_lines(struct slice content, int want)
 static void
 test_line_read(void)
 {
-    static const struct {
-        struct slice content;
-        int lines;
-    } rows[] = {{S(""), 0}, {S("\n"), 1}, {S("a"), 1}, {S("a\n"), 1}, {S("a\nb"), 2},
-        {S("a\n\n\nb\n"), 4}, {S("\0\n\0"), 2}, {S("\0\0\0\0"), 1}};
+    struct table t = {0};
     struct buf b = {0};
 
-    for (size_t i = 0; i < COUNT(rows); i++)
-        check_lines(rows[i].content, rows[i].lines);
+    while (table_next(&t, "lines"))
+        check_lines(t.field[0], (int)field_number(t.field[1]));
     for (int i = 0; i < 60; i++) { /* lines of random lengths, one far too long: in three pieces */
         uint32_t len = i == 30 ? 3 * JOURNAL_LINE_MAX + 12345 : random_below(i % 3 ? 200 : 150000);
         while (len-- > 0)
@@ -1709,25 +1705,22 @@ test_journal_damage(void)
         state_clear();
         write_state("journal", t.field[0]);
         write_state("journal.new", SLICE("left over"));
+        if (field_yes(t.field[6]))
+            state_block("journal.damaged");
         state_open(&j, false, t.field[1].data);
         check_count(j.out.len, 0, "left over for the journal that is written anew");
         check(!is_in_state("journal.new"), "journal.new is deleted");
         struct buf aside = read_file(in_state("journal.damaged"));
         check_buf(&aside, t.field[3], "set aside");
-        check_log(t.field[3].len > 0, t.field[4].data);
+        check_log(t.field[4].data != NULL, t.field[4].data ? t.field[4].data : "damaged line");
         check_log(field_yes(t.field[5]), "a torn last line (4 bytes)");
         check(journal_wants_rewrite(&j, 0, plat_now_ms()), "it wants to be rewritten");
         state_write(&j, JOURNAL_ACCEPTED, 9, 0);
         check(journal_stop(&j), "journal_stop");
         state_close(&j, t.field[2].data);
+        if (field_yes(t.field[6]))
+            state_unblock("journal.damaged");
     }
-    state_clear();
-    write_state("journal", SLICE("x\n"));
-    state_block("journal.damaged");
-    state_open(&j, false, "");
-    check_log(1, "journal: 1 damaged line skipped; cannot open");
-    journal_done(&j);
-    state_unblock("journal.damaged");
 }
 
 static void
@@ -1933,13 +1926,12 @@ test_letters_files(void)
     check_letters(&cli, true, "old|five|");
     state_give(&j, "six\n", true);
     check_hand_over(&cli, -1, "a replay is under way");
-    check_number(journal_replay_next(&j, j.look_ms - 1, &line), 0, "not looked for yet");
-    check(!j.sync_all, "nothing is to be synced");
+    check(journal_replay_next(&j, j.look_ms - 1, &line) == 0 && !j.sync_all, "not looked for yet");
     for (int i = 0; i < 2; i++, now_ms += 2 * LOOK_MS) {
         check_number(journal_replay_next(&j, now_ms, &line), 1, "a line");
         check_bytes(line, i ? SLICE("five") : SLICE("old"), "the line");
         check(journal_replay_next(&j, now_ms, &line) == 0 && j.replay_is_read, "the end");
-        check(j.sync_all, "what was replayed is to be synced first");
+        check(j.sync_all, "what was replayed is synced before the file is deleted");
         check_number(journal_replay_next(&j, now_ms, &line), 0, "it is read once");
         j.replay.unread = 1;
         check(!journal_replay_end(&j), "a part that could not be read");
@@ -2253,7 +2245,6 @@ test_http_requests(void)
     struct table t = {0};
     struct buf json = json_of(SLICE(DATAGRAM));
 
-    check_count(json.len, 322, "length of the body");
     while (table_next(&t, "requests")) { /* proxy, method, URL; if it is a test; the request */
         const char *proxy = t.field[0].data, *url = t.field[2].data;
         struct player p = {.proxy = proxy ? url_of(proxy) : (struct url){0}};
@@ -2274,13 +2265,15 @@ test_http_requests(void)
     buf_free(&json);
 }
 
-/* What a socket does not take at once is sent later, in order; when it breaks it is dropped. */
+/* A connection whose other end reads slowly, is gone, is silent, or reads nothing. */
 static void
-test_conn_flush(void)
+test_conn(void)
 {
     struct buf sent = {0}, came = {0};
     struct player p = {0};
-    struct conn *conn = &p.call.conn;
+    struct call *call = &p.call;
+    struct conn *conn = &call->conn;
+    int n = 0;
 
     for (int i = 0; i < 200000; i++)
         buf_format(&sent, "%d ", i);
@@ -2289,45 +2282,29 @@ test_conn_flush(void)
     conn_plain_write(conn, (unsigned char *)sent.data, sent.len / 2);
     check(conn->out.len > 0, "not all is taken at once");
     conn_plain_write(conn, (unsigned char *)sent.data + sent.len / 2, sent.len - sent.len / 2);
-    for (int rounds = 0; came.len < sent.len && rounds < 100000; rounds++) {
+    for (int i = 0; came.len < sent.len && i < 100000; i++) {
         buf_reserve(&came, 50000);
-        int n = plat_recv(other, came.data + came.len, 50000);
+        n = plat_recv(other, came.data + came.len, 50000);
         came.len += n > 0 ? (size_t)n : 0;
-        call_step(&p.call, 0);
+        call_step(call, 0);
     }
     check_count(conn->out.cap, 0, "nothing waits");
     check_buf(&came, held(&sent), "all of it, in order");
     conn_plain_write(conn, (unsigned char *)sent.data, sent.len);
     check(conn->out.len > 0, "something waits again");
     plat_close(other);
-    call_step(&p.call, 0);
-    check_count(conn->out.cap, 0, "it is dropped");
-    player_done(&p);
-    buf_free(&sent);
-}
-
-/*
- * Nothing is waited for beyond its time. Where nobody reads, a flood of answers of the TLS library
- * ends the call; nothing of it rests.
- */
-static void
-test_conn_bounds(void)
-{
-    struct player p = {0};
-    struct call *call = &p.call;
-    unsigned char data[10000] = {0};
-    int n = 0, rounds = 0;
-
-    player_begin(&p, "POST", "http://h/", CALL_RECEIVE);
-    int other = player_pair(&p);
+    call_step(call, 0);
+    check_count(conn->out.cap, 0, "it is dropped: reading says why");
+    plat_close(conn->sock);
+    other = player_pair(&p);
+    call_enter(call, CALL_RECEIVE, call->deadline_ms);
     check_number(call_receive(call, call->until_ms - 1), CALL_WAIT, "there is time");
     check_number(call_receive(call, call->until_ms), CALL_FAILED, "there is none");
     check_text(call->res.reason.text, "no answer within 10 s", "a timeout");
     check_number(call_idle(call, plat_now_ms()), CALL_WAIT, "it rests");
-    do
-        n = conn_plain_write(&call->conn, data, sizeof data);
-    while (n == sizeof data && ++rounds < 1000);
-    check(n < 0 && call->conn.out.len <= UNSENT_MAX + sizeof data, "as much as may wait waits");
+    for (int i = 0; i < 1000 && n >= 0; i++) /* as the answers of the TLS library to a flood */
+        n = conn_plain_write(conn, (unsigned char *)sent.data, 10000);
+    check(n < 0 && conn->out.len <= UNSENT_MAX + 10000, "%zu bytes wait", conn->out.len);
     check_number(call_idle(call, plat_now_ms()), CALL_GO_ON, "it does not rest with that");
     check_number(call->state, CALL_CLOSED, "it is closed");
     plat_close(other);
@@ -2335,14 +2312,16 @@ test_conn_bounds(void)
     call->head = (struct http_head){.length = 5};
     call_enter(call, CALL_SKIP, call->deadline_ms);
     check_number(call_skip(call, call->until_ms), CALL_GO_ON, "the body did not come");
-    check(call->state == CALL_CLOSED && call->conn.sock < 0, "closed");
+    check(call->state == CALL_CLOSED && conn->sock < 0, "closed");
     player_done(&p);
+    buf_free(&sent);
     plat_close(other);
 }
 
 static void
 test_http_calls(void)
 {
+    static const char *const ends[] = {"unsent", "ours", "broken", "answered"};
     struct table t = {0};
 
     /* method, URL, how long the message is; the result, where it ends, the requests; the answers */
@@ -2358,9 +2337,8 @@ test_http_calls(void)
         player_begin(&p, method, t.field[1].data, CALL_RESOLVE);
         p.call.request = (struct http_request){held(&json), "msg_1", false};
         player_run(&p);
-        check(res->end == HTTP_ANSWERED || res->end == HTTP_BROKEN, "its end: %d", (int)res->end);
-        check_text(textf("%s %d %d|%s|%s", res->end == HTTP_BROKEN ? "broken" : "answered",
-                       res->status, (int)res->retry_after_s, res->reason.text, res->hint.text),
+        check_text(textf("%s %d %d|%s|%s", ends[res->end], res->status, (int)res->retry_after_s,
+                       res->reason.text, res->hint.text),
             t.field[3].data, "result");
         check_text(p.call.url->origin, t.field[4].data, "where it ends");
         for (char *at = p.wrote.data; at; at = strstr(at + 1, method)) {
@@ -2400,8 +2378,7 @@ test_http_tunnel(void)
             call_fail(call, plat_now_ms());
         check_start(call->res.reason.text, reason, what);
         check_text(call->res.hint.text, t.field[4].data, "hint");
-        if (t.field[5].data)
-            check_bytes(held(&p.wrote), t.field[5], "request");
+        check_bytes(held(&p.wrote), t.field[5], "request");
         player_done(&p);
     }
 }
@@ -2440,7 +2417,6 @@ dial(struct player *p, const struct plat_addr *addr, int n, int64_t ms)
         plat_poll(&poll, call->until_ms - plat_now_ms());
         call->ready = poll.slot[0].revents;
     }
-    call->ready = false;
     if (next == CALL_FAILED)
         call_fail(call, plat_now_ms());
     return next == CALL_WAIT ? CALL_GO_ON : next; /* the request was sent */
@@ -2470,8 +2446,7 @@ test_http_dial(void)
 
     player_begin(&p, "POST", "http://localhost:81/", CALL_CONNECT);
     check_number(dial(&p, addr, 2, 10000), CALL_GO_ON, "the first one answers");
-    check(call->at == 0 && call->state == CALL_RECEIVE, "it is connected");
-    check(call->conn.to_origin, "to the origin");
+    check(call->at == 0 && call->state == CALL_RECEIVE && call->conn.to_origin, "it is connected");
     check(memcmp(&p.peer.worked.ss, &addr[0].ss, addr[0].len) == 0, "which one worked");
     check_number(dial(&p, swapped, 2, 10000), CALL_GO_ON, "the second one answers");
     check_number(call->at, 1, "the second one");
@@ -2543,29 +2518,28 @@ test_http_loop(void)
     struct plat_addr addr = address("127.0.0.1", 0);
     intptr_t server = listen_on(&addr, 16), client[16];
     struct config config = {.timeout_s = 10};
-    struct webhook_config webhook = {.method = METHOD_POST};
+    struct webhook_config webhook = {
+        .method = METHOD_POST, .url = url_of(textf("http://%s/", addr_text(&addr)))};
     struct buf json = json_of(SLICE(DATAGRAM));
     struct http_request q = {held(&json), "msg_1", false};
     struct http h = {.config = &config};
     struct peer peer = {.http = &h, .webhook = &webhook};
     int begun = 0, clients = 0;
 
-    webhook.url = url_of(textf("http://%s/", addr_text(&addr)));
     for (int target = 40; target <= 41; target++) {
-        int64_t end_ms = plat_now_ms() + 10000, until_ms = INT64_MAX;
-        while (results.count < target && plat_now_ms() < end_ms) {
+        for (int i = 0; i < 5000 && results.count < target; i++) {
             http_round(&h, &poll);
-            for (size_t i = 0; i < h.calls; i++)
-                check(h.left > 0 || h.call[i]->slot == POLL_MAX, "what poll said counts once");
+            for (size_t k = 0; k < h.calls; k++)
+                check(h.left > 0 || h.call[k]->slot == POLL_MAX, "what poll said counts once");
             for (; begun < target && begun - results.count < 4; begun++)
                 call_begin(&peer, &q, &results, plat_now_ms());
             if (clients < 16 &&
                 (client[clients] = accept4((int)server, NULL, NULL, SOCK_NONBLOCK)) >= 0)
                 setsockopt((int)client[clients++], IPPROTO_TCP, TCP_NODELAY, &(int){1}, 4);
-            for (int i = 0; i < clients; i++) {
+            for (int k = 0; k < clients; k++) {
                 char request[4000];
-                if (plat_recv(client[i], request, sizeof request) > 0)
-                    plat_send(client[i], OK2 "\r\nok", strlen(OK2 "\r\nok"));
+                if (plat_recv(client[k], request, sizeof request) > 0)
+                    plat_send(client[k], OK2 "\r\nok", strlen(OK2 "\r\nok"));
             }
         }
         check_number(results.count, target, "results");
@@ -2577,7 +2551,7 @@ test_http_loop(void)
         for (int i = 0; i < 4; i++) /* none of these is the answer to the next request */
             plat_send(client[i], "HTTP/1.1 404 Stale\r\n\r\n", 22);
         /* Not even if the time of http_step was over before it looked at them. */
-        http_poll_add(&h, &poll, plat_now_ms(), &until_ms);
+        http_poll_add(&h, &poll, plat_now_ms(), &(int64_t){INT64_MAX});
         call_begin(&peer, &q, &results, plat_now_ms());
         begun++;
     }
@@ -4100,8 +4074,8 @@ main(void)
                 test_journal_rewriting, test_journal_links, test_letters, test_letters_files}},
         {"10. HTTP client",
             {test_http_answers, test_http_heads, test_http_dates, test_tls_faults,
-                test_http_requests, test_conn_flush, test_conn_bounds, test_http_calls,
-                test_http_tunnel, test_http_dial, test_http_loop}},
+                test_http_requests, test_conn, test_http_calls, test_http_tunnel, test_http_dial,
+                test_http_loop}},
         {"11. Delivery",
             {test_webhook_judge, test_webhook_backoff, test_webhook_begin, test_webhook_settle,
                 test_webhook_paced, test_webhook_suspects, test_webhook_pauses, test_backlog_room,
