@@ -1680,6 +1680,7 @@ test_journal_appends(void)
     journal_done(&second);
     state_write(&j, JOURNAL_ACCEPTED, 1, 0);
     state_settle(&j, false);
+    check_number(journal_write(&j, 0), 0, "nothing to be written");
     state_write(&j, JOURNAL_END, 1, 0);
     now_ms = plat_now_ms();
     journal_upkeep(&j, j.synced_number, now_ms + 2 * SYNC_MS, &until_ms);
@@ -1709,6 +1710,7 @@ test_journal_damage(void)
             state_block("journal.damaged");
         state_open(&j, false, t.field[1].data);
         check_count(j.out.len, 0, "left over for the journal that is written anew");
+        check_number(j.len, plat_path_len(in_state("journal")), "its length");
         check(!is_in_state("journal.new"), "journal.new is deleted");
         struct buf aside = read_file(in_state("journal.damaged"));
         check_buf(&aside, t.field[3], "set aside");
