@@ -1,6 +1,7 @@
 """What tests under faults share: webhooks that fail as told, load, the faults of shim.c, a reader and writer of journals."""
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -250,7 +251,7 @@ class Sink:
 
 
 def fickle(random_numbers, good=0.45, error=0.25, hang=0.02, good_from=4):
-    """A `behave` that fails at random: 500, no answer, a reset; not from an alert's good_from-th call on, or backoffs get long."""
+    """A `behave` that fails at random: 500, no answer, a reset. Not from the good_from-th call on, or backoffs get long."""
     def behave(call):
         dice = random_numbers.random()
         if call.number >= good_from or dice < good:
@@ -272,32 +273,25 @@ def alert(execution, task_id=None, message='Max retries reached', **given):
 class Load:
     """Sends alerts to a place at a steady rate, of these kinds in turn, until it is closed. sent: their executionIds."""
 
-    def __init__(self, place, rate, ids=(FAILED,)):
+    def __init__(self, place, rate, ids=(FAILED,), **given):
         self.sent = []
-        self._ids = ids
-        self._port = place.port
-        self._rate = rate
-        self._stop = threading.Event()
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(place.port, rate, ids, given), daemon=True)
         self._thread.start()
 
-    def _run(self):
+    def _run(self, port, rate, ids, given):
         begin = time.monotonic()
-        while not self._stop.wait(0.01):
-            due = int((time.monotonic() - begin) * self._rate)
-            for _ in range(min(due - len(self.sent), 100)):
-                self.sent.append(harness.guid())
-                try:
-                    self._socket.sendto(alert(self.sent[-1], id=self._ids[len(self.sent) % len(self._ids)]),
-                                        ('127.0.0.1', self._port))
-                except OSError:
-                    pass        # nobody listens at the moment
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            while not self._over.wait(0.01):
+                due = int((time.monotonic() - begin) * rate)
+                for _ in range(min(due - len(self.sent), 100)):
+                    self.sent.append(harness.guid())
+                    with contextlib.suppress(OSError):      # nobody listens at the moment
+                        udp.sendto(alert(self.sent[-1], id=ids[len(self.sent) % len(ids)], **given), ('127.0.0.1', port))
 
     def close(self):
-        self._stop.set()
+        self._over.set()
         self._thread.join(5)
-        self._socket.close()
 
 
 ACCEPTED = re.compile(words.accepted(what=r'execution ([0-9a-fA-F-]{36}), for \d+ webhook'))

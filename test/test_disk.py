@@ -1,12 +1,10 @@
 """A disk that is full, broken or hangs; directories and files that are wrong; more than may wait; want of descriptors."""
 
-import contextlib
 import errno
 import os
 import re
 import shutil
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -32,14 +30,15 @@ def exec_wrap(code):
 # ---- A broken disk --------------------------------------------------------------------------------------------------
 
 
-def fire(t, process, sink, count=3, in_memory=None):
-    """Alerts to the webhook that works, never more than three on their way; of so many the log says: in memory only."""
+def fire(t, process, sink, count=3, window=3, in_memory=None, **given):
+    """Alerts to the webhook that works, a few at a time, so many of them in memory only. Gives their executionIds."""
     before = len(process.lines(base.MEMORY_ONLY))
-    executions = base.send(process, count, window=3, sink=sink)
+    executions = base.send(process, count, window, sink=sink, **given)
     t.equal('alerts are accepted', len(executions), count)
     base.arrive(t, 'alerts are delivered', sink, executions)
     if in_memory is not None:
         t.equal('accepted in memory only', len(process.lines(base.MEMORY_ONLY)) - before, in_memory)
+    return executions
 
 
 def kill_and_deliver(t, place, process, down, waiting, shim=None):
@@ -121,9 +120,7 @@ def test_disk_rewriting_always_fails(t):
     process = place.start()
     shim.set(rename_errno=errno.EIO)
     watch = Watch(t, place)
-    executions = base.send(process, 700, sink=sink, window=20, message='x' * 2000)
-    t.equal('all are accepted', len(executions), 700)
-    base.arrive(t, 'all arrive', sink, executions)
+    fire(t, process, sink, 700, window=20, message='x' * 2000)
     watch.check(16 * base.TEST_MEGABYTE, least=4 * base.TEST_MEGABYTE)
     t.check('it is told', 1 <= len(process.lines(words.state(''))) <= 2, process.lines(' error: '))
     shim.heal()
@@ -169,14 +166,12 @@ def test_disk_unreadable_sector(t):
     place, sink = base.single(t, up=False, shim=shim)
     executions = [harness.guid() for _ in range(60)]
     lines = [base.accepted_record(place.key, execution) for execution in executions]
-    data = b''.join(lines)
+    data, line_len = b''.join(lines), len(lines[0])
     for begin, end in [(0, 512), (4096, 8192), (9728, 10240), (len(data) - 100, 1 << 40), (0, len(data) - 4096)]:
         what = 'bytes %d to %d' % (begin, end)
-        at, must = 0, set()     # what is passed over may be a little more than what cannot be read
-        for execution, line in zip(executions, lines):
-            if at + len(line) < begin - begin % 4096 or at >= end + 4096:
-                must.add(execution)
-            at += len(line)
+        # What is passed over may be a little more than what cannot be read.
+        must = {execution for number, execution in enumerate(executions)
+                if (number + 1) * line_len < begin - begin % 4096 or number * line_len >= end + 4096}
         place.fill(data)
         shim.set(read_from=begin, read_to=end)
         process = place.start()
@@ -193,30 +188,21 @@ def test_disk_unreadable_sector(t):
     base.stop(t, process)
 
 
-@harness.unix('a file system of its own')
-@pytest.mark.root
-def test_disk_full_for_real(t):
-    """The kernel's own ENOSPC, from the start on: alerts go on from memory; with room again it heals, and nothing is lost."""
-    state = os.path.join(t.tmp, 'small.state')
-    os.mkdir(state)
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=256k,mode=700', 'tmpfs', state]).returncode != 0:
-        t.skip('a tmpfs may not be mounted here')
-    # Lazy: the program may still stand in it.
-    t.add(contextlib.ExitStack()).callback(subprocess.run, ['umount', '-l', state])
-    place, good, down = base.pair(t, state=state, test=True)
+def test_disk_full_at_the_start(t):
+    """A disk that is full from the start on (the kernel's own ENOSPC: unit.c): alerts go on from memory, until there is room."""
+    shim = base.Shim(t)
+    place, good, down = base.pair(t, shim=shim)
     process = place.start()
     waiting = base.send(process, 2, id=base.ABORTED)
     base.stop(t, process)
-    with open(place.path('filler'), 'wb', buffering=0) as file:
-        with pytest.raises(OSError, match='No space left'):
-            while True:
-                file.write(bytes(4096))
+    shim.set(write_room=200)
     process = place.start()
-    fire(t, process, good, 30)      # more than what is left of the journal's last page
+    fire(t, process, good, 30)
     waiting += base.send(process, 2, id=base.ABORTED)
     base.logged(t, 'the error is told', process, TOLD)
-    time.sleep(1)       # several attempts to heal fail
-    os.unlink(place.path('filler'))
+    hits = shim.get('hits')
+    shim.struck(t, hits + 3)        # several attempts to heal fail
+    shim.heal()
     base.logged(t, 'it heals', process, words.WORKS_AGAIN)
     t.equal('each is told once', (len(process.lines(TOLD)), len(process.lines(words.WORKS_AGAIN))), (1, 1))
     kill_and_deliver(t, place, process, down, waiting)
@@ -367,29 +353,15 @@ def test_directory(t):
     t.equal('a file of somebody else stays', base.read(place.path('notes.txt')), b'mine')
 
 
-def set_trap(kind, path, target):
-    """What somebody who may write into the state directory can put there, and what it leads to."""
-    if kind != 'link to nothing':
-        base.write(target, b'{"webhookId":"secret"}\n')
-        os.chmod(target, 0o640)
-        os.utime(target, (1e9, 1e9))
-    if kind in ('link', 'link to nothing'):
-        os.symlink(target, path)
-    elif kind == 'hard link':
-        os.link(target, path)
-    elif kind == 'FIFO':
-        os.mkfifo(path)
-    elif kind == 'directory':
-        os.mkdir(path)
-    else:
-        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 7))      # /dev/full: reading it never ends
-    os.chown(os.path.dirname(path), 65534, 65534)
-
-
-def look(path):
-    """All that a file is; None if it is not there."""
-    found = os.stat(path) if os.path.exists(path) else None
-    return found and (base.read(path), found.st_uid, found.st_gid, found.st_mode, found.st_mtime)
+# What somebody who may write into the state directory can put there in place of a file, and what it leads to.
+TRAPS = {
+    'link': lambda path, target: os.symlink(target, path),
+    'link to nothing': lambda path, target: os.symlink(target + '.nothing', path),
+    'hard link': lambda path, target: os.link(target, path),
+    'FIFO': lambda path, _: os.mkfifo(path),
+    'directory': lambda path, _: os.mkdir(path),
+    'device': lambda path, _: os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 7)),      # /dev/full: reading it never ends
+}
 
 
 @pytest.mark.parametrize('name, told', [       # lock and journal: unit.c
@@ -402,14 +374,24 @@ def look(path):
 @pytest.mark.root
 def test_links(t, name, told):
     """In place of each file, in a directory of another user: what it leads to is not read, written, given away or deleted."""
-    for kind in ('link', 'link to nothing', 'hard link', 'FIFO', 'directory', 'device'):
+    for kind, trap in TRAPS.items():
         sink = t.add(base.Sink(lambda call: 404 if call.path == '/gone' else 200))
         place = base.Place(t, [{'url': sink.url()}, {'url': sink.url('/gone'), 'kind': 'aborted'}], name=kind, test=True)
         kept = harness.guid()
         place.fill(b'damaged\n' + base.accepted_record(base.webhook_key(sink.url()), kept))
-        target = os.path.join(t.tmp, 'target of ' + kind)
-        set_trap(kind, place.path(name), target)
-        before = look(target)
+        folder = os.path.join(t.tmp, 'targets of ' + kind)
+        os.mkdir(folder)
+        target = os.path.join(folder, 'target')
+        base.write(target, b'{"webhookId":"secret"}\n')
+        os.chmod(target, 0o640)
+        trap(place.path(name), target)
+        os.chown(place.state, 65534, 65534)
+
+        def look():
+            found = os.stat(target)
+            return os.listdir(folder), base.read(target), found.st_uid, found.st_gid, found.st_mode, found.st_mtime
+
+        before = look()
         for command in ('--replay', '--pending'):       # neither may hang, nor follow it
             result = t.run(command, place.config, timeout=10)
             t.check('%s: %s does not follow it' % (kind, command), 'secret' not in result.stdout + result.stderr, result.stdout)
@@ -425,7 +407,7 @@ def test_links(t, name, told):
         base.soon(t, '%s: letters are written, or wait' % kind, lambda: sorted(
             place.waiting(code=1) if name == 'dead-letters.ndjson' else place.dead()) == sorted(dead))
         base.stop(t, process)
-        t.equal('%s: what it leads to' % kind, look(target), before)
+        t.equal('%s: what it leads to' % kind, look(), before)
 
 
 def test_memory_only(t):
@@ -477,17 +459,18 @@ class Watch:
         self._thread.join()
 
 
-def check_oldest(t, dead, executions):
-    """These are the oldest, in their order; up to four that were being tried may be passed over, and follow later."""
-    order = {execution: number for number, execution in enumerate(executions)}
-    places = [order[execution] for execution in dict.fromkeys(dead)]
+def check_dead(t, place, executions):
+    """
+    Gives the dead letters, which are for want of room. They are the oldest, in their order; up to four that were being tried may
+    be passed over, and follow later; a kill between letter and journal writes some again.
+    """
+    t.equal('they say why', {letter['reason'] for letter in place.letters()}, {words.NO_ROOM})
+    dead = list(dict.fromkeys(place.dead()))
+    places = [executions.index(execution) for execution in dead]
     late = sum(place < max(places[:at]) for at, place in enumerate(places) if at > 0)
     t.check('the oldest are dead letters, in order', places and late <= 4 and max(places) < len(places) + 4,
             [len(places), late, max(places, default=-1)])
-
-
-def check_no_room(t, place):
-    t.equal('they say why', {letter['reason'] for letter in place.letters()}, {words.NO_ROOM})
+    return dead
 
 
 def test_full_state(t):
@@ -500,29 +483,17 @@ def test_full_state(t):
     place = base.Place(t, [{'url': good.url()}, {'url': down.url()}], test=True, butlerWebhook={'maxStateMB': 16})
     process = place.start()
     watch = Watch(t, place)
-    executions = base.send(process, count, message='x' * 1000, sink=good, window=20)
-    t.equal('all are accepted', len(executions), count)
-    base.arrive(t, 'the one that works gets all', good, executions)
+    executions = fire(t, process, good, count, window=20, message='x' * 1000)
     base.logged(t, 'the warning before', process, words.state(r'\d+ % of its room is used \(\d+ alerts wait\)'))
     t.equal('the warning comes once', len(process.lines(words.state(''))), 1)
     base.soon(t, 'each waits or is dead', lambda: len(place.dead()) + len(place.waiting()) == count)
-    dead = place.dead()
-    check_oldest(t, dead, executions)
-    check_no_room(t, place)
+    dead = check_dead(t, place, executions)
     t.equal('only of the one that is down', {letter['webhook'] for letter in place.letters()}, {'failure 2'})
     kept = [execution for execution in executions if execution not in set(dead)]
     t.check('a third of it is used', 150 < len(kept) < 300, len(kept))
     watch.check(16 * base.TEST_MEGABYTE + DURING_A_SYNC)
-    base.kill(process)
-    base.same(t, 'after kill -9 the newest wait', place.waiting(), kept)
-    process = place.start()
-    down.up()
-    base.arrive(t, 'and arrive', down, kept)
-    t.equal('what is dead was sent nowhere', set(down.seen) & set(dead), set())
-    base.soon(t, 'nothing waits', lambda: not place.waiting())
-    base.stop(t, process)
-    numbers = base.stopped(process)
-    t.equal('the numbers at the end', (numbers['delivered'], numbers['lost'], numbers['waiting']), (len(kept), 0, 0))
+    kill_and_deliver(t, place, process, down, kept)
+    t.equal('what is dead was sent nowhere', set(down.seen), set(kept))
 
 
 @harness.limit(180, 300)
@@ -545,51 +516,9 @@ def test_full_state_made_smaller(t):
     base.soon(t, 'what waits is small', lambda: 5 < len(place.waiting()) < 15)
     base.kill(process)
     waiting = place.waiting()
-    dead = sorted(set(place.dead()), key=executions.index)      # a kill between letter and journal writes some again
-    base.same(t, 'each is a dead letter or waits', dead + waiting, executions)
-    check_oldest(t, dead, executions)
-    check_no_room(t, place)
+    base.same(t, 'each is a dead letter or waits', check_dead(t, place, executions) + waiting, executions)
     sink.up()
-    process = place.start()
-    base.arrive(t, 'the others arrive', sink, waiting)
-    base.stop(t, process)
-
-
-def test_growth_is_bounded(t):
-    """Many deliveries and thousands of windows leave a small journal: it is rewritten when it is mostly done."""
-    count = base.pick(5000, 20000)
-    place, sink = base.single(t, rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10})
-    process = place.start()
-    watch = Watch(t, place)
-    executions = base.send(process, count, sink=sink, window=100, message='x' * 3000, timeout=250)
-    t.equal('all are accepted', len(executions), count)
-    base.soon(t, 'all arrive', lambda: not place.waiting())
-    # It is rewritten at 8 MiB, with 20,000 windows at most; what comes until the new one is synced goes into both.
-    watch.check(16 << 20, least=5 << 20)
-    base.kill(process)
-    t.equal('nothing waits after kill -9', place.waiting(), [])
-    process = place.start()
-    for execution in executions[-1], executions[-4000]:
-        process.send(base.alert(execution, harness.guid()))
-        base.logged(t, 'the newest windows survive', process, '%s.*%s' % (words.DUPLICATE, execution))
-    base.stop(t, process)
-
-
-def test_100000_waiting(t):
-    """100,000 waiting alerts: at most 96 MB of memory, after a start and while they go out."""
-    place, sink = base.single(t, up=False)
-    task = harness.guid()
-    executions = ['%08x-0000-4000-8000-000000000000' % i for i in range(100000)]
-    place.fill(b''.join(base.accepted_record(place.key, execution, task_id=task) for execution in executions))
-    process = place.start()
-    base.logged(t, 'all wait', process, r': 100000 alerts wait, ')
-    base.send(process, 500)
-    sink.up()
-    enough = base.pick(1000, 20000)
-    base.soon(t, 'they go out', lambda: len(sink.taken) >= enough, base.pick(20, 120))
-    kilobytes = base.status(process.pid, 'VmHWM')
-    t.check('at most 96 MB of memory', kilobytes <= (96 << 10) + harness.SYSTEM.memory_kb, '%d kB' % kilobytes)
-    base.kill(process)
+    base.arrive(t, 'the others arrive', sink, waiting + base.send(place.start()))
 
 
 # ---- Descriptors ----------------------------------------------------------------------------------------------------

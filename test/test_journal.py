@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import re
-import shutil
 import time
 import zlib
 
@@ -368,31 +366,6 @@ def test_clock_sleep_of_the_machine(t):
     base.arrive(t, 'the webhook is up again', sink, executions)
     t.equal('none became too old', process.lines(words.given_up()), [])
     base.stop(t, process)
-
-
-# ---- webhook-id -----------------------------------------------------------------------------------------------------
-
-
-def test_id_is_the_same_everywhere(t):
-    """Two servers that receive the same datagram, and one that has lost its state directory, give the same webhook-id."""
-    sink = t.add(base.Sink())
-    other = sink.url('/other')
-    places = [base.Place(t, [{'url': sink.url()}, {'url': other, 'kind': 'aborted'}], name=name) for name in ('one', 'two')]
-    execution, odd, task = harness.guid(), 'no GUID at all', harness.guid()
-    for place in places + places[:1]:
-        process = place.start()
-        for run, kind in ((execution, base.FAILED), (odd, base.FAILED), (execution, base.ABORTED)):
-            process.send(base.alert(run, task, id=kind))
-        base.logged(t, 'all arrive', process, words.delivered(), 3)
-        base.stop(t, process)
-        shutil.rmtree(place.state)
-    ids = sorted(call.id for call in sink.seen[execution])
-    t.equal('of the execution, the kind and the webhook', ids,
-            [base.webhook_id(execution, base.webhook_key(other, kind='aborted'), 'aborted')] * 3 +
-            [base.webhook_id(execution, places[0].key)] * 3)
-    ids = {call.id for call in sink.seen[odd]}
-    t.check('without a GUID: of the JSON', len(ids) == 1 and
-            re.fullmatch(r'msg_[0-9a-f]{32}_f_%s' % places[0].key[:8], min(ids)), ids)
 
 
 # ---- Power cuts -----------------------------------------------------------------------------------------------------

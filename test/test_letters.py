@@ -15,13 +15,10 @@ import words
 
 pytestmark = harness.limit(120, 300)
 
-KEYS = ['webhookId', 'webhook', 'acceptedAt', 'attempts', 'deadAt', 'reason', 'webhookKey', 'description', 'place', 'count',
-        'url', 'alert']
 WAITING_KEYS = {'webhookId', 'webhook', 'acceptedAt', 'ageSeconds', 'attempts', 'lastAttemptAt', 'lastError', 'alert'}
 TIME = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z'
 UNWRITTEN = words.state(r'cannot write dead-letters\.ndjson: .*; trying again$')
 WRITTEN = r' info: state directory: dead-letters\.ndjson can be written again$'
-BUSY = 'a replay is under way'
 GONE = 'http://127.0.0.1:1/gone'
 
 
@@ -56,11 +53,6 @@ def replay(t, place, count, what='--replay'):
     t.equal(what, (result.returncode, result.stdout, result.stderr), (0, wanted, ''))
 
 
-def replay_is_under_way(t, place):
-    result = t.run('--replay', place.config)
-    t.check('a second one says that a replay is under way', result.returncode == 1 and BUSY in result.stderr, result)
-
-
 def is_done(place):
     """Whether the service has taken in all that was handed over."""
     return not {'replay.ndjson', 'replay.1.ndjson'} & set(os.listdir(place.state))
@@ -79,33 +71,26 @@ def test_letter_and_pending(t):
     gone = sink.url('/gone?token=topsecret').replace('http://', 'http://user:geheim@')
     place = base.Place(t, [{'url': sink.url('/hook?token=topsecret'), 'description': 'Ops desk'},
                            {'url': gone, 'kind': 'aborted', 'description': 'De"sk'}])
-    t.equal('no state yet', place.pending(), base.NOTHING)
-    t.check('and none is made', not os.path.exists(place.state))
     process = place.start()
-    t.equal('nothing waits', place.pending(), base.NOTHING)
     executions = base.send(process, 3)
     dead = base.send(process, id=base.ABORTED, message='semi;colon "quoted"\ttab')[0]
     base.logged(t, 'it is told', process, words.given_up(r'aborted 1 \("De\\?"sk"\)', why='status 404; check webhookURL$'))
     base.soon(t, 'all were tried', lambda: place.letters() and all(entry['attempts'] for entry in place.pending()['waiting']))
     line = base.read(place.path('dead-letters.ndjson'))
     found = json.loads(line)
-    t.equal('keys, in order', list(found), KEYS)
     t.equal('compact, one line', line, json.dumps(found, separators=(',', ':'), ensure_ascii=False).encode() + b'\n')
+    times = [found['acceptedAt'], found['deadAt']]
+    t.check('times', re.fullmatch('%s %s' % (TIME, TIME), ' '.join(times)) and times == sorted(times), times)
     key = base.webhook_key(gone, kind='aborted')
-    t.check('its webhook', found['webhook'].startswith('aborted 1 ("De') and found['webhookKey'] == key and
-            (found['description'], found['place'], found['count']) == ('De"sk', 1, 1) and
-            found['url'].startswith('http://127.0.0.1:%d/gone' % sink.port), found)
-    t.equal('webhook-id', found['webhookId'], sink.seen[dead][0].id)
-    t.equal('why', (found['reason'], found['attempts']), ('status 404; check webhookURL', 1))
-    t.check('when', re.fullmatch(TIME, found['acceptedAt']) and re.fullmatch(TIME, found['deadAt']) and
-            found['acceptedAt'] <= found['deadAt'], found)
-    t.equal('alert', found['alert'], json.loads(base.body(
-        dead, found['alert']['taskId'], 'semi;colon "quoted"\ttab', 'aborted')))
+    t.equal('keys in order, values', list(found.items()), list({
+        'webhookId': base.webhook_id(dead, key, 'aborted'), 'webhook': 'aborted 1 ("De"sk")', 'acceptedAt': times[0],
+        'attempts': 1, 'deadAt': times[1], 'reason': 'status 404; check webhookURL', 'webhookKey': key, 'description': 'De"sk',
+        'place': 1, 'count': 1, 'url': 'http://127.0.0.1:%d/gone?…' % sink.port, 'alert': json.loads(base.body(
+            dead, found['alert']['taskId'], 'semi;colon "quoted"\ttab', 'aborted'))}.items()))
+    t.equal('its webhook-id is that of the call', found['webhookId'], sink.seen[dead][0].id)
     t.equal('mode', os.stat(place.path('dead-letters.ndjson')).st_mode & harness.SYSTEM.others_file, 0)
     for when in ('running', 'stopped'):
-        before = {name: base.read(place.path(name)) for name in os.listdir(place.state)}
         answer = place.pending()
-        table = t.run('--pending', place.config)
         t.equal('%s: the letter' % when, answer['dead'], [found])
         base.same(t, '%s: what waits' % when, base.executions_of(answer['waiting']), executions)
         for entry in answer['waiting']:
@@ -113,14 +98,10 @@ def test_letter_and_pending(t):
                     entry['webhookId'] == base.webhook_id(entry['alert']['executionId'], place.key) and
                     re.fullmatch(TIME, entry['acceptedAt']) and 0 <= entry['ageSeconds'] < 60 and entry['attempts'] >= 1 and
                     re.fullmatch(TIME, entry['lastAttemptAt']) and 'status 500' in entry['lastError'], entry)
-        t.check('%s: the table names webhooks, reasons and tasks' % when, table.returncode == 0 and all(
-            word in table.stdout for word in ('Ops desk', 'status 500', 'status 404', 'aborted 1', 'Reload of Sales')), table)
-        for secret in ('geheim', 'topsecret'):
-            t.check('%s: no secret' % when, secret not in table.stdout + json.dumps(answer), secret)
+        shown = t.run('--pending', place.config).stdout + json.dumps(answer)
+        t.equal('%s: no secret' % when, [secret for secret in ('geheim', 'topsecret') if secret in shown], [])
         if when == 'running':
             base.stop(t, process)
-        else:
-            t.equal('it writes nothing', {name: base.read(place.path(name)) for name in os.listdir(place.state)}, before)
     numbers = base.stopped(process)
     t.equal('the numbers at the end', (numbers['given up'], numbers['waiting'], numbers['lost']), (1, 3, 0))
     process = place.start()
@@ -135,10 +116,10 @@ def test_letter_and_pending_while_it_changes(t):
     place, good, _ = base.pair(t, test=True)
     process = place.start()
     waiting = base.send(process, 8, id=base.ABORTED)
-    load = t.add(base.Load(place, 50))
-    for run in range(base.pick(15, 200)):
+    load = t.add(base.Load(place, 300))
+    while len(load.sent) < base.pick(150, 3000):
         missing = set(waiting) - set(place.waiting())
-        t.check('run %d: what waits is there' % run, not missing, base.some(missing))
+        t.check('what waits is there', not missing, base.some(missing))
     load.close()
     base.arrive(t, 'all of the load arrives', good, load.sent)
     base.stop(t, process)
@@ -156,7 +137,7 @@ def test_letter_and_kill(t):
         time.sleep(numbers.uniform(0.1, 0.5))
         base.kill(process)
         load.close()
-        accepted += base.accepted(process)
+        accepted += base.accepted(process.log)
         base.none_lost(t, 'round %d: none is lost' % n, place, sink, accepted)
     twice = len(place.dead()) - len(set(place.dead()))
     t.check('few letters are there twice', twice <= 10 * rounds, twice)
@@ -194,18 +175,15 @@ def test_letters_unwritable(t):
     process = place.start()
     dead = base.send(process, 3, id=base.ABORTED)
     base.logged(t, 'they are given up', process, words.given_up('aborted 1', why='status 404'), 3)
-    base.logged(t, 'it is told', process, UNWRITTEN)
     base.arrive(t, 'other alerts arrive', sink, base.send(process, 150, sink=sink, window=20))
     base.soon(t, 'the journal is rewritten all the same', lambda: base.size(place.path()) < 40000)
-    t.equal('told once', len(process.lines(UNWRITTEN)), 1)
-    base.same(t, 'until they can be written they wait', place.waiting(code=1), dead)
-    base.kill(process)
-    process = place.start()
-    base.logged(t, 'after kill -9 they are told again, too', process, UNWRITTEN)
-    base.stop(t, process)
-    base.same(t, 'after a stop they wait, too', place.waiting(code=1), dead)
-    process = place.start()
-    base.logged(t, 'and after the next start', process, UNWRITTEN)
+    for end in (base.kill, lambda process: base.stop(t, process)):
+        base.logged(t, 'it is told', process, UNWRITTEN)
+        t.equal('once', len(process.lines(UNWRITTEN)), 1)
+        end(process)
+        base.same(t, 'until they can be written they wait', place.waiting(code=1), dead)
+        process = place.start()
+    base.logged(t, 'it is told', process, UNWRITTEN)
     os.rmdir(place.path('dead-letters.ndjson'))
     base.logged(t, 'it is told that it works again', process, WRITTEN)
     base.soon(t, 'then they are written, each once', lambda: sorted(place.dead()) == sorted(dead))
@@ -213,8 +191,7 @@ def test_letters_unwritable(t):
     base.stop(t, process)
 
 
-@pytest.mark.parametrize('fault', ('write_errno', 'write_room', 'sync_errno', 'open_errno', 'letters_errno', 'rename_errno',
-                                   'read_errno'))
+@pytest.mark.parametrize('fault', ('write_errno', 'write_room', 'sync_errno', 'open_errno', 'rename_errno', 'read_errno'))
 def test_letters_and_a_broken_disk(t, fault):
     """A dead letter that cannot be written waits until it can; --replay on such a disk loses none."""
     shim = base.Shim(t)
@@ -265,8 +242,9 @@ def test_replay_not_running(t):
     table = t.run('--pending', place.config).stdout
     t.equal('so does its table', table.partition('to be sent again:\n')[2].count('Reload of Sales'), 13)
     base.write(place.path('dead-letters.ndjson'), letter(place.key, executions[0]))
-    replay_is_under_way(t, place)
-    t.equal('and then nothing is changed', (len(place.dead()), len(place.pending()['handedOver'])), (1, 13))
+    result = t.run('--replay', place.config)
+    t.check('a second one', result.returncode == 1 and 'a replay is under way' in result.stderr, result)
+    t.equal('changes nothing', (len(place.dead()), len(place.pending()['handedOver'])), (1, 13))
     os.unlink(place.path('dead-letters.ndjson'))
     process = place.start()
     base.arrive(t, 'the next start sends them', sink, executions)
@@ -316,8 +294,7 @@ def test_replay_running(t):
     base.stop(t, process)
 
 
-@pytest.mark.parametrize('running', (False, True), ids=('stopped', 'running'))
-def test_replay_what_cannot_be_sent(t, running):
+def test_replay_what_cannot_be_sent(t):
     """
     Lines of the file that are no letters are kept as they are, a letter whose webhook is gone is a dead letter again; a torn
     line does not spoil the next.
@@ -332,15 +309,12 @@ def test_replay_what_cannot_be_sent(t, running):
     base.write(place.path('dead-letters.ndjson'), b''.join(bad) + stranger + letters(key, executions) + torn)
     t.equal('--pending shows the good ones', base.executions_of(place.pending()['dead'])[1:], executions)
     sink.behave = lambda call: 404 if call.number == 1 and call.execution not in executions else 200
-    process = place.start() if running else None
-    if running:
-        new = base.send(process)
-        base.soon(t, 'a new letter is whole behind the torn line', lambda: new[0] in base.executions_of(place.pending()['dead']))
-        executions = executions + new
+    process = place.start()
+    new = base.send(process)
+    base.soon(t, 'a new letter is whole behind the torn line', lambda: new[0] in base.executions_of(place.pending()['dead']))
     t.equal('--replay', t.run('--replay', place.config).returncode, 0)
-    process = process or place.start()
-    base.arrive(t, 'the good ones arrive', sink, executions)
-    base.logged(t, 'it tells', process, taken_back(len(executions), len(bad) + 2))
+    base.arrive(t, 'the good ones arrive', sink, executions + new)
+    base.logged(t, 'it tells', process, taken_back(5, len(bad) + 2))
     base.soon(t, 'it is done', lambda: is_done(place))
     base.stop(t, process)
     t.equal('the others are kept', sorted(base.read(place.path('dead-letters.ndjson')).splitlines()),
@@ -474,11 +448,12 @@ def test_webhook_removed(t):
     process = new.start()
     base.logged(t, 'it is told', process, words.given_up(r'failure 2 \("Desk"\) after \d+ attempts?: .*'
                                                          'its webhook is not in the configuration any more'))
-    base.arrive(t, 'one arrives', sinks[0], execution)
-    base.arrive(t, 'the other arrives', sinks[2], execution)
-    base.soon(t, 'the third one is dead', lambda: new.dead() == execution)
+    for sink in sinks[::2]:
+        base.arrive(t, 'the others arrive', sink, execution)
+    base.soon(t, 'it is dead', lambda: new.dead() == execution)
     letters = new.letters()
-    t.equal('letters', [(list(entry), entry['webhook'], entry['url']) for entry in letters], [(KEYS, 'failure 2 ("Desk")', '')])
+    t.equal('its letter', [(entry['webhook'], entry['description'], entry['place'], entry['count'], entry['url'])
+                           for entry in letters], [('failure 2 ("Desk")', 'Desk', 2, 3, '')])
     replay(t, new, 1)
     base.logged(t, 'it stays', process, taken_back(0, 1))
     base.soon(t, 'as it was', lambda: new.letters() == letters and is_done(new))
@@ -488,26 +463,4 @@ def test_webhook_removed(t):
     process = old.start()
     base.arrive(t, 'it arrives', sinks[1], execution)
     base.soon(t, 'and is gone', lambda: old.pending() == base.NOTHING)
-    base.stop(t, process)
-
-
-def test_webhook_removed_survives_kill(t):
-    """Alerts of thousands of webhooks that are gone, some of which the journal does not describe: kill -9 meanwhile."""
-    numbers = base.rng(t)
-    place, sink = base.single(t)
-    executions = [harness.guid() for _ in range(2000)]
-    kept = harness.guid()
-    keys = [base.webhook_key('http://gone.example/%d' % number) for number in range(len(executions))]
-    place.fill(b''.join(base.webhook_record(key, place=2, listed=2) for key in keys[:-100]) + b''.join(
-        base.accepted_record(key, execution) for key, execution in zip(keys + [place.key], executions + [kept])))
-    for n in range(base.pick(3, 20)):
-        process = place.start(wait=False)
-        time.sleep(numbers.uniform(0, 0.05))
-        base.kill(process)
-        base.none_lost(t, 'round %d: none is lost' % n, place, sink, executions)
-    process = place.start()
-    base.arrive(t, 'the alert of a webhook that is there arrives', sink, [kept])
-    base.soon(t, 'the others are dead letters', lambda: set(place.dead()) == set(executions))
-    base.soon(t, 'nothing waits', lambda: not place.waiting())
-    t.equal('and nothing else was sent', set(sink.seen), {kept})
     base.stop(t, process)

@@ -4,6 +4,7 @@ devices whose packets this process carries), so that packets can be delayed or l
 """
 
 import collections
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -40,8 +41,8 @@ class Namespace:
     def __init__(self, t, name):
         if harness.WINDOWS:
             t.skip('a network namespace: the sockets are with wine\'s server, outside')
-        if shutil.which('ip') is None:
-            t.skip('network namespaces need ip of iproute2')
+        if shutil.which('ip') is None or not os.path.exists('/dev/net/tun'):
+            t.skip('they need ip of iproute2, and tun devices')
         self.name = '%s-%d' % (name, os.getpid())
         self.wrap = ['ip', 'netns', 'exec', self.name]      # before a program that is to run inside
         made = subprocess.run(['ip', 'netns', 'add', self.name], capture_output=True, text=True)
@@ -86,9 +87,7 @@ class Wire:
         self.delay = 0.0
         self.lost = 0
         self._fds = []
-        self._stop = os.pipe()
-        if not os.path.exists('/dev/net/tun'):
-            t.skip('there are no tun devices')
+        self._over = threading.Event()
         for space, own, other in ((near, NEAR, FAR), (far, FAR, NEAR)):
             self._fds.append(space.inside(open_wire))
             space.ip('addr', 'add', own, 'peer', other, 'dev', 'wire')
@@ -99,43 +98,30 @@ class Wire:
 
     def _carry(self):
         poll = select.poll()
-        for fd in self._fds + [self._stop[0]]:
+        for fd in self._fds:
             poll.register(fd, select.POLLIN)
         numbers = random.Random(7)
         under_way = collections.deque()     # (when it arrives, where, packet)
-        while True:
-            wait = max(0, under_way[0][0] - time.monotonic()) * 1000 if under_way else None
-            for fd, _ in poll.poll(wait):
-                if fd == self._stop[0]:
-                    return
-                packet = self._read(fd)
+        while not self._over.is_set():
+            for fd, _ in poll.poll(max(0, under_way[0][0] - time.monotonic()) * 1000 if under_way else 50):
+                try:
+                    packet = os.read(fd, 65536)
+                except OSError:     # the device is down
+                    time.sleep(0.01)
+                    continue
                 if self.cut or numbers.random() < self.loss:
                     self.lost += 1
-                elif packet:
+                else:
                     under_way.append((time.monotonic() + self.delay, sum(self._fds) - fd, packet))
             while under_way and under_way[0][0] <= time.monotonic():
                 _, fd, packet = under_way.popleft()
-                self._write(fd, packet)
-
-    @staticmethod
-    def _read(fd):
-        try:
-            return os.read(fd, 65536)
-        except OSError:     # the device is down
-            time.sleep(0.01)
-            return b''
-
-    @staticmethod
-    def _write(fd, packet):
-        try:
-            os.write(fd, packet)
-        except OSError:
-            pass
+                with contextlib.suppress(OSError):
+                    os.write(fd, packet)
 
     def close(self):
-        os.write(self._stop[1], b'x')
+        self._over.set()
         self._thread.join(5)
-        for fd in self._fds + list(self._stop):
+        for fd in self._fds:
             os.close(fd)
 
 
@@ -150,8 +136,9 @@ class Scene:
         self.near = Namespace(t, 'bwnear')
         self.far = Namespace(t, 'bwfar')
         self.wire = Wire(t, self.near, self.far)
-        self.there = t.add(base.Sink(host=FAR, inside=self.far.inside))
-        self.here = t.add(base.Sink(inside=self.near.inside))
+        self.there, self.here = t.add(base.Sink(up=False, host=FAR)), t.add(base.Sink(up=False))
+        self.far.inside(self.there.up)
+        self.near.inside(self.here.up)
         self.place = base.Place(t, [{'url': self.there.url()}, {'url': self.here.url()}], butlerWebhook=own)
         self.udp = t.add(self.near.inside(socket.socket, socket.AF_INET, socket.SOCK_DGRAM))
         self.process = self.place.start(wrap=self.near.wrap)
