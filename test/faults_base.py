@@ -343,12 +343,12 @@ def kill(process):
     process.wait()
 
 
-def stop(t, process, what='the stop'):
+def stop(t, process):
     """SIGTERM: exit code 0, within 5 s."""
     begin = time.monotonic()
-    t.equal('%s: exit code' % what, process.stop(), 0)
+    t.equal('the stop: exit code', process.stop(), 0)
     took = time.monotonic() - begin
-    t.check('%s: within 5 s' % what, took < 5.5 * harness.SLOW, took)
+    t.check('the stop: within 5 s', took < 5.5 * harness.SLOW, took)
 
 
 # ---- The journal ----------------------------------------------------------------------------------------------------
@@ -410,11 +410,8 @@ def accepted_record(key, execution, wall_ms=None, number=None, task_id=None, mes
                   0, key, body(execution, task_id, message))
 
 
-def webhook_record(key, place=1, listed=1):
-    return record('webhook', place, 'failure', 0, listed, key, '""')
-
-
 # ---- Places ---------------------------------------------------------------------------------------------------------
+
 
 def executions_of(entries):
     return [entry['alert']['executionId'] for entry in entries]
@@ -423,13 +420,13 @@ def executions_of(entries):
 class Place:
     """
     A configuration and its state directory; the webhooks' URLs are known before anything listens there. test: the program is
-    the test build; so it is with a shim, whose faults it meets.
+    the test build; so it is with shim, which meets the faults of the Shim of that name.
     """
 
-    def __init__(self, t, webhooks, name='butler', state=None, butlerWebhook=None, test=False, shim=None, **config):
+    def __init__(self, t, webhooks, name='butler', state=None, butlerWebhook=None, test=False, shim=False, **config):
         self.t = t
-        self.test = bool(test or shim)
-        self.env = shim and shim.env
+        self.test = test or shim
+        self.shim = Shim(t) if shim else None
         own = dict(OURS if self.test else {}, **butlerWebhook or {})
         if state is not None:
             own['stateDirectory'] = state
@@ -452,13 +449,19 @@ class Place:
         for name, content in files.items():
             write(self.path(name.replace('_', '-') + '.ndjson'), content)
 
+    def fill_waiting(self, count, **given):
+        """A journal in which so many alerts wait for the first webhook; gives their executionIds."""
+        executions = ['%08x-0000-4000-8000-000000000000' % number for number in range(count)]
+        self.fill(b''.join(accepted_record(self.key, execution, **given) for execution in executions))
+        return executions
+
     def start(self, **options):
         # wine's server closes the socket of a killed program a little later, or never.
         if harness.WINDOWS and not until(lambda: harness.port_is_free(self.port), 3):
             old, self.port = self.port, harness.free_port()
             write(self.config, read(self.config).replace(b' %d' % old, b' %d' % self.port))
-        options.setdefault('binary', self.t.binary_test if self.test else self.t.binary)
-        return self.t.start(self.config, **dict({'env': self.env}, **options))
+        default = {'binary': self.t.binary_test if self.test else self.t.binary, 'env': self.shim and self.shim.env}
+        return self.t.start(self.config, **dict(default, **options))
 
     def pending(self, code=0):
         """What --pending --json gives. code 1: a file of dead letters cannot be read."""
@@ -473,12 +476,9 @@ class Place:
     def letters(self, names=('dead-letters.1.ndjson', 'dead-letters.ndjson')):
         """The dead letters in the files, the rotated one first; a line that is none is left out."""
         found = []
-        for name in names:
-            for line in read(self.path(name)).split(b'\n'):
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    pass
+        for line in b'\n'.join(read(self.path(name)) for name in names).split(b'\n'):
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
         return found
 
     def dead(self):
@@ -502,10 +502,10 @@ def pair(t, **config):
     return Place(t, [{'url': good.url()}, {'url': down.url(), 'kind': 'aborted'}], **config), good, down
 
 
-def cut_power(place, process, shim):
+def cut_power(place, process):
     """kill -9, and what was not synced is gone from the journal."""
     kill(process)
-    os.truncate(place.path(), shim.get('synced_len'))
+    os.truncate(place.path(), place.shim.get('synced_len'))
 
 
 def status(pid, name):

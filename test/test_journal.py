@@ -58,8 +58,7 @@ def test_kill(t, test, rounds):
 def test_kill_with_a_slow_disk(t):
     """Syncs that take long: also alerts that are accepted while the journal is being rewritten are in the new one."""
     numbers = base.rng(t)
-    shim = base.Shim(t)
-    place, _, down = base.pair(t, shim=shim)
+    place, _, down = base.pair(t, shim=True)
     rewritten = 0
     aborted = []
     for n in range(base.pick(4, 40)):
@@ -67,14 +66,14 @@ def test_kill_with_a_slow_disk(t):
             place.fill()
             aborted = []
         process = place.start()
-        shim.set(sync_delay_ms=150)
+        place.shim.set(sync_delay_ms=150)
         load = t.add(base.Load(place, 500, ids=(base.FAILED,) * 7 + (base.ABORTED,)))
-        begin = shim.get('renames')
+        begin = place.shim.get('renames')
         time.sleep(numbers.uniform(1, 2))
         base.kill(process)
         load.close()
-        shim.heal()
-        rewritten += shim.get('renames') - begin
+        place.shim.heal()
+        rewritten += place.shim.get('renames') - begin
         aborted += sorted(set(load.sent[6::8]) & set(base.accepted(process.log)))
         lost = set(aborted) - set(place.waiting())
         t.check('round %d: all that wait are in the journal' % n, aborted and not lost, base.some(lost))
@@ -108,7 +107,6 @@ def test_restart_keeps_order_and_attempts(t):
     t.equal('oldest first', [call.execution for call in sink.calls], executions)
     t.equal('the webhook-id is the old one', sink.calls[0].id, before['webhookId'])
     base.logged(t, 'attempts are counted on', process, words.delivered(number=1, status=r'200 in .*, attempt ([3-9]|\d\d)$'))
-    base.stop(t, process)
 
 
 def test_restart_keeps_the_largest_alerts(t):
@@ -126,7 +124,6 @@ def test_restart_keeps_the_largest_alerts(t):
     base.arrive(t, 'they arrive', sink, messages)
     t.equal('whole', {key: calls[0].crc for key, calls in sink.taken.items()},
             {key: zlib.crc32(base.body(key, task, message).encode()) for key, message in messages.items()})
-    base.stop(t, process)
 
 
 def test_stop_journals_the_inbox(t):
@@ -143,7 +140,6 @@ def test_stop_journals_the_inbox(t):
     process = place.start()
     sink.up()
     base.arrive(t, 'and arrive', sink, waiting)
-    base.stop(t, process)
 
 
 # ---- Torn and damaged journals --------------------------------------------------------------------------------------
@@ -154,15 +150,13 @@ def test_journal_form(t):
     The lines are as documented: that others can read them is part of the interface (byte for byte: unit.c). One accepted line
     for all webhooks; keys of the n-th webhook with the same URL; no URL and no secret in the file.
     """
-    sink = t.add(base.Sink(up=False))
-    url = sink.url('/hook?token=topsecret').replace('//', '//user:geheim@')
+    sink = t.add(base.Sink(lambda call: 404 if call.path == '/gone' else 200, up=False))
+    url, gone = (sink.url(path + '?token=topsecret').replace('//', '//user:geheim@') for path in ('/hook', '/gone'))
     place = base.Place(t, [{'url': url, 'description': 'A'}, {'url': url, 'description': 'B "quoted"'},
-                           {'url': url, 'kind': 'aborted', 'method': 'PUT'}])
-    keys = [base.webhook_key(url), base.webhook_key(url, n=1), base.webhook_key(url, 'PUT', 'aborted')]
-    both = ','.join(keys[:2])
+                           {'url': gone, 'kind': 'aborted', 'method': 'PUT'}])
+    keys = [base.webhook_key(url), base.webhook_key(url, n=1), base.webhook_key(gone, 'PUT', 'aborted')]
     process = place.start()
-    executions = [base.send(process, message=message)[0] for message in ('plain', 'tab\tquote"back\\', 'Ä \U0001F600 ü')]
-    executions += base.send(process, id=base.ABORTED)
+    executions = base.send(process, message='Ä \U0001F600\tü') + base.send(process, id=base.ABORTED)
     base.soon(t, 'attempts are written', lambda: [line for line in place.journal() if line.word == 'attempt'])
     base.stop(t, process)
     data = base.read(place.path())
@@ -175,18 +169,17 @@ def test_journal_form(t):
              ('webhook', '1', 'aborted', '0', '1', keys[2], '""')])
     accepted, tried = ([line for line in records if line.word == word] for word in ('accepted', 'attempt'))
     t.equal('accepted', [(line.number, line.kind, line.keys, json.loads(line.json)['executionId']) for line in accepted],
-            list(zip('1234', ['failure'] * 3 + ['aborted'], [both] * 3 + [keys[2]], executions)))
-    t.check('attempts', all(line.number in '1234' and line.keys in keys and int(line.count) >= 1 and 'refused' in line.json
+            [('1', 'failure', ','.join(keys[:2]), executions[0]), ('2', 'aborted', keys[2], executions[1])])
+    t.check('attempts', all(line.number in '12' and line.keys in keys and int(line.count) >= 1 and 'refused' in line.json
                             for line in tried), tried)
     t.check('their times', all(abs(int(line.time) - base.now_ms()) < 60000 for line in accepted + tried), accepted + tried)
-    sink.behave = lambda call: 404 if call.execution == executions[1] else 200
     sink.up()
     process = place.start()
     base.soon(t, 'all have ended', lambda: not place.waiting())
     base.kill(process)
     base.same(t, 'end: number, webhook, delivered or dead',
               [(line.number, line.keys, line.count) for line in place.journal() if line.word == 'end'],
-              [(number, key, '1' if number == '2' else '0') for number in '123' for key in keys[:2]] + [('4', keys[2], '0')])
+              [('1', keys[0], '0'), ('1', keys[1], '0'), ('2', keys[2], '1')])
 
 
 def end_record(number, key, dead=0):
@@ -209,7 +202,7 @@ def test_damaged_files(t):
     struck = bytearray(data)
     struck[at[executions[3]]] ^= 4                              # this line is damaged,
     struck[data.index(b'\n', at[executions[5]])] ^= 0x40        # and this one, with the next as a part of it
-    new, late, ancient = harness.guid(), harness.guid(), harness.guid()
+    new, late = harness.guid(), harness.guid()
     accepted = base.accepted_record(key, new, number=2000000)
     noise = base.rng(t).randbytes(1 << 20)
     unknown = b''.join([base.record('colour', 3, 'failure', 0, 0, key, '""'), end_record(-3, key),
@@ -218,7 +211,6 @@ def test_damaged_files(t):
     cases = {       # the content, what must arrive, damaged lines, and the bytes of a torn one (None: more than can be told here)
         'empty': (b'', set(), 0, 0),
         'with itself': (data + data, rest, 0, 0),
-        'half of it, then all of it': (b''.join(lines[:len(lines) // 2]) + data, rest, 0, 0),
         'without the last line end': (begin + last[:-1], rest, 0, 0),
         'torn in the CRC': (begin + last[:7], most, 0, 7),
         'torn behind the CRC': (begin + last[:9], most, 0, 9),
@@ -233,9 +225,7 @@ def test_damaged_files(t):
         'end before its alert': (end_record(2000000, key) + data + accepted, rest | {new}, 0, 0),
         'line ends of Windows': (data.replace(b'\n', b'\r\n'), set(), len(lines), 0),
         'a good record behind half a line': (data + b'half' + accepted + base.accepted_record(key, late), rest | {late}, 1, 0),
-        'acceptance of the future, and of 1970': (
-            data + base.accepted_record(key, late, wall_ms=base.now_ms() + 10 * base.HOUR_MS) +
-            base.accepted_record(key, ancient, wall_ms=86400000), rest | {late, ancient}, 0, 0),
+        'accepted in the future': (base.accepted_record(key, late, base.now_ms() + base.HOUR_MS), {late}, 0, 0),
     }
     sink.up()
     for name, (content, must, damaged, torn) in cases.items():
@@ -271,15 +261,14 @@ def test_damaged_files(t):
 
 def test_clock_set_while_running(t):
     """The wall clock jumps by hours, forth and back: retries, age, rate limit and duplicates do not care."""
-    shim = base.Shim(t)
-    place, sink = base.single(t, lambda call: 408 if call.number <= 2 else 200, shim=shim, rateLimit=2,
+    place, sink = base.single(t, lambda call: 408 if call.number <= 2 else 200, shim=True, rateLimit=2,
                               deduplication={'enable': True, 'ttlMinutes': 1}, butlerWebhook={'maxAgeHours': 2000})
     process = place.start()
     for hours in (100, -100, 5000, 0):
         task = harness.guid()
         first = base.send(process, task_id=task)
         begin = time.monotonic()
-        shim.set(wall_offset_ms=hours * base.HOUR_MS)
+        place.shim.set(wall_offset_ms=hours * base.HOUR_MS)
         process.send(base.alert(first[0], harness.guid()))
         base.logged(t, '%d h: a duplicate stays one' % hours, process, '%s.*%s' % (words.DUPLICATE, first[0]))
         process.send(base.alert(harness.guid(), task))
@@ -310,7 +299,6 @@ def test_clock_of_windows_across_restart(t):
         base.logged(t, 'the rate limit still holds', process, words.HELD_BACK)
         base.logged(t, 'the duplicate is still one', process, words.DUPLICATE)
         base.arrive(t, 'another alert arrives', sink, base.send(process))
-    base.stop(t, process)
 
 
 def test_age_ends_in_a_dead_letter(t):
@@ -330,42 +318,25 @@ def test_age_ends_in_a_dead_letter(t):
     base.soon(t, 'both are dead letters', lambda: place.dead() == execution * 2)
     t.equal('of both webhooks', {letter['webhook'] for letter in place.letters()}, {'failure 1', 'failure 2'})
     base.soon(t, 'nothing waits', lambda: not place.waiting())
-    base.stop(t, process)
 
 
 def test_clock_sleep_of_the_machine(t):
-    """CLOCK_BOOTTIME jumps, as after a sleep: long backoffs are due, of alerts and of a webhook that is down."""
-    shim = base.Shim(t)
-    place, sink = base.single(t, lambda call: 408, shim=shim, butlerWebhook={'timeoutSeconds': 300})
+    """CLOCK_BOOTTIME jumps, as after a sleep: long backoffs are due."""
+    place, sink = base.single(t, lambda call: 408, shim=True, butlerWebhook={'timeoutSeconds': 300})
     process = place.start()
-
-    def sleep(seconds):
-        """The machine sleeps so long. The loop's own wait goes on, but a datagram wakes it."""
-        shim.set(boot_offset_ms=shim.get('boot_offset_ms') + 1000 * seconds)
-        process.send(b'wake up')
 
     executions = base.send(process, 8)
     for attempt in range(1, 7):         # backoffs of up to 32 s, each but the last cut short by a sleep
         base.logged(t, 'attempt %d of each' % attempt, process, 'status 408; attempt %d, next in ' % attempt, 8)
-        if attempt < 6:
-            sleep(20)
+        if attempt < 6:     # the loop's own wait goes on, but a datagram wakes it
+            place.shim.set(boot_offset_ms=20000 * attempt)
+            process.send(b'wake up')
     waits = [float(line.split()[-2]) for line in process.lines('status 408; attempt 6, next in ')]
     t.check('some have long to wait', max(waits) > 8, waits)
     sink.behave = None
-    shim.set(boot_offset_ms=shim.get('boot_offset_ms') + 300000)    # nothing wakes the loop: it looks every 30 s
+    place.shim.set(boot_offset_ms=400000)       # nothing wakes the loop: it looks every 30 s
     base.arrive(t, 'after the sleep they arrive', sink, executions, 35)
-    sink.behave = lambda call: 500
-    executions = base.send(process, 3)
-    base.logged(t, 'it is down', process, words.down('failure 1', 'status 500'))
-    for _ in range(3):
-        count = len(sink.calls)
-        sleep(100)      # longer than any of the first backoffs
-        base.soon(t, 'the next probe', lambda: len(sink.calls) > count)
-    sink.behave = None
-    sleep(300)
-    base.arrive(t, 'the webhook is up again', sink, executions)
     t.equal('none became too old', process.lines(words.given_up()), [])
-    base.stop(t, process)
 
 
 # ---- Power cuts -----------------------------------------------------------------------------------------------------
@@ -376,24 +347,22 @@ def test_power_cut(t):
     What has waited for more than a moment is on the disk, with one sync for many, also what a start has read, and all at a stop:
     what a power cut leaves has it.
     """
-    shim = base.Shim(t)
-    place, sink = base.single(t, up=False, shim=shim)
-    accepted = [harness.guid() for _ in range(20)]
-    place.fill(b''.join(base.accepted_record(place.key, execution) for execution in accepted))
-    shim.set(rename_errno=errno.EIO)        # no new journal takes its place, which would be synced
+    place, sink = base.single(t, up=False, shim=True)
+    accepted = place.fill_waiting(20)
+    place.shim.set(rename_errno=errno.EIO)        # no new journal takes its place, which would be synced
     process = place.start()
-    base.soon(t, 'what a start has read is synced, and its directory', lambda: shim.get('folder_syncs') > 0)
-    shim.heal()
+    base.soon(t, 'what a start has read is synced, and its directory', lambda: place.shim.get('folder_syncs') > 0)
+    place.shim.heal()
     for n in range(base.pick(3, 20)):
-        shim.set(sync_delay_ms=100)
-        syncs = shim.get('syncs')
+        place.shim.set(sync_delay_ms=100)
+        syncs = place.shim.get('syncs')
         accepted += base.send(process, 100, window=100)
         end = base.read(place.path()).rindex(accepted[-1].encode())
-        base.soon(t, 'round %d: the alerts are synced soon' % n, lambda: shim.get('synced_len') > end)
-        t.check('round %d: many share a sync' % n, shim.get('syncs') - syncs < 30, shim.get('syncs') - syncs)
-        base.cut_power(place, process, shim)
+        base.soon(t, 'round %d: the alerts are synced soon' % n, lambda: place.shim.get('synced_len') > end)
+        t.check('round %d: many share a sync' % n, place.shim.get('syncs') - syncs < 30, place.shim.get('syncs') - syncs)
+        base.cut_power(place, process)
         base.same(t, 'round %d: all wait' % n, place.waiting(), accepted)
-        shim.heal()
+        place.shim.heal()
         process = place.start()
     sink.up()
     base.arrive(t, 'all arrive', sink, accepted)
@@ -402,4 +371,4 @@ def test_power_cut(t):
     base.arrive(t, 'others arrive', sink, base.send(process, 10, window=1))
     base.soon(t, 'nothing waits, so nothing needs a sync', lambda: not place.waiting())
     base.stop(t, process)
-    t.equal('a stop syncs all', shim.get('synced_len'), base.size(place.path()))
+    t.equal('a stop syncs all', place.shim.get('synced_len'), base.size(place.path()))

@@ -28,8 +28,7 @@ def test_retry_one_a_second(t):
         return 200
 
     place, sink = base.single(t, one_a_second)
-    executions = [harness.guid() for _ in range(count)]
-    place.fill(b''.join(base.accepted_record(place.key, execution) for execution in executions))
+    executions = place.fill_waiting(count)
     process = place.start()
     begin = time.monotonic()
     executions += base.send(process, 5)
@@ -41,7 +40,6 @@ def test_retry_one_a_second(t):
     t.check('refusals are no more than a few for each second', len(refused) <= 5 * took + 10, len(refused))
     t.equal('doubles', sink.doubles(), 0)
     base.note(t, '%d alerts in %.1f s, %d refused, at most %d in a second' % (count, took, len(refused), most))
-    base.stop(t, process)
 
 
 def test_retry_one_always_refused(t):
@@ -64,7 +62,6 @@ def test_retry_one_always_refused(t):
     bad.clear()
     process = place.start()
     base.arrive(t, 'in the end they arrive', sink, executions)
-    base.stop(t, process)
 
 
 def test_retry_behind_a_gateway(t):
@@ -73,9 +70,7 @@ def test_retry_behind_a_gateway(t):
     of them, and gets probes only, ever more seldom; when the server is back all arrive, the oldest first. At most 96 MB.
     """
     place, sink = base.single(t, lambda call: 502)
-    task = harness.guid()
-    executions = ['%08x-0000-4000-8000-000000000000' % i for i in range(100000)]
-    place.fill(b''.join(base.accepted_record(place.key, execution, task_id=task) for execution in executions))
+    place.fill_waiting(100000, task_id=harness.guid())
     process = place.start()
     base.logged(t, 'it is down', process, words.down('failure 1', 'status 502'))
     before = len(sink.calls)
@@ -177,4 +172,3 @@ def test_soak(t):
     base.soon(t, 'nothing waits at the end', lambda: not place.waiting())
     base.note(t, '%d s, %d alerts, memory %s kB, descriptors %s, journal at most %d kB, doubles %d' % (
         seconds, len(load.sent), early_and_late(memory), (early, late), max(disk) >> 10, bad.doubles()))
-    base.stop(t, process)
