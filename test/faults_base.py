@@ -30,15 +30,10 @@ def pick(short, long):
     return long if LONG else short
 
 
-def note(t, text):
-    """A number that was measured. pytest shows it if the test fails, or with -rP."""
-    print(harness.one_line('%s: %s' % (t.name, text)), flush=True)
-
-
 def rng(t):
     """Random numbers whose seed is printed, and can be given again in FAULTS_SEED."""
     seed = int(os.environ.get('FAULTS_SEED', random.SystemRandom().randrange(1 << 32)))
-    note(t, 'FAULTS_SEED=%d' % seed)
+    print('%s: FAULTS_SEED=%d' % (t.name, seed), flush=True)
     return random.Random(seed)
 
 
@@ -84,16 +79,14 @@ def same(t, what, got, want):
 
 def arrive(t, what, sink, executions, timeout=ARRIVE_S):
     """All of these must be taken by the sink in time, each with one webhook-id."""
-    missing = sink.wait(executions, timeout)
+    until(lambda: not sink.missing(executions), timeout)
+    missing = sink.missing(executions)
     t.check(what, executions and not missing, '%s of %d are missing' % (some(missing), len(executions)))
     t.check('%s: each with one webhook-id' % what, not sink.ids_differ(), some(sink.ids_differ()))
 
 
 def lost(place, sink, executions):
-    """
-    Which of these neither wait, are dead, are handed over, nor were delivered. What moves meanwhile is written to where it goes
-    before it leaves where it was, and is looked for in that order.
-    """
+    """Which of these are nowhere. What moves is written to where it goes before it leaves: looked for in that order."""
     found = set(executions_of(place.letters(('replay.1.ndjson', 'replay.ndjson'))))
     answer = place.pending()
     for name in NOTHING:
@@ -175,7 +168,6 @@ class Sink:
     """
     A webhook that knows its alerts by executionId. `behave(call)` says what each call gets: a status, (status, headers), 'hang'
     or 'reset'. Without it: 200. `down` makes it refuse connections, `up` accept them again on the same port.
-
     calls: those that were answered; seen: executionId -> its calls; taken: the same for those that were answered 2xx.
     """
 
@@ -215,11 +207,6 @@ class Sink:
     def missing(self, executions):
         with self._lock:
             return [execution for execution in executions if execution not in self.taken]
-
-    def wait(self, executions, timeout=ARRIVE_S):
-        """Waits until all of them were taken; gives those that were not."""
-        until(lambda: not self.missing(executions), timeout)
-        return self.missing(executions)
 
     def ids_differ(self):
         """The alerts that came with more than one webhook-id."""
@@ -310,9 +297,8 @@ def logged_whole(process):
 
 def send(process, count=1, window=150, timeout=60, sink=None, **given):
     """
-    Sends count alerts, never more than window ahead of what the log shows as accepted, so that nothing is dropped on the
-    way; with a sink never more than window ahead of its calls, either, and it ends when all have been called. Gives their
-    executionIds; those that were not accepted in time are missing.
+    Sends count alerts, never more than window ahead of what is accepted, so that nothing is dropped on the way, nor of a sink's
+    calls, and waits for these. Gives their executionIds; those that were not accepted in time are missing.
     """
     executions, told = [], set()
     at, called = len(process.log), len(sink.seen) if sink else 0
@@ -418,10 +404,7 @@ def executions_of(entries):
 
 
 class Place:
-    """
-    A configuration and its state directory; the webhooks' URLs are known before anything listens there. test: the program is
-    the test build; so it is with shim, which meets the faults of the Shim of that name.
-    """
+    """A configuration and its state directory, test: of the test build, shim: with a Shim, too."""
 
     def __init__(self, t, webhooks, name='butler', state=None, butlerWebhook=None, test=False, shim=False, **config):
         self.t = t

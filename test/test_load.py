@@ -39,7 +39,6 @@ def test_retry_one_a_second(t):
     t.check('never more than a few refusals a second', most <= 9, most)
     t.check('refusals are no more than a few for each second', len(refused) <= 5 * took + 10, len(refused))
     t.equal('doubles', sink.doubles(), 0)
-    base.note(t, '%d alerts in %.1f s, %d refused, at most %d in a second' % (count, took, len(refused), most))
 
 
 def test_retry_one_always_refused(t):
@@ -170,5 +169,3 @@ def test_soak(t):
     # It is rewritten at 8 MiB; what comes until the new one is synced goes into both.
     t.check('the journal is rewritten in time', seconds * 200 * 3000 < 8 << 20 or 5 << 20 < max(disk) < 16 << 20, max(disk))
     base.soon(t, 'nothing waits at the end', lambda: not place.waiting())
-    base.note(t, '%d s, %d alerts, memory %s kB, descriptors %s, journal at most %d kB, doubles %d' % (
-        seconds, len(load.sent), early_and_late(memory), (early, late), max(disk) >> 10, bad.doubles()))

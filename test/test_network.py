@@ -126,10 +126,7 @@ class Wire:
 
 
 class Scene:
-    """
-    The program in one namespace, with a healthy webhook beside it; another webhook at the far end of a wire. Alerts of
-    failures go to both.
-    """
+    """The program in one namespace, with a healthy webhook beside it; another webhook at the far end of a wire gets all, too."""
 
     def __init__(self, t, **own):
         self.t = t
@@ -158,8 +155,8 @@ class Scene:
 
     def finish(self, timeout):
         """
-        All has arrived at both; the healthy webhook was never held up. A backoff that has begun goes on when all is well
-        again: after 20 s it has more than 120 s left in one of 1,700 cases, after 60 s in one of 30.
+        All has arrived at both; the healthy webhook was never held up. A backoff that has begun goes on when all is well: after
+        20 s it has more than 120 s left in one of 1,700 cases, after 60 s in one of 30.
         """
         t = self.t
         base.arrive(t, 'the healthy webhook gets all', self.here, self.sent)
