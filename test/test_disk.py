@@ -101,10 +101,7 @@ def watch(t, place):
 
 @pytest.mark.parametrize('fault', [{'open_errno': errno.EMFILE}, {'rename_errno': errno.EIO}], ids=('open', 'rename'))
 def test_disk_rewriting_fails(t, fault):
-    """
-    The old journal goes on, and is told once as long as it lasts: nothing is in memory only, until it has grown to its bound,
-    which is told once, too. kill -9 loses nothing.
-    """
+    """It is told once, and the old journal goes on: in memory only is nothing until it has grown to its bound."""
     place, good, down = base.pair(t, shim=True, butlerWebhook={'maxStateMB': 16})
     process = place.start()
     sizes = watch(t, place)
@@ -423,10 +420,7 @@ def check_dead(t, place, executions):
 
 
 def test_full_state(t):
-    """
-    What waits takes a third of maxStateMB; beyond that the oldest of the webhook with most waiting become dead letters, and
-    the newest arrive. The webhook that works loses none.
-    """
+    """Beyond a third of maxStateMB the oldest of the webhook with most waiting become dead letters; the other one loses none."""
     count = base.pick(1000, 4000)
     good, down = t.add(base.Sink()), t.add(base.Sink(up=False))
     place = base.Place(t, [{'url': good.url()}, {'url': down.url()}], test=True, butlerWebhook={'maxStateMB': 16})

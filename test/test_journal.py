@@ -139,7 +139,7 @@ def test_stop_journals_the_inbox(t):
 def test_journal_form(t):
     """
     The lines are as documented: that others can read them is part of the interface (byte for byte: unit.c). One accepted line
-    for all webhooks; keys of the n-th webhook with the same URL; no URL and no secret in the file.
+    for all webhooks; keys of the n-th webhook with the same URL; no URL, no secret.
     """
     sink = t.add(base.Sink(lambda call: 404 if call.path == '/gone' else 200, up=False))
     url, gone = (sink.url(path + '?token=topsecret').replace('//', '//user:geheim@') for path in ('/hook', '/gone'))
@@ -315,7 +315,6 @@ def test_clock_sleep_of_the_machine(t):
     """CLOCK_BOOTTIME jumps, as after a sleep: long backoffs are due."""
     place, sink = base.single(t, lambda call: 408, shim=True, butlerWebhook={'timeoutSeconds': 300})
     process = place.start()
-
     executions = base.send(process, 8)
     for attempt in range(1, 7):         # backoffs of up to 32 s, each but the last cut short by a sleep
         base.logged(t, 'attempt %d of each' % attempt, process, 'status 408; attempt %d, next in ' % attempt, 8)
@@ -334,16 +333,16 @@ def test_clock_sleep_of_the_machine(t):
 
 
 def test_power_cut(t):
-    """
-    What has waited for more than a moment is on the disk, with one sync for many, also what a start has read, and all at a stop:
-    what a power cut leaves has it.
-    """
+    """What has waited for a moment is on the disk, with one sync for many, what a start has read, and all at a stop."""
     place, sink = base.single(t, up=False, shim=True)
     accepted = place.fill_waiting(20)
-    place.shim.set(rename_errno=errno.EIO)        # no new journal takes its place, which would be synced
+    length = base.size(place.path())
+    place.shim.set(write_errno=errno.EIO)       # no new journal takes its place, which would be synced
     process = place.start()
-    base.soon(t, 'what a start has read is synced, and its directory', lambda: place.shim.get('folder_syncs') > 0)
+    base.soon(t, 'what a start has read is synced', lambda: place.shim.get('synced_len') == length)
+    base.soon(t, 'and its directory', lambda: place.shim.get('folder_syncs') > 0)
     place.shim.heal()
+    base.logged(t, 'it works again', process, words.WORKS_AGAIN)
     for n in range(base.pick(3, 20)):
         place.shim.set(sync_delay_ms=100)
         syncs = place.shim.get('syncs')

@@ -11,9 +11,6 @@ import words
 pytestmark = harness.limit(120, 300)
 
 
-# ---- Retries --------------------------------------------------------------------------------------------------------
-
-
 @harness.limit(120, 600)
 def test_retry_one_a_second(t):
     """A webhook that takes one alert a second: also after a start with many alerts all arrive, and it is not stormed."""
@@ -93,14 +90,8 @@ def test_retry_behind_a_gateway(t):
     base.kill(process)
 
 
-# ---- Floods ---------------------------------------------------------------------------------------------------------
-
-
 def test_flood(t):
-    """
-    50,000 datagrams at full speed that are malformed, unknown, too large, duplicates, or held back: the alerts among them
-    arrive, all of them, and the log is not flooded.
-    """
+    """50,000 datagrams at full speed that are no alerts, or none to be sent: all others arrive, and the log is not flooded."""
     place, sink = base.single(t, rateLimit=300, deduplication={'enable': True, 'ttlMinutes': 10}, udp={'maxMessageSize': 4000})
     process = place.start()
     task = harness.guid()
@@ -127,8 +118,6 @@ def test_flood(t):
             ('0', '10000', '10000', '10000', '10000', '10000', '0'))
 
 
-# ---- Soak -----------------------------------------------------------------------------------------------------------
-
 SOAK = float(os.environ.get('BUTLER_SOAK', 0))     # seconds
 
 
@@ -147,7 +136,7 @@ def test_soak(t):
     good = t.add(base.Sink())
     place = base.Place(t, [{'url': bad.url()}, {'url': good.url()}], butlerWebhook={'timeoutSeconds': 2, 'maxAgeHours': 8760})
     process = place.start()
-    load = t.add(base.Load(place, 200, message='x' * 3000))
+    load = t.add(base.Load(place, 200, message='x' * 4000))
     memory, descriptors, disk = [], [], []
     for _ in range(100):
         time.sleep(seconds / 100)
@@ -167,5 +156,5 @@ def test_soak(t):
     early, late = early_and_late(descriptors)
     t.check('descriptors do not grow', late <= early + 6, [early, late])
     # It is rewritten at 8 MiB; what comes until the new one is synced goes into both.
-    t.check('the journal is rewritten in time', seconds * 200 * 3000 < 8 << 20 or 5 << 20 < max(disk) < 16 << 20, max(disk))
+    t.check('the journal is rewritten in time', seconds * 200 * 4000 < 10 << 20 or 5 << 20 < max(disk) < 16 << 20, max(disk))
     base.soon(t, 'nothing waits at the end', lambda: not place.waiting())

@@ -32,9 +32,6 @@ NEAR = '10.211.7.1'     # in namespaces of their own, so that no address of the 
 FAR = '10.211.7.2'
 
 
-# ---- Namespaces and a wire ------------------------------------------------------------------------------------------
-
-
 class Namespace:
     """A network namespace with a loopback device. Skips the test where none may be made."""
 
@@ -168,15 +165,9 @@ class Scene:
         base.stop(t, self.process)
 
 
-# ---- Tests ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('where', ('cable', 'device'))
 def test_network_out(t, where):
-    """
-    The cable is out, at a switch between or at the machine itself, whose network device goes down, while the program is killed
-    and started; then it is in again.
-    """
+    """The cable is out, at a switch between or at the machine itself, whose network device goes down; the program is killed."""
     scene = Scene(t, timeoutSeconds=2)
     base.arrive(t, 'at first all is well', scene.there, scene.send(5))
     scene.wire.cut = True
