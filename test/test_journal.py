@@ -227,9 +227,9 @@ def test_damaged_files(t):
         base.same(t, '%s: --pending shows the good records' % name, place.waiting(), must)
         t.equal('%s: and writes nothing' % name, (sorted(os.listdir(place.state)), base.read(place.path())), (before, content))
         process = place.start()
-        base.soon(t, '%s: the good records arrive, and are done' % name, lambda: not sink.missing(must) and not place.waiting())
+        base.soon(t, '%s: they arrive, and are done' % name, lambda: not sink.missing(must) and not place.waiting(), 10)
         t.equal('%s: nothing is made up' % name, set(sink.seen), must)
-        base.soon(t, '%s: the journal is written anew' % name, lambda: not base.read(place.path()).startswith(content or b'x'))
+        base.soon(t, '%s: it is written anew' % name, lambda: not base.read(place.path()).startswith(content or b'x'), 10)
         base.stop(t, process)
         for regex, count in ((DAMAGED, damaged), (TORN, torn)):
             if count is not None:
@@ -245,6 +245,8 @@ def test_damaged_files(t):
         t.equal('%s: the next start finds all well' % name, process.lines(r' (error|warn): journal: '), [])
         base.stop(t, process)
         t.equal('%s: no other file is left' % name, set(os.listdir(place.state)) - {'journal.damaged'}, {'journal', 'lock'})
+        if t.failures:      # the others would fail in the same way, for minutes
+            return
 
 
 # ---- Clocks ---------------------------------------------------------------------------------------------------------
