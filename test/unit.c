@@ -3674,13 +3674,17 @@ test_loop_run(void)
     plat_close(sender);
 }
 
-/* What a stop leaves undone is lost unless the journal holds it; logged while there is time. */
+/*
+ * A stop begins what is due. What it leaves undone is lost unless the journal holds it; logged
+ * while there is time.
+ */
 static void
-test_loop_lost(void)
+test_loop_stop(void)
 {
     static const int lost[] = {3, 1, 0}; /* by the newest number that the journal holds */
 
-    app_start(IN_MEMORY);
+    app_start(IN_MEMORY WITH_UDP(""));
+    listener->sock = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
     get(ALERT_FAILURE, "M"); /* for two webhooks */
     get(ALERT_ABORTED, "M");
     for (size_t i = 0; i < 2 * COUNT(lost); i++) {
@@ -3692,6 +3696,9 @@ test_loop_lost(void)
         check_number((int)app.lost, lost[i / 2], "lost");
         check_log(late ? 0 : lost[i / 2], ": stopped before it was delivered; alert: {\"event\":");
     }
+    check_number(loop_stop(&app, plat_now_ms()), 0, "loop_stop");
+    check_log(3, " is down: ");
+    check_log(1, "stopped: 0 received, 0 accepted, 0 delivered, 0 given up, 0 lost, 3 waiting");
     app_finish();
 }
 
@@ -3703,7 +3710,7 @@ test_commands(void)
     struct buf letters = read_file("test/data/unit/letter.json");
     struct table t = {0};
 
-    write_journal("a1:1 t1:1*3@5");
+    write_journal("a1:1 t1:1*3@5 w2:4");
     buf_add_text(&letters, "{\"damaged\n");
     write_state("dead-letters.ndjson", held(&letters));
     buf_free(&letters);
@@ -3760,7 +3767,7 @@ main(void)
         {"12. Listener",
             {test_listen_sources, test_listen_names, test_listen_sort, test_listen_throttle,
                 test_listen_inbox, test_listen_socket}},
-        {"13. Loop", {test_loop_run, test_loop_lost}}, {"14. Command line", {test_commands}}};
+        {"13. Loop", {test_loop_run, test_loop_stop}}, {"14. Command line", {test_commands}}};
     static const char *const proxies[] = {"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY",
         "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"};
 
