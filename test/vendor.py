@@ -5,10 +5,8 @@ Tests vendor/fetch.sh and vendor/update.sh without a network: a local server sta
 the pool of a Debian mirror. The files of vendor/lock must be in vendor/cache or $VENDOR_DIR.
 """
 
-import hashlib
 import http.server
 import io
-import lzma
 import os
 import re
 import shutil
@@ -21,12 +19,11 @@ import time
 
 from checks import ROOT, check, equal, finish, read, read_lock, sha256, skip
 
-NOWHERE = {'VENDOR_POOL': 'file:///nowhere', 'VENDOR_MIRROR': 'http://127.0.0.1:1'}
-RAW = 'https://raw.githubusercontent.com/nss-dev/nss/NSS_%s_RTM/lib/ckfw/builtins/certdata.txt'
-UNSHARE = [command for command in (['unshare', '-n'], ['unshare', '-rn'])
-           if shutil.which('unshare') and subprocess.run([*command, 'true'], capture_output=True).returncode == 0]
 COMMIT = '1781bcc309430129efddeb6a7356487cd505227a'
 LOCK = read_lock()
+PATCHES = [entry for name, entry in LOCK.items() if name.startswith('musl-')]
+NO_NETWORK = next((command for command in (['unshare', '-n'], ['unshare', '-rn'])
+                   if shutil.which('unshare') and subprocess.run([*command, 'true'], capture_output=True).returncode == 0), [])
 
 
 def write(content, *path):
@@ -36,10 +33,15 @@ def write(content, *path):
         file.write(content)
 
 
-def archive(members, compress='gz', date='1970-01-01'):
-    """Returns a tar archive of {name: content}; the date is that of all members."""
+def paths(folder):
+    """All files in a folder."""
+    return [os.path.relpath(os.path.join(where, file), folder) for where, _, files in os.walk(folder) for file in files]
+
+
+def archive(members, date='1970-01-01'):
+    """Returns a .tar.gz of {name: content}, also for .tar.xz: tar tells them apart. The date is that of all members."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode='w:' + compress) as tar:
+    with tarfile.open(fileobj=out, mode='w:gz', compresslevel=1) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -56,40 +58,22 @@ def vendored(entry):
     sys.exit(f'{entry.file} is not in vendor/cache: run make first')
 
 
-def as_published(diff, place=40, signature='cgit v1.2.3'):
+def as_published(diff, place=40):
     """The patch around what it changes, as a page of the repository prints it, or a mail."""
     text = re.sub('(?m)^(diff --git .*\n(?:new file mode .*\n)?)', '\\1index 9605c8e9..008c93f0 100644\n', diff.decode())
     text = re.sub(r'(?m)^@@ -1,(\d+) \+1,(\d+) @@$', rf'@@ -{place},\1 +{place + 3},\2 @@ size_t iconv(iconv_t cd)', text)
     return (f'From {COMMIT} Mon Sep 17 00:00:00 2001\nFrom: Somebody <a@example.org>\nDate: Thu, 9 Apr 2026 22:51:30 -0400\n'
-            f'Subject: a change\n\nas it was said\n---\n src/a.c | 2 +-\n\n{text}-- \n{signature}\n\n').encode()
+            f'Subject: a change\n\nas it was said\n---\n src/a.c | 2 +-\n\n{text}-- \ncgit v1.2.3\n\n').encode()
 
 
-def form(entry, source, content):
-    """What is at a source, so that it gives that content: that itself, a whole patch, or an archive with it."""
-    if entry.file.endswith('.diff'):
-        content = as_published(content) if source.startswith('https:') else as_published(content, 33, '2.47.3')
-    path, _, member = source.partition('#')
-    return archive({member: content}, 'xz' if path.endswith('.xz') else 'gz') if member else content
+class Upstream(http.server.BaseHTTPRequestHandler):
+    """Stands for all the projects: https://HOST/PATH is /HOST/PATH here."""
 
+    files, asked = {}, []       # the answers, and the requests
 
-class Upstream(http.server.ThreadingHTTPServer):
-    """Stands for all the projects: https://HOST/PATH is /HOST/PATH here. files has the answers, asked the requests."""
-    daemon_threads = True
-
-    def __init__(self):
-        self.files, self.asked = {}, []
-        super().__init__(('127.0.0.1', 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        self.address = f'http://127.0.0.1:{self.server_address[1]}'
-
-    def put(self, url, content):
-        self.files[url.partition('#')[0].replace('https:/', '', 1)] = content
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        content = self.server.files.get(self.path)
-        self.server.asked.append(self.path)
+        content = self.files.get(self.path)
+        self.asked.append(self.path)
         self.send_response(404 if content is None else 200)
         self.send_header('Content-Length', str(len(content or b'')))
         self.end_headers()
@@ -99,44 +83,70 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+SERVER = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Upstream)
+
+
 class Place:
-    """A copy of the project's vendor/ with an empty cache, and what it is run with."""
+    """A copy of the project's vendor/ with an empty cache, and a pool of its own. The projects forget what was there before."""
 
     def __init__(self, tmp, name):
         self.folder = os.path.join(tmp, name)
         self.cache = os.path.join(self.folder, 'vendor/cache')
         self.src = os.path.join(self.folder, 'build/src')
         self.pool = os.path.join(tmp, name + '.pool')
+        self.stanzas = ''
         shutil.copytree(os.path.join(ROOT, 'vendor'), os.path.join(self.folder, 'vendor'), ignore=shutil.ignore_patterns('cache'))
         for folder in (self.cache, self.pool, os.path.join(self.folder, 'test')):
             os.makedirs(folder)
         for name in ('Makefile', 'test/test.mk', 'test/install.sh'):
             shutil.copy(os.path.join(ROOT, name), os.path.join(self.folder, name))
+        Upstream.files.clear()
+        Upstream.asked.clear()
 
     def set_lock(self, *entries):
         write(''.join(entry.line + '\n' for entry in entries).encode(), self.folder, 'vendor/lock')
 
     def put(self, source, content):
-        """Puts a file into the pool."""
-        write(content, self.pool, 'pool/main', source[len('pool:'):].partition('#')[0])
+        """Puts a file where a source without #MEMBER is looked for."""
+        if source.startswith('pool:'):
+            write(content, self.pool, 'pool/main', source[len('pool:'):])
+        else:
+            Upstream.files[source.replace('https:/', '', 1)] = content
+
+    def publish(self, contents):
+        """Puts what is at these sources, so that they give {source: content}: it itself, a patch, or an archive."""
+        files = {}
+        for source, content in contents.items():
+            path, _, member = source.partition('#')
+            if content.startswith(b'diff --git '):
+                content = as_published(content)
+            files.setdefault(path, {})[member] = content
+        for path, members in files.items():
+            self.put(path, members.get('') or archive(members))
 
     def run(self, *command, **settings):
-        """Runs a command there; its exit code and what it prints. Where nobody may be asked, without a network if possible."""
-        if settings.get('VENDOR_MIRROR') == NOWHERE['VENDOR_MIRROR']:
-            command = [*(UNSHARE or [[]])[0], *command]
+        """Runs a command there; its exit code and what it prints."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith('VENDOR_') and key != 'MAKEFLAGS'}
-        done = subprocess.run(command, cwd=self.folder, env={**kept, **settings, 'no_proxy': '*'}, stdin=subprocess.DEVNULL,
+        own = {'VENDOR_POOL': 'file://' + self.pool, 'VENDOR_MIRROR': f'http://127.0.0.1:{SERVER.server_port}', 'no_proxy': '*'}
+        done = subprocess.run(command, cwd=self.folder, env={**kept, **own, **settings}, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8', timeout=200, check=False)
         return done.returncode, done.stdout
 
-    def fetch(self, **settings):
-        return self.run('vendor/fetch.sh', 'build/src', **settings)
+    def add_package(self, package, version, directory, files):
+        """A source package for the mirror's lists."""
+        for name, content in files.items():
+            self.put(f'pool:{directory}/{name}', content)
+        sums = ''.join(f'\n {sha256(content)} {len(content)} {name}' for name, content in files.items())
+        self.stanzas += (f'Package: {package}\nFormat: 3.0 (quilt)\nBinary: {package}\nArchitecture: any\nVersion: {version}\n'
+                         f'Checksums-Sha256:{sums}\nDirectory: pool/main/{directory}\n\n')
 
-
-def tree(folder):
-    """Returns {path: SHA-256} of all files in a folder."""
-    return {os.path.relpath(os.path.join(where, file), folder): sha256(read(where, file))
-            for where, _, files in os.walk(folder) for file in files}
+    def write_lists(self):
+        """The mirror's lists: all packages are in sid."""
+        for suite in ('stable', 'testing', 'sid'):
+            text = self.stanzas.encode() if suite == 'sid' else b''
+            write(text, self.pool, 'dists', suite, 'main/source/Sources')
+            write((f'Origin: Test\nSuite: {suite}\nCodename: {suite}\nComponents: main\nArchitectures: amd64\nSHA256:\n'
+                   f' {sha256(text)} {len(text)} main/source/Sources\n').encode(), self.pool, 'dists', suite, 'Release')
 
 
 def test_lock():
@@ -144,91 +154,67 @@ def test_lock():
         check(f'lock: {entry.name} has an upstream address', entry.urls)
         check(f'lock: {entry.name} has a date', re.fullmatch(r'20\d\d-\d\d-\d\d', entry.date), entry.date)
         equal(f'lock: checksum of {entry.file}', sha256(read(vendored(entry))), entry.sum)
-        if entry.name.startswith('musl-'):
-            check(f'lock: {entry.name} names its commit', entry.urls[0].endswith('?id=' + entry.version)
-                  and entry.name == 'musl-' + entry.version[:8], entry.line)
+    for entry in PATCHES:
+        check(f'lock: {entry.name} names its commit', entry.urls[0].endswith('?id=' + entry.version)
+              and entry.name == 'musl-' + entry.version[:8], entry.line)
+
+
+def test_unpacked():
+    """What `make` has unpacked with this lock and these scripts."""
+    folder = os.path.join(ROOT, 'build/src')
+    files = paths(folder)
+    for path in ('mbedtls/library/ssl_tls.c', 'cjson/cJSON.c', 'libyaml/src/api.c', 'musl/configure', 'certdata.txt',
+                 'musl/src/locale/gb18030utf.h'):     # the last one comes with a patch
+        check(f'unpacked: {path} is there', path in files)
+    check('unpacked: no backups of patched files', not [path for path in files if path.endswith(('.orig', '.rej'))])
+    specs = read(folder, 'musl/tools/musl-gcc.specs.sh').decode()
+    check('unpacked: musl knows -static-pie', '%{shared:;static-pie:$libdir/rcrt1.o; :$libdir/Scrt1.o}' in specs
+          and '%{static-pie:-static -pie --no-dynamic-linker}' in specs)
 
 
 def test_folder(tmp, folder):
-    """VENDOR_DIR alone. Returns what it unpacked."""
+    """VENDOR_DIR alone, with the network off where that can be had."""
     place = Place(tmp, 'folder')
-    equal('from a folder: ends well', place.fetch(VENDOR_DIR=folder, **NOWHERE), (0, ''))
-    equal('from a folder: nothing is copied to the cache', os.listdir(place.cache), [])
-    files = tree(place.src)
-    for path in ('mbedtls/library/ssl_tls.c', 'cjson/cJSON.c', 'libyaml/src/api.c', 'musl/configure', 'certdata.txt',
-                 'musl/src/locale/gb18030utf.h'):     # the last one comes with a patch
-        check(f'from a folder: {path} is there', path in files)
-    check('from a folder: no backups of patched files', not [path for path in files if path.endswith(('.orig', '.rej'))])
-    specs = read(place.src, 'musl/tools/musl-gcc.specs.sh').decode()
-    check('from a folder: musl knows -static-pie', '%{shared:;static-pie:$libdir/rcrt1.o; :$libdir/Scrt1.o}' in specs
-          and '%{static-pie:-static -pie --no-dynamic-linker}' in specs)
-    place = Place(tmp, 'folder-missing')
+    equal('from a folder: ends well', place.run(*NO_NETWORK, 'vendor/fetch.sh', VENDOR_DIR=folder), (0, ''))
+    equal('from a folder: nobody is asked, nothing is copied to the cache', (Upstream.asked, os.listdir(place.cache)), ([], []))
     less, gone = os.path.join(tmp, 'less'), LOCK['musl']
     shutil.copytree(folder, less, symlinks=True)
     os.unlink(os.path.join(less, gone.file))
-    code, output = place.fetch(VENDOR_DIR=less, **NOWHERE)
+    code, output = place.run('vendor/fetch.sh', 'build/src', VENDOR_DIR=less)
     equal('a file is missing: exit code', code, 1)
     for word in (gone.file + ' was found nowhere', less, *gone.sources, 'vendor/README.md'):
         check(f'a file is missing: names {word}', word in output, output)
     check('a file is missing: nothing is unpacked', not os.path.exists(place.src))
-    equal('no such folder', place.fetch(VENDOR_DIR='/nowhere'),
+    place.set_lock(LOCK['cjson'], LOCK['certdata'])
+    equal('from a folder, unpacked: ends well', place.run('vendor/fetch.sh', 'build/src', VENDOR_DIR=less), (0, ''))
+    equal('from a folder, unpacked: is there', sorted(os.listdir(place.src)), ['certdata.txt', 'cjson'])
+    equal('no such folder', place.run('vendor/fetch.sh', VENDOR_DIR='/nowhere'),
           (1, 'vendor/fetch.sh: VENDOR_DIR: no such folder: /nowhere\n'))
-    return files
 
 
-def test_upstream(tmp, expected):
-    """Everything from the projects themselves: an empty pool, an empty cache."""
-    server = Upstream()
-    settings = dict(NOWHERE, VENDOR_MIRROR=server.address)
-    for entry in LOCK.values():
-        server.put(entry.urls[0], form(entry, entry.urls[0], read(vendored(entry))))
-    place = Place(tmp, 'upstream')
-    code, output = place.fetch(**settings)
-    equal('from upstream: exit code', code, 0)
-    equal('from upstream: says of each where it comes from', re.findall('  from (.*)', output),
-          [entry.urls[0] for entry in LOCK.values()])
-    equal('from upstream: each is asked for once', server.asked, list(server.files))
-    equal('from upstream: the files', tree(place.src), expected)
-    server.files.clear()
-    equal('from upstream: then from the cache', place.run('vendor/fetch.sh', **settings), (0, ''))
-    for entry in LOCK.values():
-        for url in entry.urls[1:]:      # those before it give 404
-            server.files.clear()
-            server.put(url, form(entry, url, read(vendored(entry))))
-            place.set_lock(entry)
-            os.unlink(os.path.join(place.cache, entry.file))
-            equal(f'from upstream: {entry.name} from another address', place.run('vendor/fetch.sh', **settings),
-                  (0, f'fetching {entry.file}\n  from {url}\n'))
-    server.shutdown()
-
-
-def test_pool(tmp, expected):
-    """Everything from a mirror's pool, with patches and certificates out of Debian's packages."""
-    place = Place(tmp, 'pool')
-    packages = {}
-    for entry in LOCK.values():
-        path, _, member = entry.pools[0].partition('#')
-        content = read(vendored(entry))
-        if member:
-            packages.setdefault(path, {})[member] = as_published(content, 33) if entry.file.endswith('.diff') else content
-        else:
-            place.put(path, content)
-    for path, members in packages.items():
-        place.put(path, archive(members, 'xz'))
-    code, output = place.fetch(**dict(NOWHERE, VENDOR_POOL='file://' + place.pool))
-    equal('from the pool: exit code', code, 0)
-    equal('from the pool: says of each where it comes from', output.count('  from pool:'), len(LOCK))
-    equal('from the pool: the files', tree(place.src), expected)
+def test_sources(tmp):
+    """Everything from the projects themselves, which have it at the last of their addresses; everything from a mirror's pool."""
+    for origin, chosen, asked in (
+            ('upstream', {entry.urls[-1]: entry for entry in LOCK.values()},
+             [url.partition('#')[0] for entry in LOCK.values() for url in entry.urls]),
+            ('pool', {entry.pools[0]: entry for entry in LOCK.values()}, [])):
+        place = Place(tmp, origin)
+        place.publish({source: read(vendored(entry)) for source, entry in chosen.items()})
+        code, output = place.run('vendor/fetch.sh')
+        equal(f'from {origin}: exit code', code, 0)
+        equal(f'from {origin}: says of each where it comes from', re.findall('  from (.*)', output), list(chosen))
+        equal(f'from {origin}: each address is asked for once', Upstream.asked, [url.replace('https:/', '') for url in asked])
+        equal(f'from {origin}: the files', {name: sha256(read(place.cache, name)) for name in os.listdir(place.cache)},
+              {entry.file: entry.sum for entry in LOCK.values()})
+        equal(f'from {origin}: then from the cache', place.run('vendor/fetch.sh'), (0, ''))
 
 
 def test_checksums(tmp):
     """A wrong archive, patch or text is refused, from wherever it comes; the good file before it is not unpacked either."""
-    server = Upstream()
     good = LOCK['cjson']
-    bad_folder = os.path.join(tmp, 'bad')
-    for entry in (LOCK['libyaml'], next(entry for entry in LOCK.values() if entry.file.endswith('.diff')), LOCK['certdata']):
+    for entry in (LOCK['libyaml'], PATCHES[0], LOCK['certdata']):
         bad = read(vendored(entry)) + b'\n'
-        if entry.file.endswith('.diff'):
+        if entry in PATCHES:
             bad = re.sub(rb'\n\+(?!\+)', rb'\n+ ', bad[:-1], count=1)
         for origin in ('folder', 'cache', 'pool', 'upstream'):
             name = f'{entry.name}, wrong from {origin}'
@@ -236,53 +222,22 @@ def test_checksums(tmp):
             place.set_lock(good, entry)
             shutil.copy(vendored(good), place.cache)
             write(b'', place.src, 'before')
-            settings = dict(NOWHERE, VENDOR_MIRROR=server.address)
-            server.files.clear()
+            settings = {}
             if origin == 'folder':
-                said = settings['VENDOR_DIR'] = bad_folder
-                write(bad, bad_folder, entry.file)
+                said = settings['VENDOR_DIR'] = os.path.join(tmp, 'bad')
+                write(bad, said, entry.file)
             elif origin == 'cache':
                 said = 'vendor/cache'
                 write(bad, place.cache, entry.file)
-            elif origin == 'pool':
-                said = entry.pools[0]
-                settings['VENDOR_POOL'] = 'file://' + place.pool
-                place.put(said, form(entry, said, bad))
             else:
-                said = entry.urls[0]
-                server.put(said, form(entry, said, bad))
-            code, output = place.fetch(**settings)
+                said = entry.pools[0] if origin == 'pool' else entry.urls[0]
+                place.publish({said: bad})
+            code, output = place.run('vendor/fetch.sh', 'build/src', **settings)
             equal(f'{name}: exit code', code, 1)
             message = f'wrong checksum of {entry.file} (from {said})\n  expected {entry.sum}\n  found    {sha256(bad)}\n'
             check(f'{name}: the message', message in output, output)
             equal(f'{name}: nothing is unpacked', os.listdir(place.src), ['before'])
             equal(f'{name}: it stays out of the cache', os.path.exists(os.path.join(place.cache, entry.file)), origin == 'cache')
-    server.shutdown()
-
-
-class Pool:
-    """The lists of a mirror's source packages, in the pool of a place."""
-
-    def __init__(self, place):
-        self.place = place
-        self.stanzas = ''
-
-    def add(self, package, version, directory, files):
-        for name, content in files.items():
-            self.place.put(f'pool:{directory}/{name}', content)
-        sums = ''.join(f'\n {sha256(content)} {len(content)} {name}' for name, content in files.items())
-        old = ''.join(f'\n {hashlib.md5(content).hexdigest()} {len(content)} {name}' for name, content in files.items())
-        self.stanzas += (f'Package: {package}\nFormat: 3.0 (quilt)\nBinary: {package}\nArchitecture: any\nVersion: {version}\n'
-                         f'Files:{old}\nChecksums-Sha256:{sums}\nDirectory: pool/main/{directory}\n\n')
-
-    def close(self):
-        for suite in ('stable', 'testing', 'sid'):
-            text = self.stanzas.encode() if suite == 'sid' else b''
-            lists = {'main/source/Sources': text, 'main/source/Sources.xz': lzma.compress(text)}
-            sums = ''.join(f' {sha256(content)} {len(content)} {name}\n' for name, content in lists.items())
-            write(lists['main/source/Sources.xz'], self.place.pool, 'dists', suite, 'main/source/Sources.xz')
-            write((f'Origin: Test\nSuite: {suite}\nCodename: {suite}\nComponents: main\nArchitectures: amd64\nSHA256:\n'
-                   f'{sums}').encode(), self.place.pool, 'dists', suite, 'Release')
 
 
 def patched_musl(tmp, patches):
@@ -294,7 +249,7 @@ def patched_musl(tmp, patches):
     top = os.path.join(tmp, 'update-src', 'musl-' + LOCK['musl'].version)
     for patch in patches:
         subprocess.run(['patch', '-s', '-p1', '-d', top, '-i', vendored(patch)], check=True)
-    members = {'musl-1.2.99/' + path: read(top, path) for path in tree(top) if not path.endswith('.orig')}
+    members = {'musl-1.2.99/' + path: read(top, path) for path in paths(top) if not path.endswith('.orig')}
     return archive(members, date='2027-01-02')
 
 
@@ -303,63 +258,57 @@ def test_update(tmp, folder):
     place = Place(tmp, 'update')
     os.rmdir(place.cache)
     shutil.copytree(folder, place.cache, symlinks=True)
-    server = Upstream()
-    settings = {'VENDOR_POOL': 'file://' + place.pool, 'VENDOR_MIRROR': server.address}
 
     # Nothing is newer: an old version, and Mbed TLS's next main version, which is no update.
-    pool = Pool(place)
-    pool.add('cjson', '1.7.18-1', 'c/cjson', {'cjson_1.7.18.orig.tar.gz': b'old'})
-    pool.add('mbedtls', '4.0.0-1', 'm/mbedtls', {'mbedtls_4.0.0.orig.tar.bz2': b'other'})
-    pool.close()
-    code, output = place.run('make', '-s', 'update', **settings)
+    place.add_package('cjson', '1.7.18-1', 'c/cjson', {'cjson_1.7.18.orig.tar.gz': b'old'})
+    place.add_package('mbedtls', '4.0.0-1', 'm/mbedtls', {'mbedtls_4.0.0.orig.tar.bz2': b'other'})
+    place.write_lists()
+    code, output = place.run('make', '-s', 'update')
     equal('update: nothing is newer', (code, output.count(' is the newest\n'), 'vendor/lock stays as it is' in output),
           (0, 5, True))
     equal('update: the lock stays', read(place.folder, 'vendor/lock'), read(ROOT, 'vendor/lock'))
 
     # cJSON from both; libyaml only upstream, where its tags name it.
-    pool = Pool(place)
+    place.stanzas = ''
     cjson = archive({'cJSON-1.7.20/cJSON.c': b'int x;\n'}, date='2027-03-04')
-    pool.add('cjson', '1.7.20-1', 'c/cjson', {'cjson_1.7.20.orig.tar.gz': cjson})
-    server.put(LOCK['cjson'].urls[0].replace('1.7.19', '1.7.20'), cjson)
+    place.add_package('cjson', '1.7.20-1', 'c/cjson', {'cjson_1.7.20.orig.tar.gz': cjson})
+    place.put(LOCK['cjson'].urls[0].replace('1.7.19', '1.7.20'), cjson)
     libyaml = archive({'libyaml-0.2.6/src/api.c': b'int y;\n'}, date='2027-05-06')
-    server.put('https://github.com/yaml/libyaml/info/refs?service=git-upload-pack',
-               b''.join(b'%040d\trefs/tags/%s\n' % (n, tag) for n, tag in enumerate((b'0.2.5', b'0.2.6', b'dist-0.2.9'), 1)))
-    server.put('https://github.com/yaml/libyaml/HEAD', b'ref: refs/heads/master\n')
-    server.put(LOCK['libyaml'].urls[0].replace('0.2.5', '0.2.6'), libyaml)
+    place.put('https://github.com/yaml/libyaml/info/refs?service=git-upload-pack',
+              b''.join(b'%040d\trefs/tags/%s\n' % (n, tag) for n, tag in enumerate((b'0.2.5', b'0.2.6', b'dist-0.2.9'), 1)))
+    place.put('https://github.com/yaml/libyaml/HEAD', b'ref: refs/heads/master\n')
+    place.put(LOCK['libyaml'].urls[0].replace('0.2.5', '0.2.6'), libyaml)
     # A musl that has two of the patches; of its package's patches two are known, two are done otherwise, one is new.
-    patches = [entry for name, entry in LOCK.items() if name.startswith('musl-')]
-    musl = patched_musl(tmp, patches[:2])
+    musl = patched_musl(tmp, PATCHES[:2])
     fresh = b'diff --git a/VERSION b/VERSION\n--- a/VERSION\n+++ b/VERSION\n@@ -1 +1 @@\n-1.2.5\n+1.2.98\n'
-    series = {'static-pie.patch': b'', 'renameat2.patch': b'', 'known-0.patch': as_published(read(vendored(patches[2])), 12),
-              'known-1.patch': as_published(read(vendored(patches[3])), 13), 'fresh.patch': as_published(fresh, 1)}
+    series = {'static-pie.patch': b'', 'renameat2.patch': b'', 'known-0.patch': as_published(read(vendored(PATCHES[2])), 12),
+              'known-1.patch': as_published(read(vendored(PATCHES[3])), 13), 'fresh.patch': as_published(fresh, 1)}
     packaging = archive({**{'debian/patches/' + name: content for name, content in series.items()},
-                         'debian/patches/series': ('\n'.join(series) + '\n').encode()}, 'xz')
-    pool.add('musl', '1.2.99-2', 'm/musl', {'musl_1.2.99.orig.tar.gz': musl, 'musl_1.2.99-2.debian.tar.xz': packaging})
+                         'debian/patches/series': ('\n'.join(series) + '\n').encode()})
+    place.add_package('musl', '1.2.99-2', 'm/musl', {'musl_1.2.99.orig.tar.gz': musl, 'musl_1.2.99-2.debian.tar.xz': packaging})
     # Root certificates: one renamed. NSS tells the version, ca-certificates has the same file.
     text = read(vendored(LOCK['certdata'])).decode('latin-1')
     root = re.search(r'^CKA_CLASS CK_OBJECT_CLASS CKO_CERTIFICATE\n(?:.*\n)*?CKA_LABEL UTF8 "(.*)"$', text, re.M)[1]
     newer = text.replace(f'CKA_LABEL UTF8 "{root}"', 'CKA_LABEL UTF8 "A renamed root"').encode('latin-1')
-    nss = archive({'nss-3.200/nss/lib/ckfw/builtins/certdata.txt': newer}, date='2027-02-03')
-    pool.add('nss', '2:3.200-1', 'n/nss', {'nss_3.200.orig.tar.gz': nss})
-    pool.add('ca-certificates', '20270304', 'c/ca-certificates', {'ca-certificates_20270304.tar.xz': archive(
-        {'ca-certificates/mozilla/certdata.txt': newer}, 'xz')})
-    server.put(RAW % '3_200', newer)
-    pool.close()
-    code, output = place.run('make', '-s', 'update', **settings)
+    in_nss = 'nss-3.200/nss/lib/ckfw/builtins/certdata.txt'
+    raw = 'https://raw.githubusercontent.com/nss-dev/nss/NSS_3_200_RTM/lib/ckfw/builtins/certdata.txt'
+    place.add_package('nss', '2:3.200-1', 'n/nss', {'nss_3.200.orig.tar.gz': archive({in_nss: newer}, date='2027-02-03')})
+    place.add_package('ca-certificates', '20270304', 'c/ca-certificates', {
+        'ca-certificates_20270304.tar.xz': archive({'ca-certificates/mozilla/certdata.txt': newer})})
+    place.put(raw, newer)
+    place.write_lists()
+    code, output = place.run('make', '-s', 'update')
     after = read_lock(place.folder)
     unconfirmed = f'BY HAND: https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT} cannot be had'
     check('update: what upstream does not confirm is for a human', code != 0 and unconfirmed in output, (code, output))
-    said = [f'{name} {LOCK[name].version} ({LOCK[name].date}) -> {version}\n'
-            for name, version in (('cjson', '1.7.20'), ('libyaml', '0.2.6'), ('musl', '1.2.99'), ('certdata', '3.200'))]
-    said.append(f'mbedtls {LOCK["mbedtls"].version} ({LOCK["mbedtls"].date}) is the newest\n')
-    said += [f'{patch.name}: musl 1.2.99 has it\n' for patch in patches[:2]]
-    said.append(f'\n  + A renamed root\n  - {root}\n')
-    said += [f'\n-{LOCK["cjson"].line}\n', f'\n+{after["cjson"].line}\n']
-    for line in said:
+    for line in (*(f'{name} {LOCK[name].version} ({LOCK[name].date}) -> {version}\n' for name, version in (
+                     ('cjson', '1.7.20'), ('libyaml', '0.2.6'), ('musl', '1.2.99'), ('certdata', '3.200'))),
+                 f'mbedtls {LOCK["mbedtls"].version} ({LOCK["mbedtls"].date}) is the newest\n',
+                 *(f'{patch.name}: musl 1.2.99 has it\n' for patch in PATCHES[:2]),
+                 f'\n  + A renamed root\n  - {root}\n', f'\n-{LOCK["cjson"].line}\n', f'\n+{after["cjson"].line}\n'):
         check(f'update: says {line.strip()}', line in output, output)
     known = [patch.line.replace(patch.pools[0], f'pool:m/musl/musl_1.2.99-2.debian.tar.xz#debian/patches/known-{number}.patch')
-             for number, patch in enumerate(patches[2:])]
-    certdata = 'nss-3.200/nss/lib/ckfw/builtins/certdata.txt'
+             for number, patch in enumerate(PATCHES[2:])]
     equal('update: the lock', [entry.line for entry in after.values()], [
         LOCK['mbedtls'].line,
         f'cjson 1.7.20 2027-03-04 {sha256(cjson)} MIT cjson_1.7.20.orig.tar.gz pool:c/cjson/cjson_1.7.20.orig.tar.gz '
@@ -372,44 +321,45 @@ def test_update(tmp, folder):
         f'musl-1781bcc3 {COMMIT} 2026-04-10 {sha256(fresh)} MIT musl-1781bcc3.diff pool:m/musl/musl_1.2.99-2.debian.tar.xz'
         f'#debian/patches/fresh.patch https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT}',
         f'certdata 3.200 2027-02-03 {sha256(newer)} MPL-2.0 certdata_3.200.txt '
-        f'pool:c/ca-certificates/ca-certificates_20270304.tar.xz#ca-certificates/mozilla/certdata.txt {RAW % "3_200"} '
-        f'pool:n/nss/nss_3.200.orig.tar.gz#{certdata} '
-        f'https://ftp.mozilla.org/pub/security/nss/releases/NSS_3_200_RTM/src/nss-3.200.tar.gz#{certdata}'])
+        f'pool:c/ca-certificates/ca-certificates_20270304.tar.xz#ca-certificates/mozilla/certdata.txt {raw} '
+        f'pool:n/nss/nss_3.200.orig.tar.gz#{in_nss} '
+        f'https://ftp.mozilla.org/pub/security/nss/releases/NSS_3_200_RTM/src/nss-3.200.tar.gz#{in_nss}'])
 
     # The new lock can be fetched; once more changes nothing.
-    server.put(after['musl-1781bcc3'].urls[0], as_published(fresh, 3))
+    place.put(after['musl-1781bcc3'].urls[0], as_published(fresh, 3))
     shutil.rmtree(place.cache)
     os.makedirs(place.cache)
     lock = read(place.folder, 'vendor/lock')
-    place.set_lock(*(entry for entry in after.values() if entry.name != 'mbedtls'))     # it is big
-    code, output = place.fetch(**settings)
+    place.set_lock(*(entry for entry in after.values() if entry.name != 'mbedtls'))
+    code, output = place.run('vendor/fetch.sh', 'build/src')
     write(lock, place.folder, 'vendor/lock')
     equal('update: the new lock can be fetched', (code, read(place.src, 'musl/VERSION') if code == 0 else output),
           (0, b'1.2.98\n'))
-    code, output = place.run('make', '-s', 'update', **settings)
+    code, output = place.run('make', '-s', 'update')
     equal('update: once more changes nothing', (code, 'vendor/lock stays as it is' in output), (0, True))
 
     # The same release with other bytes upstream and in the pool.
-    pool.add('cjson', '1.7.21-1', 'c/cjson', {'cjson_1.7.21.orig.tar.gz': cjson})
-    server.put(after['cjson'].urls[0].replace('1.7.20', '1.7.21'), libyaml)
-    pool.close()
-    code, output = place.run('vendor/update.sh', **settings)
+    place.set_lock(after['cjson'])
+    place.add_package('cjson', '1.7.21-1', 'c/cjson', {'cjson_1.7.21.orig.tar.gz': cjson})
+    place.put(after['cjson'].urls[0].replace('1.7.20', '1.7.21'), libyaml)
+    place.write_lists()
+    code, output = place.run('vendor/update.sh')
     check('update: sources that differ are for a human',
           code == 1 and 'BY HAND: cjson 1.7.21: its sources differ\n' in output, output)
     equal('update: then the line stays', read_lock(place.folder)['cjson'].line, after['cjson'].line)
-    server.shutdown()
 
 
 def main():
+    threading.Thread(target=SERVER.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as tmp:
         folder = os.path.join(tmp, 'files')
         os.mkdir(folder)
         for entry in LOCK.values():
             os.symlink(vendored(entry), os.path.join(folder, entry.file))
         test_lock()
-        expected = test_folder(tmp, folder)
-        test_upstream(tmp, expected)
-        test_pool(tmp, expected)
+        test_unpacked()
+        test_folder(tmp, folder)
+        test_sources(tmp)
         test_checksums(tmp)
         if shutil.which('apt-get'):
             test_update(tmp, folder)
