@@ -17,10 +17,15 @@ import zipfile
 from checks import ROOT, check, equal, finish, read, read_lock, sha256
 
 EPOCH = int(os.environ['SOURCE_DATE_EPOCH'])
+FOLDER, VERSION, *PLATFORMS = sys.argv[1:]
+TOP = 'butler_webhook-' + VERSION
+MAIN = 'pkg:generic/butler_webhook@' + VERSION
 LOCK = read_lock()
 LINKED = {'mbedtls', 'libyaml', 'cjson', 'certdata', 'libgcc'}
-OBJECTS = {'linux-x64': 'linux', 'linux-arm64': 'arm64', 'windows-x64': 'windows'}
-SAMPLES = ['LocalLogConfig-with-Butler.xml', 'LocalLogConfig.xml', 'full.yaml', 'minimal.yaml']
+BUILT = {'linux-x64': ('linux', 'butler_webhook'), 'linux-arm64': ('arm64', 'butler_webhook-arm64'),
+         'windows-x64': ('windows', 'butler_webhook.exe')}
+FILES = ['LICENSE', 'NOTICES.txt', 'README.md', 'samples/LocalLogConfig-with-Butler.xml', 'samples/LocalLogConfig.xml',
+         'samples/full.yaml', 'samples/minimal.yaml', 'sbom.cdx.json']
 UUID5 = r'urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}'
 
 
@@ -31,12 +36,12 @@ def read_tar(name, path):
     with tarfile.open(path) as tar:
         members = tar.getmembers()
         for m in members:
-            check(f'{name}: {m.name} is a file or a folder', m.isfile() or m.isdir(), m.type)
             mode = 0o755 if m.isdir() or m.name.endswith('/butler_webhook') else 0o644
-            equal(f'{name}: owner, mode and date of {m.name}', (m.uid, m.gid, m.uname, m.gname, oct(m.mode), m.mtime),
-                  (0, 0, '', '', oct(mode), EPOCH))
+            equal(f'{name}: kind, owner, mode and date of {m.name}',
+                  (m.isfile() or m.isdir(), m.uid, m.gid, m.uname, m.gname, oct(m.mode), m.mtime),
+                  (True, 0, 0, '', '', oct(mode), EPOCH))
         names = [m.name for m in members]
-        check(f'{name}: each name once', len(set(names)) == len(names), names)
+        equal(f'{name}: each name once', len(set(names)), len(names))
         return {m.name: tar.extractfile(m).read() for m in members if m.isfile()}
 
 
@@ -54,36 +59,41 @@ def read_zip(name, path):
         return {file: archive.read(file) for file in names}
 
 
-def check_files(name, files, top):
-    """The names and the contents of the files in an archive."""
+def check_files(name, files, inside):
+    """The names and the contents of the files in an archive, all of which are in one folder."""
     windows = name.startswith('windows')
-    samples = SAMPLES + ([] if windows else ['butler_webhook.service'])
-    expected = ['LICENSE', 'NOTICES.txt', 'README.md', 'butler_webhook.exe' if windows else 'butler_webhook', 'sbom.cdx.json']
-    expected += ['samples/' + sample for sample in samples]
-    equal(f'{name}: the files', sorted(files), sorted(f'{top}/{file}' for file in expected))
+    more = ['butler_webhook.exe'] if windows else ['butler_webhook', 'samples/butler_webhook.service']
+    equal(f'{name}: the files', sorted(files), sorted(f'{inside}/{file}' for file in FILES + more))
     for path, content in files.items():
-        inner = path.partition('/')[2]
-        if inner in ('LICENSE', 'README.md') or inner.startswith('samples/'):
-            ours = read(ROOT, inner).replace(b'\n', b'\r\n' if windows else b'\n')
-            equal(f'{name}: {inner} is ours, with the right line ends', sha256(content), sha256(ours))
-    notices = files.get(f'{top}/NOTICES.txt', b'').decode()
-    equal(f'{name}: line ends of NOTICES.txt', notices.count('\n'),
-          notices.count('\r\n') if windows else len(notices.splitlines()))
-    for word in ('The butler_webhook authors', 'Mbed TLS', 'libyaml', 'cJSON', 'libgcc', 'Mozilla Public License'):
-        check(f'{name}: NOTICES.txt names {word}', word in notices)
-    for word, wanted in (('musl', not windows), ('mingw-w64', windows), ('Lucent', windows)):
+        file = path.partition('/')[2]
+        if file == more[0]:
+            equal(f'{name}: the program', sha256(content), sha256(read(ROOT, 'build', BUILT[name][1])))
+        elif file in ('LICENSE', 'README.md') or file.startswith('samples/'):
+            ours = read(ROOT, file).replace(b'\n', b'\r\n' if windows else b'\n')
+            equal(f'{name}: {file} is ours, with the right line ends', sha256(content), sha256(ours))
+    notices = files[f'{inside}/NOTICES.txt'].decode()
+    equal(f'{name}: line ends of NOTICES.txt', notices.count('\r\n'), notices.count('\n') if windows else 0)
+    for word, wanted in (('The butler_webhook authors', True), ('Mbed TLS', True), ('libyaml', True), ('cJSON', True),
+                         ('libgcc', True), ('Mozilla Public License', True), ('musl', not windows), ('mingw-w64', windows),
+                         ('Lucent', windows)):
         equal(f'{name}: NOTICES.txt names {word}', word in notices, wanted)
 
 
-def check_exe(name, exe, version):
-    """The version in the resources of a Windows program, its manifest, and that no time is in its header."""
+def check_exe(name, exe):
+    """The header of a Windows program, the version in its resources, and its manifest."""
     at = struct.unpack_from('<I', exe, 0x3c)[0]
-    equal(f'{name}: signature, and time in the header', (exe[at:at + 4], exe[at + 8:at + 12]), (b'PE\0\0', bytes(4)))
-    numbers = [int(n) for n in version.split('.')] + [0]
-    packed = struct.pack('<2I', numbers[0] << 16 | numbers[1], numbers[2] << 16)
+    machine, _, time, _, _, _, kind = struct.unpack_from('<2H3I2H', exe, at + 4)
+    optional = at + 24
+    subsystem, flags = struct.unpack_from('<2H', exe, optional + 68)
+    relocations = struct.unpack_from('<2I', exe, optional + 152)[1]
+    equal(f'{name}: signature, x86-64, no time', (exe[at:at + 4], machine, time), (b'PE\0\0', 0x8664, 0))
+    equal(f'{name}: stripped of symbols and debugging, not of relocations', (kind & 0x20d, relocations > 0), (0x20c, True))
+    equal(f'{name}: for the console; HIGH_ENTROPY_VA, DYNAMIC_BASE, NX_COMPAT', (subsystem, flags & 0x160), (3, 0x160))
+    major, minor, patch = map(int, VERSION.split('.'))
+    packed = struct.pack('<2I', major << 16 | minor, patch << 16)
     fixed = exe.find(struct.pack('<I', 0xfeef04bd)) + 8
     equal(f'{name}: file and product version in numbers', exe[fixed:fixed + 16], packed + packed)
-    for key, value in (('FileVersion', version), ('ProductVersion', version), ('CompanyName', 'The butler_webhook authors'),
+    for key, value in (('FileVersion', VERSION), ('ProductVersion', VERSION), ('CompanyName', 'The butler_webhook authors'),
                        ('FileDescription', 'Calls webhooks when Qlik Sense reload tasks fail'), ('ProductName', 'butler_webhook'),
                        ('OriginalFilename', 'butler_webhook.exe'), ('LegalCopyright', '')):
         row = re.escape((key + '\0').encode('utf-16-le')) + rb'(?:\0\0)*' + re.escape(value.encode('utf-16-le'))
@@ -102,76 +112,70 @@ def digests(component):
 
 def check_component(who, part):
     """What holds for each part of a list."""
-    check(f'{who}: type', part.get('type') in ('library', 'data'), part.get('type'))
-    version = part.get('version')
-    check(f'{who}: version', version)
-    purl = r'pkg:(github|deb|generic)/[a-z0-9._/-]+@' + re.escape(str(version)) + r'([?].+)?'
-    check(f'{who}: purl', re.fullmatch(purl, part.get('purl', '')), part.get('purl'))
+    version = part['version']
+    check(f'{who}: type', part['type'] in ('library', 'data'), part['type'])
+    purl = r'pkg:(github|deb|generic)/[a-z0-9._/-]+@' + re.escape(version) + r'([?].+)?'
+    check(f'{who}: version, purl', version and re.fullmatch(purl, part['purl']), part['purl'])
     check(f'{who}: SHA-256', digests(part) and all(re.fullmatch('[0-9a-f]{64}', digest) for digest in digests(part)))
-    licences = [x.get('expression') or x['license'].get('id') or x['license'].get('name') for x in part.get('licenses', [])]
+    licences = [x.get('expression') or x['license'].get('id') or x['license'].get('name') for x in part['licenses']]
     check(f'{who}: licence', licences and all(licences), licences)
-    origins = [reference.get('url', '') for reference in part.get('externalReferences', [])]
+    origins = [reference['url'] for reference in part['externalReferences']]
     check(f'{who}: where it comes from', any(origin.startswith('https://') for origin in origins), origins)
     entry = LOCK.get(part['name'])
     if entry:
         equal(f'{who}: as in vendor/lock', (version, digests(part), licences), (entry.version, [entry.sum], [entry.licence]))
 
 
-def check_sbom(name, raw, version):
+def check_sbom(name, raw):
     """What holds for each list. Returns it as JSON, and {component: what it depends on}."""
     sbom = json.loads(raw)
     equal(f'{name}: format', [sbom.get(key) for key in ('bomFormat', 'specVersion', 'version')], ['CycloneDX', '1.5', 1])
-    check(f'{name}: serialNumber', re.fullmatch(UUID5, sbom.get('serialNumber', '')), sbom.get('serialNumber'))
+    check(f'{name}: serialNumber', re.fullmatch(UUID5, sbom['serialNumber']), sbom['serialNumber'])
     when = datetime.datetime.fromtimestamp(EPOCH, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
     equal(f'{name}: timestamp', sbom['metadata'].get('timestamp'), when)
     main = sbom['metadata']['component']
     equal(f'{name}: what it is about', [main.get(key) for key in ('type', 'name', 'version', 'purl', 'licenses')],
-          ['application', 'butler_webhook', version, 'pkg:generic/butler_webhook@' + version, [{'license': {'id': 'MIT'}}]])
+          ['application', 'butler_webhook', VERSION, MAIN, [{'license': {'id': 'MIT'}}]])
     for part in sbom['components']:
-        check_component(f'{name}: {part.get("name")}', part)
+        check_component(f'{name}: {part["name"]}', part)
     refs = [part['bom-ref'] for part in (main, *main.get('components', []), *sbom['components'])]
-    check(f'{name}: each bom-ref once', len(set(refs)) == len(refs), refs)
     needs = {row['ref']: row['dependsOn'] for row in sbom['dependencies']}
-    equal(f'{name}: dependencies name each component', sorted(needs), sorted(refs))
+    equal(f'{name}: dependencies name each component once', sorted(needs), sorted(refs))
     check(f'{name}: dependencies name nothing else', all(ref in refs for on in needs.values() for ref in on))
     equal(f'{name}: compositions', sbom['compositions'][0].get('assemblies'), [main['bom-ref']])
     return sbom, needs
 
 
-def check_parts(name, sbom, needs, version):
-    """That the list of an archive names what is linked into its binary. Returns its parts."""
-    parts = sorted(part['bom-ref'] for part in sbom['components'])
-    others = {'mingw-w64', 'libssp'} if name.startswith('windows') else {part for part in LOCK if part.startswith('musl')}
+def check_archive(name, archive):
+    """All of one archive. Returns the parts that its list names: what is linked into the binary."""
+    windows = name.startswith('windows')
+    inside = 'butler_webhook' if windows else TOP
+    files = (read_zip if windows else read_tar)(name, os.path.join(FOLDER, archive))
+    check_files(name, files, inside)
+    if windows:
+        check_exe(name, files[f'{inside}/butler_webhook.exe'])
+    sbom, needs = check_sbom(f'{name}: SBOM', files[f'{inside}/sbom.cdx.json'])
+    others = {'mingw-w64', 'libssp'} if windows else {part for part in LOCK if part.startswith('musl')}
     equal(f'{name}: SBOM: the parts', {part['name'] for part in sbom['components']}, LINKED | others)
     # Files from beyond the build folder, as the linker's map has them.
-    linked = re.findall(r'^(?:LOAD )?(/.*?\.(?:o$|a(?=\()))', read(ROOT, 'build', OBJECTS[name], 'map').decode(), re.M)
+    linked = re.findall(r'^(?:LOAD )?(/.*?\.(?:o$|a(?=\()))', read(ROOT, 'build', BUILT[name][0], 'map').decode(), re.M)
     equal(f'{name}: SBOM: the files of the compiler that were linked in',
           {file['name'] for part in sbom['components'] for file in part.get('components', [])},
           {os.path.basename(path) for path in linked if not path.startswith(os.path.join(ROOT, 'build'))})
-    equal(f'{name}: SBOM: butler_webhook depends on all', sorted(needs['pkg:generic/butler_webhook@' + version]), parts)
+    parts = sorted(part['bom-ref'] for part in sbom['components'])
+    equal(f'{name}: SBOM: butler_webhook depends on all', sorted(needs[MAIN]), parts)
     return parts
 
 
 def main():
-    folder, version, *names = sys.argv[1:]
-    top = 'butler_webhook-' + version
-    inside = {}
-    for name in names:
-        windows = name.startswith('windows')
-        archive = f'{top}-{name}' + ('.zip' if windows else '.tar.gz')
-        files = (read_zip if windows else read_tar)(name, os.path.join(folder, archive))
-        inner = 'butler_webhook' if windows else top
-        check_files(name, files, inner)
-        if windows:
-            check_exe(name, files[f'{inner}/butler_webhook.exe'], version)
-        sbom, needs = check_sbom(f'{name}: SBOM', files[f'{inner}/sbom.cdx.json'], version)
-        inside[archive] = check_parts(name, sbom, needs, version)
-    sbom, needs = check_sbom('release: SBOM', read(folder, top + '.cdx.json'), version)
+    archives = {name: f'{TOP}-{name}' + ('.zip' if name.startswith('windows') else '.tar.gz') for name in PLATFORMS}
+    parts = {archive: check_archive(name, archive) for name, archive in archives.items()}
+    sbom, needs = check_sbom('release: SBOM', read(FOLDER, TOP + '.cdx.json'))
     equal('release: SBOM: the archives', {part['name']: digests(part) for part in sbom['metadata']['component']['components']},
-          {archive: [sha256(read(folder, archive))] for archive in inside})
-    for archive, parts in inside.items():
-        equal(f'release: SBOM: what is in {archive}', needs.get(archive), parts)
-    equal('release: the files', sorted(os.listdir(folder)), sorted([*inside, top + '.cdx.json', 'SHA256SUMS']))
+          {archive: [sha256(read(FOLDER, archive))] for archive in parts})
+    for archive in parts:
+        equal(f'release: SBOM: what is in {archive}', needs.get(archive), parts[archive])
+    equal('release: the files', sorted(os.listdir(FOLDER)), sorted([*parts, TOP + '.cdx.json', 'SHA256SUMS']))
     return finish()
 
 
