@@ -9,7 +9,6 @@ import json
 import os
 import pty
 import re
-import select
 import shutil
 import socket
 import ssl
@@ -200,31 +199,22 @@ def on_terminal(t, args, stop=None):
     Runs the program on a terminal, as in a console window, and types Ctrl-C once it has written stop; returns what it wrote,
     without control codes, and the exit code.
     """
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 250, 0, 0))
-    process = subprocess.Popen(harness.SYSTEM.command(t.binary, args), stdin=theirs, stdout=theirs, stderr=theirs,
-                               env=dict(t.environment(), TERM='xterm'), start_new_session=True,
-                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
-    os.close(theirs)
-    text = bytearray()
-    typed = []
-
-    def has_ended():
-        if not select.select([ours], [], [], 0.3)[0]:
-            return process.poll() is not None
-        try:
-            text.extend(os.read(ours, 65536))
-        except OSError:     # all have closed it
-            return True
-        if stop and stop in text and not typed:
-            typed.append(os.write(ours, b'\x03'))
-        return False
-
-    base.until(has_ended, 15, 0)
-    if not base.until(lambda: process.poll() is not None, 1):
-        process.kill()
-    code = process.wait()
-    os.close(ours)
+    command = harness.SYSTEM.command(t.binary, args)
+    environment = t.environment({'TERM': 'xterm'})
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 250, 0, 0))
+        os.execvpe(command[0], command, environment)
+    text = b''
+    try:
+        while True:
+            text += os.read(terminal, 65536)
+            if stop and stop in text:
+                os.write(terminal, b'\x03')
+                stop = None
+    except OSError:     # all have closed it
+        os.close(terminal)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return re.sub(rb'\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07', b'', text).decode('utf-8', 'replace'), code
 
 
