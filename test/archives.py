@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import tarfile
+import uuid
 import zipfile
 
 from checks import ROOT, check, equal, finish, read, read_lock, sha256
@@ -26,7 +27,6 @@ BUILT = {'linux-x64': ('linux', 'butler_webhook'), 'linux-arm64': ('arm64', 'but
          'windows-x64': ('windows', 'butler_webhook.exe')}
 FILES = ['LICENSE', 'NOTICES.txt', 'README.md', 'samples/LocalLogConfig-with-Butler.xml', 'samples/LocalLogConfig.xml',
          'samples/full.yaml', 'samples/minimal.yaml', 'sbom.cdx.json']
-UUID5 = r'urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}'
 
 
 def read_tar(name, path):
@@ -40,8 +40,7 @@ def read_tar(name, path):
             equal(f'{name}: kind, owner, mode and date of {m.name}',
                   (m.isfile() or m.isdir(), m.uid, m.gid, m.uname, m.gname, oct(m.mode), m.mtime),
                   (True, 0, 0, '', '', oct(mode), EPOCH))
-        names = [m.name for m in members]
-        equal(f'{name}: each name once', len(set(names)), len(names))
+        equal(f'{name}: each name once', len({m.name for m in members}), len(members))
         return {m.name: tar.extractfile(m).read() for m in members if m.isfile()}
 
 
@@ -73,9 +72,7 @@ def check_files(name, files, inside):
             equal(f'{name}: {file} is ours, with the right line ends', sha256(content), sha256(ours))
     notices = files[f'{inside}/NOTICES.txt'].decode()
     equal(f'{name}: line ends of NOTICES.txt', notices.count('\r\n'), notices.count('\n') if windows else 0)
-    for word, wanted in (('The butler_webhook authors', True), ('Mbed TLS', True), ('libyaml', True), ('cJSON', True),
-                         ('libgcc', True), ('Mozilla Public License', True), ('musl', not windows), ('mingw-w64', windows),
-                         ('Lucent', windows)):
+    for word, wanted in (('Mbed TLS', True), ('libgcc', True), ('musl', not windows), ('mingw-w64', windows), ('Lucent', windows)):
         equal(f'{name}: NOTICES.txt names {word}', word in notices, wanted)
 
 
@@ -121,8 +118,8 @@ def check_component(who, part):
     check(f'{who}: licence', licences and all(licences), licences)
     origins = [reference['url'] for reference in part['externalReferences']]
     check(f'{who}: where it comes from', any(origin.startswith('https://') for origin in origins), origins)
-    entry = LOCK.get(part['name'])
-    if entry:
+    if part['name'] in LOCK:
+        entry = LOCK[part['name']]
         equal(f'{who}: as in vendor/lock', (version, digests(part), licences), (entry.version, [entry.sum], [entry.licence]))
 
 
@@ -130,7 +127,8 @@ def check_sbom(name, raw):
     """What holds for each list. Returns it as JSON, and {component: what it depends on}."""
     sbom = json.loads(raw)
     equal(f'{name}: format', [sbom.get(key) for key in ('bomFormat', 'specVersion', 'version')], ['CycloneDX', '1.5', 1])
-    check(f'{name}: serialNumber', re.fullmatch(UUID5, sbom['serialNumber']), sbom['serialNumber'])
+    number = uuid.UUID(sbom['serialNumber'].removeprefix('urn:uuid:'))
+    equal(f'{name}: serialNumber', (sbom['serialNumber'], number.version), (number.urn, 5))
     when = datetime.datetime.fromtimestamp(EPOCH, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
     equal(f'{name}: timestamp', sbom['metadata'].get('timestamp'), when)
     main = sbom['metadata']['component']

@@ -26,9 +26,8 @@ check form clang-format --dry-run -Werror butler_webhook.c $(find test -name '*.
 
 # What is not C.
 shells=".ci/run $(find test vendor -path vendor/cache -prune -o -name '*.sh' -print | LC_ALL=C sort)"
-for f in $shells; do
-    check "shellcheck $f" shellcheck -x "$f"
-done
+# shellcheck disable=SC2086
+check shellcheck shellcheck -x $shells
 # Debian's flake8 belongs to Debian's python3. E402: before its imports a script may say where they are, and that they leave no
 # bytecode behind.
 # shellcheck disable=SC2046

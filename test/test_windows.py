@@ -161,18 +161,12 @@ def test_files_letters_held(t):
     state = os.path.join(t.tmp, 'butler_webhook.state')
     letters = os.path.join(state, 'dead-letters.ndjson')
     base.write(letters, b'')
-    holders = []
-
-    def is_held():
-        """As editors do: cmd has it open for itself alone, until it gets a line."""
-        if not holders or holders[-1].poll() is not None:
-            holders.append(subprocess.Popen(
-                [harness.SYSTEM.loader, 'cmd', '/c', 'set /p x= >> ' + windows_path(letters)], stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=t.environment(), cwd=t.tmp))
-        return wine(t, 'cmd', '/c', 'type', windows_path(letters))[0] != 0
-
+    # As editors do: cmd has it open for itself alone, until it gets a line.
+    holder = subprocess.Popen([harness.SYSTEM.loader, 'cmd', '/c', 'set /p x= >> ' + windows_path(letters)], stdin=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=t.environment(), cwd=t.tmp)
     try:
-        t.require('another program has the file open', base.until(is_held, 10))
+        t.require('another program has the file open', base.until(
+            lambda: wine(t, 'cmd', '/c', 'type', windows_path(letters))[0] != 0, 10))
         for number in range(3):
             program.send(harness.datagram(id=base.ABORTED, task='dead %d' % number))
         base.logged(t, 'it is told', program, words.state(r'cannot write dead-letters\.ndjson: .*; trying again$'))
@@ -181,8 +175,7 @@ def test_files_letters_held(t):
         base.soon(t, 'the journal is rewritten', lambda: len(base.read(state + '/journal')) < 30000)
         t.equal('the letters wait', pending(t, path), ['dead 0', 'dead 1', 'dead 2'])
     finally:
-        for holder in holders:
-            holder.communicate(b'\r\n' if holder.poll() is None else None, timeout=30 * harness.SLOW)
+        holder.communicate(b'\r\n', timeout=30 * harness.SLOW)
     base.logged(t, 'it is told that they can be written', program,
                 r' info: state directory: dead-letters\.ndjson can be written again$')
     t.equal('told once', len(program.lines('cannot write dead-letters')), 1)

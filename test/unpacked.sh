@@ -18,22 +18,17 @@ says_licences() { "$run" --licenses | tr -d '\r' | cmp - <(tr -d '\r' <NOTICES.t
 for name in linux-x64 linux-arm64 windows-x64; do
     mkdir "$tmp/$name"
     run=$tmp/$name/run
-    demo=$run
-    case $name in
-    windows-x64)
+    if [ $name = windows-x64 ]; then
         check "$name: unpacks" unzip -q "build/dist/$top-$name.zip" -d "$tmp/$name"
         cd "$tmp/$name/butler_webhook" || exit 1
-        command="timeout 120 wine '$PWD/butler_webhook.exe'"
-        demo=$PWD/butler_webhook.exe # the demo runs it in wine by itself
-        ;;
-    *)
+        emulator='timeout 120 wine' program=$PWD/butler_webhook.exe demo=$PWD/butler_webhook.exe # which runs it in wine by itself
+    else
         check "$name: unpacks" tar -xzf "build/dist/$top-$name.tar.gz" -C "$tmp/$name"
         cd "$tmp/$name/$top" || exit 1
-        command="'$PWD/butler_webhook'"
-        [ $name = linux-x64 ] || command="qemu-aarch64-static $command"
-        ;;
-    esac
-    printf '#!/bin/sh\nexec %s "$@"\n' "$command" >"$run"
+        emulator='' program=$PWD/butler_webhook demo=$run
+        [ $name = linux-x64 ] || emulator=qemu-aarch64-static
+    fi
+    printf '#!/bin/sh\nexec %s "%s" "$@"\n' "$emulator" "$program" >"$run"
     chmod 755 "$run"
     check "$name: --version" says_version
     check "$name: --licenses are those of NOTICES.txt" says_licences
