@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 
-from checks import ROOT, check, equal, finish, read, read_lock, sha256, skip
+from checks import ROOT, Entry, check, equal, finish, read, read_lock, sha256, skip
 
 COMMIT = '1781bcc309430129efddeb6a7356487cd505227a'
 LOCK = read_lock()
@@ -220,17 +220,12 @@ def test_checksums(tmp):
             place.set_lock(good, entry)
             shutil.copy(vendored(good), place.cache)
             write(b'', place.src, 'before')
-            settings = {}
-            if origin == 'folder':
-                said = settings['VENDOR_DIR'] = os.path.join(tmp, 'bad')
-                write(bad, said, entry.file)
-            elif origin == 'cache':
-                said = 'vendor/cache'
-                write(bad, place.cache, entry.file)
-            else:
-                said = entry.pools[0] if origin == 'pool' else entry.urls[0]
+            said = {'folder': 'bad', 'cache': 'vendor/cache', 'pool': entry.pools[0], 'upstream': entry.urls[0]}[origin]
+            if origin in ('pool', 'upstream'):
                 place.publish({said: bad})
-            code, output = place.run('vendor/fetch.sh', 'build/src', **settings)
+            else:
+                write(bad, place.folder, said, entry.file)
+            code, output = place.run('vendor/fetch.sh', 'build/src', **({'VENDOR_DIR': said} if origin == 'folder' else {}))
             equal(f'{name}: exit code', code, 1)
             message = f'wrong checksum of {entry.file} (from {said})\n  expected {entry.sum}\n  found    {sha256(bad)}\n'
             check(f'{name}: the message', message in output, output)
@@ -248,7 +243,15 @@ def patched_musl(tmp, patches):
     for patch in patches:
         subprocess.run(['patch', '-s', '-p1', '-d', top, '-i', vendored(patch)], check=True)
     members = {'musl-1.2.99/' + path: read(top, path) for path in paths(top) if not path.endswith('.orig')}
-    return archive(members, date='2027-01-02')
+    return archive(members, date='2099-01-02')
+
+
+def renewed(name, version, date, content):
+    """The line of the lock for another version."""
+    old = LOCK[name]
+    line = old.line.replace(old.version, version).replace(old.version.replace('.', '_'), version.replace('.', '_'))
+    line = re.sub(r'ca-certificates_\d+', 'ca-certificates_20990304', line)
+    return Entry(line.replace(old.date, date).replace(old.sum, sha256(content)))
 
 
 def test_update(tmp, folder):
@@ -260,7 +263,7 @@ def test_update(tmp, folder):
     shutil.copytree(folder, place.cache, symlinks=True)
 
     # Nothing is newer: an old version, and Mbed TLS's next main version, which is no update.
-    place.add_package('cjson', '1.7.18-1', 'c/cjson', {'cjson_1.7.18.orig.tar.gz': b'old'})
+    place.add_package('cjson', '1.0-1', 'c/cjson', {'cjson_1.0.orig.tar.gz': b'old'})
     place.add_package('mbedtls', '4.0.0-1', 'm/mbedtls', {'mbedtls_4.0.0.orig.tar.bz2': b'other'})
     place.write_lists()
     code, output = place.run('vendor/update.sh')
@@ -268,85 +271,75 @@ def test_update(tmp, folder):
           (0, 5, True))
     equal('update: the lock stays', read(place.folder, 'vendor/lock'), read(ROOT, 'vendor/lock'))
 
-    # cJSON from both; libyaml only upstream, where its tags name it.
+    # cJSON from both; libyaml only upstream, where its tags name it. From here on without Mbed TLS, which takes long to unpack.
     place.stanzas = ''
-    cjson = archive({'cJSON-1.7.20/cJSON.c': b'int x;\n'}, date='2027-03-04')
-    place.add_package('cjson', '1.7.20-1', 'c/cjson', {'cjson_1.7.20.orig.tar.gz': cjson})
-    place.put(LOCK['cjson'].urls[0].replace('1.7.19', '1.7.20'), cjson)
-    libyaml = archive({'libyaml-0.2.6/src/api.c': b'int y;\n'}, date='2027-05-06')
-    place.put('https://github.com/yaml/libyaml/info/refs?service=git-upload-pack',
-              b''.join(b'%040d\trefs/tags/%s\n' % (n, tag) for n, tag in enumerate((b'0.2.5', b'0.2.6', b'dist-0.2.9'), 1)))
+    place.set_lock(*(entry for entry in LOCK.values() if entry.name != 'mbedtls'))
+    new_cjson = archive({'cJSON-1.99/cJSON.c': b'int x;\n'}, date='2099-03-04')
+    cjson = renewed('cjson', '1.99.0', '2099-03-04', new_cjson)
+    place.add_package('cjson', '1.99.0-1', 'c/cjson', {cjson.file: new_cjson})
+    place.put(cjson.urls[0], new_cjson)
+    new_libyaml = archive({'libyaml-0.99/src/api.c': b'int y;\n'}, date='2099-05-06')
+    libyaml = renewed('libyaml', '0.99.0', '2099-05-06', new_libyaml)
+    place.put('https://github.com/yaml/libyaml/info/refs?service=git-upload-pack', b''.join(
+        b'%040d\trefs/tags/%s\n' % (number, tag) for number, tag in enumerate((b'0.2.5', b'0.99.0', b'dist-0.99.9'), 1)))
     place.put('https://github.com/yaml/libyaml/HEAD', b'ref: refs/heads/master\n')
-    place.put(LOCK['libyaml'].urls[0].replace('0.2.5', '0.2.6'), libyaml)
+    place.put(libyaml.urls[0], new_libyaml)
     # A musl that has two of the patches; of its package's patches two are known, two are done otherwise, one is new.
-    musl = patched_musl(tmp, PATCHES[:2])
-    fresh = b'diff --git a/VERSION b/VERSION\n--- a/VERSION\n+++ b/VERSION\n@@ -1 +1 @@\n-1.2.5\n+1.2.98\n'
+    new_musl = patched_musl(tmp, PATCHES[:2])
+    musl = renewed('musl', '1.2.99', '2099-01-02', new_musl)
+    diff = b'diff --git a/VERSION b/VERSION\n--- a/VERSION\n+++ b/VERSION\n@@ -1 +1 @@\n-1.2.5\n+1.2.98\n'
     series = {'static-pie.patch': b'', 'renameat2.patch': b'', 'known-0.patch': as_published(read(vendored(PATCHES[2])), 12),
-              'known-1.patch': as_published(read(vendored(PATCHES[3])), 13), 'fresh.patch': as_published(fresh, 1)}
+              'known-1.patch': as_published(read(vendored(PATCHES[3])), 13), 'fresh.patch': as_published(diff, 1)}
     packaging = archive({**{'debian/patches/' + name: content for name, content in series.items()},
                          'debian/patches/series': ('\n'.join(series) + '\n').encode()})
-    place.add_package('musl', '1.2.99-2', 'm/musl', {'musl_1.2.99.orig.tar.gz': musl, 'musl_1.2.99-2.debian.tar.xz': packaging})
+    place.add_package('musl', '1.2.99-2', 'm/musl', {musl.file: new_musl, 'musl_1.2.99-2.debian.tar.xz': packaging})
+    patches = 'pool:m/musl/musl_1.2.99-2.debian.tar.xz#debian/patches/'
+    fresh = Entry(f'musl-1781bcc3 {COMMIT} 2026-04-10 {sha256(diff)} MIT musl-1781bcc3.diff {patches}fresh.patch '
+                  f'https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT}')
     # Root certificates: one renamed. NSS tells the version, ca-certificates has the same file.
     text = read(vendored(LOCK['certdata'])).decode('latin-1')
     root = re.search(r'^CKA_CLASS CK_OBJECT_CLASS CKO_CERTIFICATE\n(?:.*\n)*?CKA_LABEL UTF8 "(.*)"$', text, re.M)[1]
-    newer = text.replace(f'CKA_LABEL UTF8 "{root}"', 'CKA_LABEL UTF8 "A renamed root"').encode('latin-1')
-    in_nss = 'nss-3.200/nss/lib/ckfw/builtins/certdata.txt'
-    raw = 'https://raw.githubusercontent.com/nss-dev/nss/NSS_3_200_RTM/lib/ckfw/builtins/certdata.txt'
-    place.add_package('nss', '2:3.200-1', 'n/nss', {'nss_3.200.orig.tar.gz': archive({in_nss: newer}, date='2027-02-03')})
-    place.add_package('ca-certificates', '20270304', 'c/ca-certificates', {
-        'ca-certificates_20270304.tar.xz': archive({'ca-certificates/mozilla/certdata.txt': newer})})
-    place.put(raw, newer)
+    new_roots = text.replace(f'CKA_LABEL UTF8 "{root}"', 'CKA_LABEL UTF8 "A renamed root"').encode('latin-1')
+    certdata = renewed('certdata', '3.999', '2099-02-03', new_roots)
+    for (package, version), source in zip((('ca-certificates', '20990304'), ('nss', '2:3.999-1')), certdata.pools):
+        path, _, member = source[len('pool:'):].partition('#')
+        place.add_package(package, version, os.path.dirname(path), {
+            os.path.basename(path): archive({member: new_roots}, date='2099-02-03')})
+    place.put(certdata.urls[0], new_roots)
     place.write_lists()
     code, output = place.run('vendor/update.sh')
     after = read_lock(place.folder)
-    unconfirmed = f'BY HAND: https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT} cannot be had'
-    check('update: what upstream does not confirm is for a human', code != 0 and unconfirmed in output, (code, output))
-    for line in (*(f'{name} {LOCK[name].version} ({LOCK[name].date}) -> {version}\n' for name, version in (
-                     ('cjson', '1.7.20'), ('libyaml', '0.2.6'), ('musl', '1.2.99'), ('certdata', '3.200'))),
-                 f'mbedtls {LOCK["mbedtls"].version} ({LOCK["mbedtls"].date}) is the newest\n',
+    check('update: what upstream does not confirm is for a human',
+          code != 0 and f'BY HAND: {fresh.urls[0]} cannot be had' in output, (code, output))
+    for line in (*(f'{new.name} {LOCK[new.name].version} ({LOCK[new.name].date}) -> {new.version}\n'
+                   for new in (cjson, libyaml, musl, certdata)),
                  *(f'{patch.name}: musl 1.2.99 has it\n' for patch in PATCHES[:2]),
-                 f'\n  + A renamed root\n  - {root}\n', f'\n-{LOCK["cjson"].line}\n', f'\n+{after["cjson"].line}\n'):
+                 f'\n  + A renamed root\n  - {root}\n', f'\n-{LOCK["cjson"].line}\n', f'\n+{cjson.line}\n'):
         check(f'update: says {line.strip()}', line in output, output)
-    known = [patch.line.replace(patch.pools[0], f'pool:m/musl/musl_1.2.99-2.debian.tar.xz#debian/patches/known-{number}.patch')
-             for number, patch in enumerate(PATCHES[2:])]
     equal('update: the lock', [entry.line for entry in after.values()], [
-        LOCK['mbedtls'].line,
-        f'cjson 1.7.20 2027-03-04 {sha256(cjson)} MIT cjson_1.7.20.orig.tar.gz pool:c/cjson/cjson_1.7.20.orig.tar.gz '
-        'https://github.com/DaveGamble/cJSON/archive/refs/tags/v1.7.20.tar.gz',
-        f'libyaml 0.2.6 2027-05-06 {sha256(libyaml)} MIT libyaml_0.2.6.orig.tar.gz '
-        'https://github.com/yaml/libyaml/archive/refs/tags/0.2.6.tar.gz',
-        f'musl 1.2.99 2027-01-02 {sha256(musl)} MIT musl_1.2.99.orig.tar.gz pool:m/musl/musl_1.2.99.orig.tar.gz '
-        'https://musl.libc.org/releases/musl-1.2.99.tar.gz',
-        *known,
-        f'musl-1781bcc3 {COMMIT} 2026-04-10 {sha256(fresh)} MIT musl-1781bcc3.diff pool:m/musl/musl_1.2.99-2.debian.tar.xz'
-        f'#debian/patches/fresh.patch https://git.musl-libc.org/cgit/musl/patch/?id={COMMIT}',
-        f'certdata 3.200 2027-02-03 {sha256(newer)} MPL-2.0 certdata_3.200.txt '
-        f'pool:c/ca-certificates/ca-certificates_20270304.tar.xz#ca-certificates/mozilla/certdata.txt {raw} '
-        f'pool:n/nss/nss_3.200.orig.tar.gz#{in_nss} '
-        f'https://ftp.mozilla.org/pub/security/nss/releases/NSS_3_200_RTM/src/nss-3.200.tar.gz#{in_nss}'])
+        cjson.line, libyaml.line.replace(libyaml.pools[0] + ' ', ''), musl.line,
+        *(patch.line.replace(patch.pools[0], f'{patches}known-{number}.patch') for number, patch in enumerate(PATCHES[2:])),
+        fresh.line, certdata.line])
 
     # The new lock can be fetched; once more changes nothing.
-    place.put(after['musl-1781bcc3'].urls[0], as_published(fresh, 3))
+    place.put(fresh.urls[0], as_published(diff, 3))
     shutil.rmtree(place.cache)
     os.makedirs(place.cache)
-    lock = read(place.folder, 'vendor/lock')
-    place.set_lock(*(entry for entry in after.values() if entry.name != 'mbedtls'))
     code, output = place.run('vendor/fetch.sh', 'build/src')
-    write(lock, place.folder, 'vendor/lock')
     equal('update: the new lock can be fetched', (code, read(place.src, 'musl/VERSION') if code == 0 else output),
           (0, b'1.2.98\n'))
     code, output = place.run('vendor/update.sh')
     equal('update: once more changes nothing', (code, 'vendor/lock stays as it is' in output), (0, True))
 
     # The same release with other bytes upstream and in the pool.
-    place.set_lock(after['cjson'])
-    place.add_package('cjson', '1.7.21-1', 'c/cjson', {'cjson_1.7.21.orig.tar.gz': cjson})
-    place.put(after['cjson'].urls[0].replace('1.7.20', '1.7.21'), libyaml)
+    place.set_lock(cjson)
+    place.add_package('cjson', '1.99.1-1', 'c/cjson', {'cjson_1.99.1.orig.tar.gz': new_cjson})
+    place.put(cjson.urls[0].replace('1.99.0', '1.99.1'), new_libyaml)
     place.write_lists()
     code, output = place.run('vendor/update.sh')
     check('update: sources that differ are for a human',
-          code == 1 and 'BY HAND: cjson 1.7.21: its sources differ\n' in output, output)
-    equal('update: then the line stays', read_lock(place.folder)['cjson'].line, after['cjson'].line)
+          code == 1 and 'BY HAND: cjson 1.99.1: its sources differ\n' in output, output)
+    equal('update: then the line stays', read_lock(place.folder)['cjson'].line, cjson.line)
 
 
 def main():
