@@ -12,8 +12,8 @@ say what is done with it:
     ```text log=STATUS       lines that are logged, in this order, when the same alert is answered with STATUS
     ```json received         the body that the receiver got from the command before, and printed
     ```powershell datagram   what it sends must be accepted as an alert, and its port be that of the configuration
-    ```bat MARK              commands of Windows: what they name must exist. With the exe, wine runs those whose mark class
-                             Server knows, in their order, and nothing else of this page; MARK syntax: wine has no such one
+    ```bat MARK              commands of Windows: what they name must exist. With the exe, wine runs all but `bat syntax` (wine
+                             has no such command) and nothing else of this page
 
 A line that ends in \\ (bat: ^) goes on in the next one, without the spaces before that. The ports of README.md are replaced
 by free ones. pytest --write puts the real output into those `text output` blocks that differ.
@@ -34,9 +34,12 @@ import faults_base as base
 import harness
 import words
 
+WINDOWS_COMMANDS = {'butler_webhook.exe', 'copy', 'net', 'netsh', 'notepad', 'reg', 'sc'}
 README = os.path.join(harness.ROOT, 'README.md')
 SAMPLES = os.path.join(harness.ROOT, 'samples')
 BLOCK = re.compile(r'^```(\w+)[ \t]*([^\n]*)\n(.*?)^```$', re.M | re.S)
+KNOWN = re.compile(r'yaml( [\w.]+)?|sh( exit=\d| background| receiver| syntax( unpack)?)?|text (output|log=\d{3})|json received|'
+                   r'powershell datagram|bat (install|restart|proxy|uninstall|syntax)')
 HTTP_PORT, HTTPS_PORT, UDP_PORT = '8080', '8443', '9998'
 
 
@@ -53,16 +56,15 @@ def write(text, *path):
 
 
 class Block:
-    """A fenced block: language, words after it, text, number of its first line, and where its text stands in the file."""
+    """A fenced block: language, words after it, text, name (with its line), and where its text stands in the file."""
 
     def __init__(self, match, text):
-        self.language, words_, self.text = match.groups()
-        self.words = words_.split()
+        self.language, self.words, self.text = match[1], match[2].split(), match[3]
         if self.language in ('json', 'text'):       # the others know lines that go on by themselves
             self.text = re.sub(r'\\\n *', '', self.text)
         elif self.language == 'bat':
             self.text = re.sub(r' \^\n *', ' ', self.text)
-        self.name = 'README.md:%d' % (text.count('\n', 0, match.start()) + 1)
+        self.name = 'README.md:%d: %s' % (text.count('\n', 0, match.start()) + 1, ' '.join([self.language] + self.words))
         self.span = match.span(3)
 
 
@@ -89,8 +91,12 @@ def replaced(text, names):
 class Sandbox:
     """The folder in which the blocks run, the receivers that they call, and what the last command did."""
 
-    def __init__(self, t):
+    def __init__(self, t, write_output):
         self.t = t
+        self.write_output = write_output
+        self.changes = []       # of README.md: begin and end of a text, and another one
+        self.options = set(re.findall(r'--[a-z]+', t.run('--help').stdout))
+        demo.make_certificates()
         context = demo.ssl.SSLContext(demo.ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(os.path.join(demo.CERTIFICATES, 'server.pem'), os.path.join(demo.CERTIFICATES, 'server.key'))
         self.udp = t.port()
@@ -144,9 +150,8 @@ class Sandbox:
         return process
 
     def json(self, block):
-        body = block.text.strip()
-        self.t.check('%s: README\'s receiver prints it' % block.name, self.receiver.wait_log('^%s$' % re.escape(body)),
-                     self.receiver.log)
+        printed = self.receiver.wait_log('^%s$' % re.escape(block.text.strip()))
+        self.t.check("%s: README's receiver prints it" % block.name, printed, self.receiver.log)
 
     def play(self, http_port, until, datagram=None):
         """
@@ -156,8 +161,8 @@ class Sandbox:
         port = self.t.port()
         folder = os.path.join(self.t.tmp, 'play%d' % port)
         os.mkdir(folder)
-        write(replaced(text_of(self.t.tmp, 'alerts.yaml'), {self.ports[UDP_PORT]: str(port), self.ports[HTTP_PORT]: str(http_port)}),
-              folder, 'alerts.yaml')
+        ports = {self.ports[UDP_PORT]: str(port), self.ports[HTTP_PORT]: str(http_port)}
+        write(replaced(text_of(self.t.tmp, 'alerts.yaml'), ports), folder, 'alerts.yaml')
         program = self.t.start('alerts.yaml', cwd=folder)
         program.send(datagram or self.datagram)
         self.t.check('it comes to %s' % until, program.wait_log(until), program.log)
@@ -170,47 +175,43 @@ class Sandbox:
         self.t.require('%s: has a datagram for the port' % block.name, datagram and "'127.0.0.1', %s)" % UDP_PORT in block.text)
         self.play(self.t.receiver().port, words.delivered(number=1), datagram[1].encode())
 
-    def log(self, block, status):
-        """What is logged when the receiver answers the same alert with that status."""
-        receiver = self.t.receiver(harness.response(status))
+    def text(self, block):
+        if block.words[0] == 'output':
+            if self.write_output and normal(self.output) != normal(block.text):
+                self.changes.append((*block.span, ''.join(line.rstrip() + '\n' for line in self.output.splitlines())))
+            else:
+                self.t.equal('%s: is the output' % block.name, normal(self.output), normal(block.text))
+            return
+        receiver = self.t.receiver(harness.response(int(block.words[0][4:])))
         left = self.play(receiver.port, '%s|%s' % (words.delivered(number=1), words.given_up(number=1))).splitlines()
         left = [normal(line) for line in left]
         for line in map(normal, block.text.splitlines()):
             self.t.check('%s: %s' % (block.name, line), line in left, left)
             left = left[left.index(line) + 1:] if line in left else left
 
+    def bat(self, block):
+        for what, found, known in (
+                ('commands', {line.split()[0] for line in block.text.splitlines()}, WINDOWS_COMMANDS),
+                ('options', set(re.findall(r'--\S+', block.text)), self.options),
+                ('samples', set(re.findall(r'samples\\(\S+)', block.text)), set(os.listdir(SAMPLES)))):
+            self.t.equal('%s: unknown %s' % (block.name, what), found - known, set())
+
 
 @harness.unix('its commands are for a shell')
 @harness.limit(300)
 def test_readme(t, request):
-    demo.make_certificates()
     text = text_of('README.md')
     blocks = blocks_of(text)
     t.equal('README.md: every fence is a block', text.count('\n```'), 2 * len(blocks))
     t.equal('README.md: kinds of blocks', sorted({block.language for block in blocks}),
             ['bat', 'json', 'powershell', 'sh', 'text', 'yaml'])
     t.equal('README.md: long lines', [line for line in text.splitlines() if len(line) > 130], [])
-    options = re.findall(r'--[a-z]+', t.run('--help').stdout)
-    sandbox = Sandbox(t)
-    changes = []
+    sandbox = Sandbox(t, request.config.getoption('write'))
     for block in blocks:
-        mark = ' '.join(block.words)
-        if block.language in ('yaml', 'sh') or (block.language, mark) in (('json', 'received'), ('powershell', 'datagram')):
-            getattr(sandbox, block.language)(block)
-        elif block.language == 'text' and mark == 'output':
-            if request.config.getoption('write') and normal(sandbox.output) != normal(block.text):
-                changes.append((block.span, sandbox.output))
-            else:
-                t.equal('%s: is the output' % block.name, normal(sandbox.output), normal(block.text))
-        elif block.language == 'bat' and mark in Server.MARKS + ('syntax',):
-            check_bat(t, block, options)
-        elif block.language == 'text' and re.fullmatch(r'log=\d{3}', mark):
-            sandbox.log(block, int(mark[4:]))
-        else:
-            t.check('%s: has a known mark' % block.name, False, '%s %s' % (block.language, mark))
-    for (begin, end), output in reversed(changes):
-        text = text[:begin] + ''.join(line.rstrip() + '\n' for line in output.splitlines()) + text[end:]
-    if changes:
+        t.require('%s: is known' % block.name, KNOWN.fullmatch(block.name.partition(': ')[2]))
+        getattr(sandbox, block.language)(block)
+    for begin, end, output in reversed(sandbox.changes):
+        text = text[:begin] + output + text[end:]
         write(text, README)
 
 
@@ -228,20 +229,9 @@ def test_readme_links(t):
 
 # ---- The commands for Windows ----------------------------------------------------------------------------------------
 
-WINDOWS_COMMANDS = {'butler_webhook.exe', 'copy', 'net', 'netsh', 'notepad', 'reg', 'sc'}
-
-
-def check_bat(t, block, options):
-    """The commands are ones that Windows has; options and samples are there."""
-    t.equal('%s: commands' % block.name, {line.split()[0] for line in block.text.splitlines()} - WINDOWS_COMMANDS, set())
-    t.equal('%s: options' % block.name, set(re.findall(r'--\S+', block.text)) - set(options), set())
-    t.equal('%s: samples' % block.name, set(re.findall(r'samples\\(\S+)', block.text)) - set(os.listdir(SAMPLES)), set())
-
 
 class Server:
     """A Windows server in wine, on which README's commands are typed. What a person would write with notepad is put there."""
-
-    MARKS = ('install', 'restart', 'proxy', 'uninstall')
 
     def __init__(self, t):
         self.t = t
@@ -300,10 +290,10 @@ class Server:
 @harness.limit(300)
 def test_readme_windows(t):
     blocks = {block.words[0]: block for block in blocks_of(text_of('README.md')) if block.language == 'bat'}
-    t.equal('README.md: the blocks for Windows', sorted(blocks), sorted(Server.MARKS + ('syntax',)))
+    t.equal('README.md: the blocks for Windows', sorted(blocks), ['install', 'proxy', 'restart', 'syntax', 'uninstall'])
     server = Server(t)
     try:
-        for mark in Server.MARKS:
+        for mark in ('install', 'restart', 'proxy', 'uninstall'):
             for line in blocks[mark].text.splitlines():
                 server.play(line)
     finally:
