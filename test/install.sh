@@ -74,22 +74,20 @@ echo "installing$missing"
 
 # The daemons are wanted as programs that tests start on their own ports, not as services of this machine.
 policy=/usr/sbin/policy-rc.d
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-trap 'exit 1' HUP INT TERM
 if [ ! -e $policy ]; then
-    trap '$sudo rm -f $policy; rm -f "$log"' EXIT
+    trap '$sudo rm -f $policy' EXIT
+    trap 'exit 1' HUP INT TERM
     printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
     $sudo chmod 755 $policy
 fi
 # An update may fail where another one runs; what counts is the installation.
 # shellcheck disable=SC2086
-if ! { { $sudo apt-get -q update || :; } && $sudo env DEBIAN_FRONTEND=noninteractive \
-    apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing; } >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
+said=$({ $sudo apt-get -q update || :; } 2>&1 && $sudo env DEBIAN_FRONTEND=noninteractive \
+    apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing 2>&1) || {
+    echo "$said" | tail -n 20 >&2
     echo "apt-get could not install:$missing" >&2
     exit 1
-fi
+}
 for service in nginx webhook; do
     case " $missing " in
     *" $service "*) $sudo systemctl -q disable $service 2>/dev/null || $sudo update-rc.d $service disable 2>/dev/null || : ;;
