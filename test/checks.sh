@@ -38,10 +38,9 @@ add_up() {
     local line
     "$@" >"$tmp/out" 2>&1
     line=$(tail -n 1 "$tmp/out")
-    if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed(,\ ([0-9]+)\ skipped)?$ ]]; then
+    if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
         passed=$((passed + BASH_REMATCH[1]))
         failed=$((failed + BASH_REMATCH[2]))
-        skipped=$((skipped + ${BASH_REMATCH[4]:-0}))
         sed '$d' "$tmp/out"
     else
         failed=$((failed + 1))

@@ -10,9 +10,7 @@ run() {
     name=${1##*/}
     found=build/fuzz/$name.found
     mkdir -p "$found" "build/fuzz/$name.corpus"
-    seeds=test/data/fuzz/$name
-    [ -d "$seeds" ] || seeds=test/data/$name
-    [ -d "$seeds" ] || seeds=
+    seeds=$(ls -d "test/data/fuzz/$name" "test/data/$name" 2>/dev/null)
     # shellcheck disable=SC2086
     if "$1" -max_total_time="${FUZZ_SECONDS:-10}" -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
         -artifact_prefix="$found/" "build/fuzz/$name.corpus" $seeds >"build/fuzz/$name.log" 2>&1; then

@@ -49,19 +49,15 @@ look() {
 
 look
 [ -n "$missing" ] || exit 0
-if ! command -v apt-get >/dev/null; then
-    echo "missing:$tools
-There is no apt-get here to install them with. Install them and run make again; Debian's packages are$missing." >&2
-    exit 1
-fi
 sudo=
-if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || {
-        echo "not installed:$missing. Install them as root: apt-get install --no-install-recommends$missing" >&2
+[ "$(id -u)" = 0 ] || sudo=sudo
+for tool in apt-get $sudo; do
+    command -v "$tool" >/dev/null || {
+        echo "missing:$tools
+There is no $tool here to install them with. Install them and run make again; Debian's packages are$missing." >&2
         exit 1
     }
-    sudo=sudo
-fi
+done
 
 # One after the other: those of make -j, and those of all folders of this machine. Only one at a time has its policy-rc.d.
 lock=/var/lock/butler_webhook-install

@@ -17,14 +17,12 @@ check "_WIN32 in the platform section only${asks:+: $asks}" [ -z "$asks" ]
 locks=$(grep -n MBEDTLS_THREADING butler_webhook.c vendor/mbedtls_config.h Makefile test/test.mk)
 check "Mbed TLS without locks${locks:+: $locks}" [ -z "$locks" ]
 
-mkdir -p build
 check "no warning of GCC's" "${MAKE:-make}" --no-print-directory build/linux/warnings.o
 check clang-tidy clang-tidy --quiet --warnings-as-errors='*' --checks="$tidy" butler_webhook.c -- "$@"
 
 # shellcheck disable=SC2046
 check form clang-format --dry-run -Werror butler_webhook.c $(find test -name '*.[ch]')
 
-# What is not C.
 shells=".ci/run $(find test vendor -path vendor/cache -prune -o -name '*.sh' -print | LC_ALL=C sort)"
 # shellcheck disable=SC2086
 check shellcheck shellcheck -x $shells

@@ -3,16 +3,14 @@
 #
 # test/unpacked.sh: unpacks each archive of build/dist into an empty folder and runs what is in it: --version, --licenses, --check
 # on the samples, and the demo. Other systems' binaries run in emulators: qemu for ARM, wine for Windows.
-# shellcheck source=test/checks.sh
+# shellcheck source=test/checks.sh disable=SC2317 # check calls the functions
 . "$(dirname "$0")/checks.sh"
 roots=$(awk '$1 == "certdata" { print $3 }' vendor/lock)
 top=butler_webhook-$version
 repo=$PWD
 export WINEPREFIX=${WINEPREFIX:-$PWD/build/wine} WINEDEBUG=-all WINEDLLOVERRIDES='mscoree,mshtml=' # no windows of its installer
 
-# shellcheck disable=SC2317 # check calls them
 says_version() { [ "$("$run" --version | tr -d '\r')" = "butler_webhook $version, root certificates of $roots" ]; }
-# shellcheck disable=SC2317
 says_licences() { "$run" --licenses | tr -d '\r' | cmp - <(tr -d '\r' <NOTICES.txt); }
 
 for name in linux-x64 linux-arm64 windows-x64; do

@@ -149,9 +149,7 @@ class Place:
 
 def test_lock():
     for entry in LOCK.values():
-        check(f'lock: {entry.name} has an upstream address', entry.urls)
         check(f'lock: {entry.name} has a date', re.fullmatch(r'20\d\d-\d\d-\d\d', entry.date), entry.date)
-        equal(f'lock: checksum of {entry.file}', sha256(read(vendored(entry))), entry.sum)
     for entry in PATCHES:
         check(f'lock: {entry.name} names its commit', entry.urls[0].endswith('?id=' + entry.version)
               and entry.name == 'musl-' + entry.version[:8], entry.line)
@@ -235,11 +233,10 @@ def test_checksums(tmp):
 
 def patched_musl(tmp, patches):
     """An archive of a musl that has these patches."""
-    with tarfile.open(vendored(LOCK['musl'])) as tar:
-        for member in tar.getmembers():
-            if member.name.endswith(('/iconv.c', '/qsort.c', '/musl-gcc.specs.sh', '/VERSION')):
-                tar.extract(member, os.path.join(tmp, 'update-src'))
-    top = os.path.join(tmp, 'update-src', 'musl-' + LOCK['musl'].version)
+    top = os.path.join(tmp, 'patched')
+    os.mkdir(top)
+    subprocess.run(['tar', '-xf', vendored(LOCK['musl']), '-C', top, '--strip-components=1', '--wildcards',
+                    '*/iconv.c', '*/qsort.c', '*/musl-gcc.specs.sh', '*/VERSION'], check=True)
     for patch in patches:
         subprocess.run(['patch', '-s', '-p1', '-d', top, '-i', vendored(patch)], check=True)
     members = {'musl-1.2.99/' + path: read(top, path) for path in paths(top) if not path.endswith('.orig')}
