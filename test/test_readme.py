@@ -38,7 +38,6 @@ import test_windows as windows
 import words
 
 WINDOWS_COMMANDS = {'butler_webhook.exe', 'copy', 'net', 'netsh', 'notepad', 'reg', 'sc'}
-README = os.path.join(harness.ROOT, 'README.md')
 SAMPLES = os.path.join(harness.ROOT, 'samples')
 BLOCK = re.compile(r'^```(\w+)[ \t]*([^\n]*)\n(.*?)^```$', re.M | re.S)
 KNOWN = re.compile(r'yaml( [\w.]+)?|sh( exit=\d| background| receiver| syntax( unpack)?)?|text (output|log=\d{3})|json received|'
@@ -214,7 +213,7 @@ def test_readme(t, request):
         getattr(sandbox, block.language)(block)
     for begin, end, output in reversed(sandbox.changes):
         text = text[:begin] + output + text[end:]
-        write(text, README)
+        write(text, harness.ROOT, 'README.md')
 
 
 def test_readme_links(t):
