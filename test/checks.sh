@@ -59,8 +59,8 @@ check_any() {
         "$(LC_ALL=C grep -aoE "($PWD|${HOME:-/root}/|/home/|/root/|/tmp/|/usr/lib/gcc|/usr/x86_64)[ -~]*" "$2")" .
 }
 
-# check_elf NAME FILE MACHINE PAGE BYTES: a static program for Linux that can be put anywhere in memory, whose stack and relocations
-# are protected; stripped, its segments laid out for pages of that size.
+# check_elf NAME FILE MACHINE PAGE BYTES: a static program for Linux that can be put anywhere in memory, whose stack and
+# relocations are protected; stripped, its segments laid out for pages of that size.
 check_elf() {
     local all pattern
     all=$(LC_ALL=C readelf -hldSW "$2")
