@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
  * test/done.h: frees what the program leaves to the system at its end, so that a test can look for
- * leaks. Comes after the program.
+ * leaks. Comes after the program. Not every test uses all of it, hence the inline.
  */
 
 /* Frees the texts of a table's keys in base. Of two rows for one field the first does. */
-static void
+static inline void
 cfg_free_texts(const struct cfg_key *keys, void *base)
 {
     for (const struct cfg_key *k = keys; k->name; k++)
@@ -17,7 +17,7 @@ cfg_free_texts(const struct cfg_key *keys, void *base)
 }
 
 /* Frees what a configuration and its reader hold. */
-static void
+static inline void
 cfg_done(struct cfg_reader *r)
 {
     struct config *c = r->config;
@@ -40,4 +40,24 @@ cfg_done(struct cfg_reader *r)
     cfg_free_texts(CFG_KEYS, c);
     free(c->webhook);
     free(c->source);
+}
+
+/* Frees what a backlog holds, but not what its journal and its calls do. */
+static inline void
+backlog_done(struct backlog *b)
+{
+    for (struct payload *p = b->oldest, *next; p; p = next) {
+        next = p->newer;
+        for (size_t i = 0; i < p->targets; i++)
+            free(p->delivery[i].why);
+        free(p);
+    }
+    for (size_t i = b->webhooks + 1; i < b->known;
+         i++) { /* that are gone, but for the unknown one */
+        free((void *)(uintptr_t)b->webhook[i].config->description);
+        free((void *)(uintptr_t)b->webhook[i].config);
+    }
+    free(b->webhook);
+    buf_free(&b->keys);
+    buf_free(&b->text);
 }
