@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """
-Changes butler_webhook.c in one place at a time, and tells which test notices: first the unit tests, then the system tests, then
-those for faults in the short form; or none. What survives is a line that no test minds, or a change that changes nothing.
+Changes butler_webhook.c in one place at a time, and tells which test notices: unit, system, faults in the short form, in this order;
+or none. What survives is a line that no test minds, or a change that changes nothing.
 
     make mutants                                            100 mutants by all tests: hours
     make mutants SEED=2 COUNT=500 MUTANTS='--only unit'     others, by the unit tests: ten seconds each
@@ -58,7 +58,7 @@ SWAPS = {'<': ('<=', '>='), '<=': ('<', '>'), '>': ('>=', '<='), '>=': ('>', '<'
 WORDS = {'++': ('--',), '--': ('++',), 'true': ('false',), 'false': ('true',)}
 TYPES = re.compile(r'(?:const|static|struct|enum|union|unsigned|signed|void|char|short|int|long|bool|float|double|va_list|'
                    r'_Atomic|SOCKET|\w+_t)\b')
-NO_STATEMENT = re.compile(r'(?:if|for|while|do|switch|else|return|case|default)\b')
+NO_STATEMENT = re.compile(TYPES.pattern + r'|(?:if|for|while|do|switch|else|return|case|default)\b')
 # A function, or the value of a variable, as clang-format writes them.
 BODY = re.compile(r'^(?!__)(\w+)\([^;{}]*\)\n\{(?P<code>.*?^\})|'
                   r'^[^\n(]*?(\w+)(?:\[[^\]\n]*\])* = \{(?P<value>.*?\});', re.S | re.M)
@@ -90,8 +90,8 @@ def blank(text):
 
 
 def tokenize(text, begin, end):
-    matches = TOKEN.finditer(text, begin, end)
-    return [Token(match.lastgroup, match.group(), *match.span()) for match in matches if match.lastgroup != 'skip']
+    return [Token(match.lastgroup, match.group(), *match.span()) for match in TOKEN.finditer(text, begin, end)
+            if match.lastgroup != 'skip']
 
 
 def find_end(tokens, i, text):
@@ -108,10 +108,9 @@ def statement_end(tokens, i):
     """The index of the `;` that ends the statement at i; None if it is none that can be taken out."""
     first, second = tokens[i], tokens[i + 1]
     jumps = first.text in ('break', 'continue', 'goto') or (first.text == 'return' and second.text == ';')
-    other = NO_STATEMENT.match(first.text) or TYPES.match(first.text) or second.kind == 'word' or second.text == ':'
-    if jumps or ((first.kind == 'word' or first.text in ('*', '++', '--')) and not other):
-        return find_end(tokens, i, ';')
-    return None
+    begins = first.kind == 'word' or first.text in ('*', '++', '--')
+    other = NO_STATEMENT.match(first.text) or second.kind == 'word' or second.text == ':'
+    return find_end(tokens, i, ';') if jumps or (begins and not other) else None
 
 
 def choices_of(token, text, start):
@@ -184,8 +183,8 @@ def mutants(text, seed):
         old = one_line(text[place.begin:place.end])
         shown = '%s:%d %s: %s | %s -> %s' % (SOURCE, text.count('\n', 0, place.begin) + 1, place.function, before,
                                              'all' if old == before else old, one_line(new) or 'nothing')
-        found.append((score, Mutant(shown, place.begin, place.end, new)))
-    return [mutant for _, mutant in sorted(found)]
+        found.append((score, shown, text[:place.begin] + new + text[place.end:]))
+    return [mutant for _, *mutant in sorted(found)]
 
 
 def descendants():
