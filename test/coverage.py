@@ -8,9 +8,9 @@ Prints which lines and branches of butler_webhook.c the tests run: unit, system,
 All is built with clang's source-based coverage. Counters are files that are mapped into memory (%c in their names), so a process
 that is killed with -9 has counted, too; one for all processes of a program (%m), with mode 666 as some run as another user.
 
-build/coverage then holds uncovered.txt (the lines that never ran and the branches that went one way only), annotated.txt (the whole
-file with counts), and the logs of the tests, of which those that fail are shown and change nothing else. A line counts as run if a
-part of it did, or if it stands behind a call that never returned, before the next branch.
+build/coverage then holds uncovered.txt (lines that never ran, branches that went one way only), annotated.txt (all counts), and
+the logs of the tests; one that fails is shown, and changes nothing else. A line counts as run if a part of it did, or if it
+stands behind a call that never returned, before the next branch.
 """
 
 import collections
@@ -88,13 +88,6 @@ def measure(raw):
     return lines, branches
 
 
-def report(what, lines, branches):
-    ways = [way > 0 for counts in branches.values() for way in counts]
-    parts = ['%s %d of %d (%.1f %%)' % (name, sum(has_run), len(has_run), 100 * sum(has_run) / len(has_run))
-             for name, has_run in (('lines', lines.values()), ('branches', ways))]
-    print('%-24s %s' % (what, ', '.join(parts)), flush=True)
-
-
 def write_uncovered(lines, branches):
     """Lists what is left, in the file's order under its functions' names."""
     with open(SOURCE) as file:
@@ -126,7 +119,10 @@ def main():
         for name in STAGES:
             test(name)
             lines, branches = measure(raw)
-            report(name if name == 'unit' else 'and ' + name, lines, branches)
+            ways = [way > 0 for counts in branches.values() for way in counts]
+            shares = ['%s %d of %d (%.1f %%)' % (what, sum(has_run), len(has_run), 100 * sum(has_run) / len(has_run))
+                      for what, has_run in (('lines', lines.values()), ('branches', ways))]
+            print('%-24s %s' % (name if name == 'unit' else 'and ' + name, ', '.join(shares)), flush=True)
         write_uncovered(lines, branches)
     print('%s/uncovered.txt lists the rest, %s/annotated.txt has all counts' % (OUT, OUT))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """
-Changes butler_webhook.c in one place at a time, and tells which test notices: unit, system, faults in the short form, in this order;
+Changes butler_webhook.c in one place at a time, and tells which test notices: unit, then system, then faults in the short form;
 or none. What survives is a line that no test minds, or a change that changes nothing.
 
     make mutants                                            100 mutants by all tests: hours
@@ -42,7 +42,6 @@ MAKE = ['make', 'ASAN=clang -O0 -fsanitize=address,undefined -fno-sanitize-recov
 LIMIT = 4 << 30     # bytes of memory that all may take, and of any file that a mutant may write
 FAILED = re.compile(r'(?:FAILED|ERROR) (test_\w+\.py::\S+)')
 
-
 TOKEN = re.compile(r'''
     (?P<skip> \s+ | /\*.*?\*/ | //[^\n]* )
   | (?P<string> "(?:\\.|[^"\\])*" )
@@ -51,11 +50,11 @@ TOKEN = re.compile(r'''
   | (?P<word> [A-Za-z_]\w* )
   | (?P<op> \.\.\. | <<= | >>= | -> | \+\+ | -- | && | \|\| | [-+*/%&|^<>=!]= | << | >> | . )
 ''', re.S | re.X)
-# Of an operator with a blank on both sides, which in this file is no pointer and no sign.
-SWAPS = {'<': ('<=', '>='), '<=': ('<', '>'), '>': ('>=', '<='), '>=': ('>', '<'), '==': ('!=',), '!=': ('==',), '&&': ('||',),
-         '||': ('&&',), '+': ('-',), '-': ('+',), '*': ('+',), '/': ('*',), '%': ('/',), '&': ('|',), '|': ('&',), '<<': ('>>',),
-         '>>': ('<<',), '+=': ('-=', '='), '-=': ('+=', '='), '|=': ('&=', '='), '&=': ('|=', '=')}
-WORDS = {'++': ('--',), '--': ('++',), 'true': ('false',), 'false': ('true',)}
+# What may stand in place of an operator that has a blank on both sides, which in this file is no pointer and no sign.
+SWAPS = {'<': '<= >=', '<=': '< >', '>': '>= <=', '>=': '> <', '==': '!=', '!=': '==', '&&': '||', '||': '&&', '+': '-', '-': '+',
+         '*': '+', '/': '*', '%': '/', '&': '|', '|': '&', '<<': '>>', '>>': '<<', '+=': '-= =', '-=': '+= =', '|=': '&= =',
+         '&=': '|= ='}
+WORDS = {'++': '--', '--': '++', 'true': 'false', 'false': 'true'}
 TYPES = re.compile(r'(?:const|static|struct|enum|union|unsigned|signed|void|char|short|int|long|bool|float|double|va_list|'
                    r'_Atomic|SOCKET|\w+_t)\b')
 NO_STATEMENT = re.compile(TYPES.pattern + r'|(?:if|for|while|do|switch|else|return|case|default)\b')
@@ -97,9 +96,9 @@ def tokenize(text, begin, end):
 def find_end(tokens, i, text):
     """The index of that token, from i on and outside of brackets that open from there on; None if there is none."""
     depth = 0
-    for j in range(i, len(tokens)):
-        depth += DEPTH.get(tokens[j].text, 0)
-        if depth < 0 or (depth == 0 and tokens[j].text == text):
+    for j, token in enumerate(tokens[i:], i):
+        depth += DEPTH.get(token.text, 0)
+        if depth < 0 or (depth == 0 and token.text == text):
             return j if depth == 0 else None
     return None
 
@@ -129,7 +128,7 @@ def choices_of(token, text, start):
         return ('(%s + 1)' % what,)
     if what == '!' and not text[token.end].isspace():
         return ('',)
-    return WORDS.get(what) or (SWAPS.get(what, ()) if spaced else ())
+    return (WORDS.get(what) or (SWAPS.get(what, '') if spaced else '')).split()
 
 
 def body_places(name, tokens, text, is_code):
@@ -159,8 +158,8 @@ def places(text):
         numbers = [token for token in tokens[3:] if token.kind == 'number']
         yield from body_places('#define ' + tokens[2].text, numbers + tokens[-1:], text, False)
     for body in BODY.finditer(code):
-        is_code = body['code'] is not None
-        yield from body_places(body[1] or body[3], tokenize(code, *body.span('code' if is_code else 'value')), code, is_code)
+        tokens = tokenize(code, *body.span('code' if body['code'] else 'value'))
+        yield from body_places(body[1] or body[3], tokens, code, bool(body['code']))
 
 
 def one_line(text):
@@ -183,8 +182,8 @@ def mutants(text, seed):
         old = one_line(text[place.begin:place.end])
         shown = '%s:%d %s: %s | %s -> %s' % (SOURCE, text.count('\n', 0, place.begin) + 1, place.function, before,
                                              'all' if old == before else old, one_line(new) or 'nothing')
-        found.append((score, shown, text[:place.begin] + new + text[place.end:]))
-    return [mutant for _, *mutant in sorted(found)]
+        found.append((score, Mutant(shown, place.begin, place.end, new)))
+    return [mutant for _, mutant in sorted(found)]
 
 
 def descendants():
@@ -298,20 +297,18 @@ def main():
             if put(text[:mutant.begin] + mutant.text + text[mutant.end:]):
                 refused += 1
                 continue
-            fate = 'SURVIVED'
             for stage, (args, limit) in stages.items():
                 how, names = run_stage(stage, args, limit)
                 if how:
                     killers[stage] += 1
-                    fate = 'killed by %s %s' % (stage, (names or [how])[0])
                     break
             else:
-                survived.append(mutant)
+                survived.append(mutant.shown)
+            fate = 'killed by %s %s' % (stage, (names or [how])[0]) if how else 'SURVIVED'
             print('%4d %s: %s' % (number, mutant.shown, fate), flush=True)
     finally:
         end_all()
-    for mutant in survived:
-        print('SURVIVED', mutant.shown)
+    print(''.join('SURVIVED %s\n' % shown for shown in survived), end='')
     killed = ', '.join('%d killed by %s' % (killers[stage], stage) for stage in stages)
     print('%d mutants (%d more did not compile): %s, %d survived' % (
         sum(killers.values()) + len(survived), refused, killed, len(survived)))
