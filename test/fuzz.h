@@ -24,13 +24,17 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 static void
 require(bool ok, const char *what, const char *more)
 {
+    struct buf text = {0};
+
     if (ok)
         return;
-    fprintf(stderr, "ERROR: %s: %s\n", what, more);
+    buf_add_texts(&text, "ERROR: ", what, ": ", NULL);
+    log_add_clean(&text, slice_of(more)); /* else grep takes the fuzzer's log for a binary file */
+    fprintf(stderr, "%s\n", text.data);
     abort();
 }
 
-/* The text must be fit for a terminal: UTF-8, and that many line ends, but no other control character. */
+/* A text must be fit for a terminal: UTF-8, with that many LFs, and no other control character. */
 static inline void
 require_plain(const char *text, int lines, const char *what)
 {

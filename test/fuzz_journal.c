@@ -14,12 +14,6 @@
 
 #include <sys/mman.h>
 
-static struct slice
-slice_of_buf(const struct buf *b)
-{
-    return (struct slice){b->data ? b->data : "", b->len};
-}
-
 static bool
 same(struct slice a, struct slice b)
 {
@@ -32,11 +26,9 @@ check_record(const struct journal_record *r)
 {
     struct journal_record again;
     struct buf written = {0}, text = {0};
-    struct slice rest, line;
 
     journal_add_record(&written, r);
-    rest = slice_of_buf(&written);
-    line = slice_take(&rest, '\n');
+    struct slice rest = {written.data, written.len}, line = slice_take(&rest, '\n');
     require(line.len + 1 == written.len, "a record", "not one line");
     require(journal_read_record(line, &again, &text) == 0, "a record", "not read again");
     require(again.word == r->word && again.kind == r->kind && again.number == r->number &&
@@ -109,6 +101,7 @@ check_load(struct slice content)
 static void
 make_journal(struct slice input, struct buf *out)
 {
+    buf_add_text(out, "");
     while (input.len > 0) {
         struct slice text = slice_take(&input, '\n');
         bool raw = text.len > 0 && text.data[0] == '!';
@@ -142,7 +135,7 @@ check_letter(struct slice line)
     if (letter) {
         alert_add_json(&alert, &json);
         require(webhook.kind == alert.kind && strlen(webhook.key) < sizeof webhook.key &&
-                webhook.description && alert_read_json(slice_of_buf(&json), &twin) == 0,
+                webhook.description && alert_read_json(slice_of(json.data), &twin) == 0,
             "a letter", "no alert");
     }
     cJSON_Delete(letter);
@@ -166,8 +159,8 @@ fuzz(struct slice input)
     }
     make_journal(input, &made);
     check_journal(input);
-    check_journal(slice_of_buf(&made));
-    check_load(slice_of_buf(&made));
+    check_journal((struct slice){made.data, made.len});
+    check_load((struct slice){made.data, made.len});
     buf_free(&made);
     buf_free(&text);
 }
