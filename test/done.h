@@ -52,8 +52,7 @@ backlog_done(struct backlog *b)
             free(p->delivery[i].why);
         free(p);
     }
-    for (size_t i = b->webhooks + 1; i < b->known;
-         i++) { /* that are gone, but for the unknown one */
+    for (size_t i = b->webhooks + 1; i < b->known; i++) { /* gone ones, but for the unknown one */
         free((void *)(uintptr_t)b->webhook[i].config->description);
         free((void *)(uintptr_t)b->webhook[i].config);
     }

@@ -17,7 +17,7 @@ run() {
         echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "build/fuzz/$name.log") inputs"
     else
         echo "FAILED fuzzer $name, see $found and build/fuzz/$name.log:
-$(grep -E 'ERROR|SUMMARY|runtime error' "build/fuzz/$name.log")"
+$(grep -aE 'ERROR|SUMMARY|runtime error' "build/fuzz/$name.log")"
     fi
 }
 

@@ -22,4 +22,5 @@ done
 echo '=='
 grep -E '^(SKIPPED|skipped|FAILED AT FIRST) ' "$RESULTS" | sort -u
 grep -vE '^(SKIPPED|skipped|FAILED AT FIRST) ' "$RESULTS"
-awk '/ passed .* failed/ { passed += $2; failed += $4 } END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 }' "$RESULTS"
+awk '/ passed .* failed/ { passed += $2; failed += $4 }
+    END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 }' "$RESULTS"

@@ -61,9 +61,17 @@ def test_cli_file_like_an_option(t):
     t.equal('exit code', t.run('--check', './--check', cwd=t.tmp).returncode, 0)
 
 
+def test_cli_check_proxy(t):
+    path, _ = t.config(NOWHERE)
+    done = t.run('--check', path, env={'http_proxy': 'http://user:secret@127.0.0.1:3128'})
+    t.check('--check names the proxy', '  through http://127.0.0.1:3128' in done.stdout, done.stdout)
+    t.check('without its password', 'secret' not in done.stdout + done.stderr, done.stdout)
+
+
 @harness.unix('what Windows has')
 def test_cli_for_windows(t):
-    path, _ = t.config(NOWHERE)
+    cert = {'enable': True, 'certCA': os.path.join(harness.ROOT, 'test/data/config/ca.pem')}
+    path, _ = t.config([{'url': 'https://127.0.0.1:1/', 'cert': cert}], butlerWebhook={'stateDirectory': ''})
     for args, words_of_it in ((['--install', path], 'samples/butler_webhook.service'), (['--uninstall'], 'systemctl disable')):
         done = t.run(*args)
         t.equal('%s: exit code and stderr' % args[0], (done.returncode, done.stderr), (2, ''))

@@ -414,6 +414,7 @@ def rows_of(text):
 def test_test(t):
     """--test tells for each kind of failure whose certificate it is, by whom, until when, and what to change."""
     turned = '\t\x01\x7f\x85\u009b31m\u2028\u202egnp%s%n\x07\x1b[2J\r\n2026-11-22T09:30:00.123Z info: fake'
+    old = issue('/CN=Old Intermediate', root(), extensions=CA_EXTENSIONS, begin='20190101000000Z', end='20210203000000Z')
     kinds = (
         (good(), r' ok +200 '),
         (expired(), 'Expired Ltd', 'Test CA A', '2021-02-03', 'it has expired', 'renew'),
@@ -422,6 +423,7 @@ def test_test(t):
         (good('B'), 'CN=localhost', 'Test CA B', '2049-12-31', 'certCA'),
         (self_signed(), 'Self-made', 'issued by itself', '2049-12-31', 'certCA'),
         (chained().with_chain(), 'CN=localhost', 'Test Intermediate', '2049-12-31', 'intermediate'),
+        (issue('/CN=localhost', old, san=LOCAL_NAMES), 'Old Intermediate', 'Test CA A', '2021-02-03', 'it has expired', 'renew'),
         (issue('/CN=evil' + turned, issue_root('/CN=Evil' + turned)), 'CN=evil', 'CN=Evil', '2049-12-31', 'certCA'))
     path, _ = t.config([webhook(t.add(OpensslServer(certificate)).url(), root()) for certificate, *_ in kinds])
     done = t.run('--test', path)
@@ -433,7 +435,7 @@ def test_test(t):
         t.equal('FAILED, why, what to change', ('FAILED' in row, len(row.splitlines())), (True, 3) if number > 1 else (False, 1))
     program = t.start(path)
     send(program)
-    says(t, program, words.down('failure 8', 'CN=evil'))
+    says(t, program, words.down('failure 9', 'CN=evil'))
     for text in (program.stdout, done.stdout):
         t.check('printable', not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]', text), text)
         t.check('no line of its own', not re.search('(?m)^2026-11-22', text), text)

@@ -11,9 +11,11 @@
 int butler_webhook_main(int argc, char **argv);
 #define main butler_webhook_main
 #define exit main_exit
+#define pthread_create thread_create
 #include "../butler_webhook.c"
 #undef main
 #undef exit
+#undef pthread_create
 #include "done.h"
 
 #include <dirent.h>
@@ -23,6 +25,16 @@ int butler_webhook_main(int argc, char **argv);
 static int passed, failed;
 static const char *section = "";
 static char folder[64]; /* for files that tests write */
+static bool no_threads; /* the system gives none */
+
+int pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+/* The program's pthread_create. */
+int
+thread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*entry)(void *), void *arg)
+{
+    return no_threads ? EAGAIN : pthread_create(thread, attr, entry, arg);
+}
 
 /* A slice of a literal, NULs included; the first form is for tables. */
 #define S(text)                                                                                    \
@@ -551,11 +563,14 @@ test_log_thread(void)
     struct buf shown = {0}, file;
     char when[32], room[4096];
     int pipes[2], console, whole = 0, told = 0;
-    bool done = false;
     struct err e;
 
     check(log_start(LOG_INFO, "/proc/none", &e) != 0, "no folder");
     check_has(e.text, "/proc/none", "which one");
+    no_threads = true;
+    check(log_start(LOG_INFO, NULL, &e) != 0, "no thread");
+    check_text(e.text, "cannot start the log thread", "why");
+    no_threads = false;
     if (!check(pipe(pipes) == 0 && log_start(LOG_INFO, folder, &e) == 0, "log_start to a pipe"))
         return;
     log_time(plat_wall_ms(), when);
@@ -567,11 +582,13 @@ test_log_thread(void)
         log_line(LOG_INFO, "this is line number %d of many", 1000000 + i);
     usleep(10 * LOG_GATHER_MS * 1000);
     check(!log_stop(plat_now_ms() + 10), "log_stop while it hangs");
-    for (ssize_t n = 0; n > 0 || !done;) {
-        done = the_log.unwritten == 0;
-        n = read(pipes[0], room, sizeof room);
+    for (int turns = 0; turns < 20000; turns++) {
+        bool done = the_log.unwritten == 0;
+        ssize_t n = read(pipes[0], room, sizeof room);
         if (n > 0)
             buf_add(&shown, room, (size_t)n);
+        else if (done)
+            break;
         else
             usleep(1000);
     }
@@ -1678,6 +1695,14 @@ test_journal_appends(void)
     check(journal_open(&second, &STATE_CONFIG, false, &e) != 0, "a second process");
     check_has(e.text, "is used by another butler_webhook", "why");
     journal_done(&second);
+    journal_done(&j);
+    no_threads = true;
+    check(journal_open(&second, &STATE_CONFIG, false, &e) != 0, "no thread for the disk");
+    check_has(e.text, "cannot start the disk thread", "why");
+    no_threads = false;
+    free(second.disk);
+    journal_done(&second);
+    state_open(&j, false, "");
     state_write(&j, JOURNAL_ACCEPTED, 1, 0);
     state_settle(&j, false);
     check_number(journal_write(&j, 0), 0, "nothing to be written");
@@ -2476,6 +2501,15 @@ test_http_dial(void)
     check(call->res.end == HTTP_OURS, "that is our own want: %s", reason);
     p.http.call = NULL;
     p.http.calls = 0;
+    no_threads = true;
+    player_done(&p);
+    player_begin(&p, "POST", "http://a.invalid/", CALL_RESOLVE);
+    check_number(call_resolve(call, 0), CALL_FAILED, "a look-up without a thread");
+    check_has(reason, "host name a.invalid not found: no descriptor, memory or thread", "why");
+    check(call->res.end == HTTP_OURS, "our own want again");
+    no_threads = false;
+    player_done(&p);
+    player_begin(&p, "POST", "http://localhost:81/", CALL_CONNECT);
     p.peer.worked = address("::1", 81); /* is tried first */
     check_number(call_resolve(call, 0), CALL_GO_ON, "localhost needs no look-up");
     check_number(call->addresses, 2, "its addresses");
@@ -2660,23 +2694,10 @@ app_finish(void)
     check_backlog("at the end");
     check(app.listener.inbox.cap <= 1 && app.listener.sorted == 0, "the inbox is empty");
     check(journal_stop(&app.journal), "journal_stop");
-    for (struct payload *p = backlog->oldest, *next; p; p = next) {
-        next = p->newer;
-        for (size_t i = 0; i < p->targets; i++)
-            free(p->delivery[i].why);
-        free(p);
-    }
     http_done(&app.http);
-    for (size_t i = 0; i < backlog->known; i++) {
+    for (size_t i = 0; i < backlog->known; i++)
         peer_done(&hook[i].peer);
-        if (i > backlog->webhooks) { /* one that is gone */
-            free((void *)(uintptr_t)hook[i].config->description);
-            free((void *)(uintptr_t)hook[i].config);
-        }
-    }
-    free(hook);
-    buf_free(&backlog->keys);
-    buf_free(&backlog->text);
+    backlog_done(backlog);
     buf_free(&app.listener.inbox);
     buf_free(&app.listener.accepted);
     alert_done(&app.listener.alert);
@@ -3371,6 +3392,20 @@ test_listen_sources(void)
     }
 }
 
+/* An alert of a kind that has no webhook is counted and logged, too, and has its number. */
+static void
+test_listen_no_webhook(void)
+{
+    app_start(HOOK "  butlerWebhook: {stateDirectory: ''}\n" WITH_UDP(""));
+    listener_gets("10.0.0.1", SLICE(SHORT_ABORT), 1000);
+    listener_gets("10.0.0.1", SLICE(SHORT_DATAGRAM), 1000);
+    check_log(1, "info: alert 1 accepted: reload aborted, ");
+    check_log(1, ", for 0 webhooks");
+    check_log(1, "info: alert 2 accepted: reload failed, ");
+    check(fates[LISTEN_ACCEPTED] == 2 && backlog->waiting == 1, "only one waits");
+    app_finish();
+}
+
 /* Names in allowedSources are looked up meanwhile. Only what may come counts for rateLimit. */
 static void
 test_listen_names(void)
@@ -3524,6 +3559,7 @@ test_listen_socket(void)
     struct plat_addr to = {.len = sizeof to.ss};
     struct err e = {""};
     struct listener other;
+    struct rlimit files;
     intptr_t sender = socket(AF_INET, SOCK_DGRAM, 0);
 
     app_start(IN_MEMORY WITH_UDP(", enableSourceValidation: true, allowedSources: [127.0.0.0/8]"));
@@ -3545,12 +3581,41 @@ test_listen_socket(void)
     the_config.udp_port = port_of(&to);
     check(listen_open(&other, &the_config, &e) != 0, "the port is taken");
     check_has(e.text, "in use; if another program listens there", "why");
+    getrlimit(RLIMIT_NOFILE, &files);
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){3, files.rlim_max});
+    check(listen_open(&other, &the_config, &e) != 0, "no descriptor is left");
+    check_has(e.text, "Too many open files", "why");
+    setrlimit(RLIMIT_NOFILE, &files);
+    setsockopt((int)listener->sock, SOL_SOCKET, SO_RCVBUF, &(int){1}, sizeof(int));
+    for (int i = 0; i < 64; i++)
+        send_to(sender, &to, "/scheduler-reload-success/");
+    listen_receive(listener, 999, false);
+    check_log(0, "datagrams dropped");
+    listen_receive(listener, 1000, false);
+    check_log(
+        1, textf("error: %d datagrams dropped by the system: its ", 128 - (int)listener->received));
+    listen_receive(listener, 2000, false);
+    check_log(1, "datagrams dropped");
+    listen_sort(listener, 2000);
     plat_close(listener->sock);
+    for (int i = 0; i < 2; i++) {
+        listen_receive(listener, 2999, false);
+        check(listener->failed && !listener->more, "it cannot receive");
+        check_log(1, "error: cannot receive: ");
+    }
     plat_close(sender);
     app_finish();
 }
 
 /* ==== 13. Loop ============================================================== */
+
+/* Without this the sanitizer itself would end a program that wants too much memory. */
+const char *__asan_default_options(void);
+const char *
+__asan_default_options(void)
+{
+    return "allocator_may_return_null=1";
+}
 
 /*
  * The program's exit(3): ends a child before its sanitizer looks for leaks, as the
@@ -3596,6 +3661,23 @@ main_ends(pid_t child, long long code, const char *what)
 
     waitpid(child, &status, 0);
     check_number(WIFEXITED(status) ? WEXITSTATUS(status) : -1, code, what);
+}
+
+/* Memory that is out ends the program. */
+static void
+test_memory_out(void)
+{
+    volatile size_t much = SIZE_MAX / 2;
+
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(freopen(in_folder("err"), "w", stderr) && x_malloc(much) ? 98 : 99);
+    main_ends(child, 1, "without memory");
+    struct buf said = read_file(in_folder("err"));
+    check_text(
+        said.data + (said.len > 30 ? said.len - 30 : 0), "butler_webhook: out of memory\n", "why");
+    buf_free(&said);
 }
 
 static void
@@ -3765,9 +3847,10 @@ main(void)
                 test_backlog_match, test_backlog_load, test_backlog_times, test_backlog_random,
                 test_backlog_replay}},
         {"12. Listener",
-            {test_listen_sources, test_listen_names, test_listen_sort, test_listen_throttle,
-                test_listen_inbox, test_listen_socket}},
-        {"13. Loop", {test_loop_run, test_loop_stop}}, {"14. Command line", {test_commands}}};
+            {test_listen_sources, test_listen_no_webhook, test_listen_names, test_listen_sort,
+                test_listen_throttle, test_listen_inbox, test_listen_socket}},
+        {"13. Loop", {test_memory_out, test_loop_run, test_loop_stop}},
+        {"14. Command line", {test_commands}}};
     static const char *const proxies[] = {"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY",
         "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"};
 
