@@ -34,7 +34,7 @@ import demo
 import faults_base as base
 import harness
 import servers
-import test_windows as windows
+import services
 import words
 
 WINDOWS_COMMANDS = {'butler_webhook.exe', 'copy', 'net', 'netsh', 'notepad', 'reg', 'sc'}
@@ -237,7 +237,7 @@ class Server:
         self.receiver = t.receiver()
         self.port = t.port()
         self.folder = os.path.join(harness.SYSTEM.prefix, 'drive_c/Program Files/butler_webhook')
-        self.service = windows.Service(t, None, 'ButlerWebhook')
+        self.service = services.Service(t, None, 'ButlerWebhook')
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         shutil.copy(harness.BINARY, os.path.join(self.folder, 'butler_webhook.exe'))
@@ -260,10 +260,10 @@ class Server:
             return
         output = self.type(line)
         if line.startswith('net stop'):             # wine's does not wait
-            self.service.reaches(line, windows.STOPPED)
+            self.service.reaches(line, services.STOPPED)
         elif line.startswith(('sc start', 'net start')):
-            self.service.reaches(line, windows.RUNNING)
-            windows.alert_arrives(self.t, line, self.receiver, self.port)
+            self.service.reaches(line, services.RUNNING)
+            services.alert_arrives(self.t, line, self.receiver, self.port)
         elif ' --test ' in line:
             self.t.check('%s: it is ok' % line, ' ok ' in output, output)
             self.t.equal('%s: calls of the webhook' % line, len(self.receiver.wait()), 1)
