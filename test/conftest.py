@@ -104,7 +104,7 @@ def pytest_pyfunc_call(pyfuncitem):
         pytest.fail('it has checked nothing', pytrace=False)
     if t.failures:
         if re.search('Sanitizer|runtime error:', '\n'.join(t.failures)):
-            pyfuncitem.execution_count = 9      # for pytest-rerunfailures: what a sanitizer says once is true
+            pyfuncitem.execution_count = 9      # pytest-rerunfailures counts here: what a sanitizer says once is true
         said = ['%s: %s' % (process.command[-1], harness.one_line(line)) for process in t.processes for line in process.log[-20:]]
         pytest.fail('\n'.join(t.failures + said), pytrace=False)
     return True

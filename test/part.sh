@@ -9,6 +9,7 @@ shift
 [ -n "${RESULTS:-}" ] || exec "$@"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+trap 'cat "$log"; exit 1' INT TERM
 begin=$(date +%s)
 "$@" >"$log" 2>&1
 code=$?

@@ -2683,7 +2683,7 @@ check_backlog(const char *what)
         wrong += w ? w->calls != in_call : bytes != backlog->dead_bytes;
         unended -= count;
     }
-    check(wrong + unended == 0, "%s: %zu links and counts are wrong", what, wrong);
+    check(wrong == 0 && unended == 0, "%s: %zu links and counts are wrong", what, wrong);
 }
 
 /* Stops: what stands in the journal stays there. */
