@@ -847,7 +847,7 @@ def namespace_wrap():
 
 
 def with_files(t, files):
-    """A wrap in which each path of files (path: content) has that content for the program alone."""
+    """A wrap in which each path of files (path: content, or a folder) has that content for the program alone."""
     wrap = namespace_wrap()
     if wrap is None:
         t.skip('no mount namespace of our own is allowed here')
@@ -855,8 +855,10 @@ def with_files(t, files):
     for number, (path, content) in enumerate(files.items()):
         if not os.path.exists(path):
             t.skip('%s is not there to mount over' % path)
-        source = os.path.join(t.tmp, 'mounted-%d' % number)
-        with open(source, 'wb') as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        source = content
+        if not os.path.isdir(content):
+            source = os.path.join(t.tmp, 'mounted-%d' % number)
+            with open(source, 'wb') as file:
+                file.write(content.encode() if isinstance(content, str) else content)
         script += "mount --bind '%s' '%s' && " % (source, os.path.realpath(path))
     return wrap + ['sh', '-c', script + 'exec "$@"', 'sh']

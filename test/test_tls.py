@@ -131,9 +131,12 @@ def test_trust_name(t, host, common_name, names, trusted):
 
 
 @harness.unix('the roots of a Linux system; test_windows.py has those of Windows')
-def test_trust_system_store(t):
+@pytest.mark.parametrize('file', ['certs/ca-certificates.crt', 'cert.pem'])     # the first and the last that are looked for
+def test_trust_system_store(t, file):
     """cert.enable false: besides the built-in roots the system's store counts, where a company keeps its own CA."""
-    wrap = harness.with_files(t, {'/etc/ssl/certs/ca-certificates.crt': pem(root())})
+    os.makedirs(os.path.join(t.tmp, 'ssl/certs'))
+    base.write(os.path.join(t.tmp, 'ssl', file), pem(root()))
+    wrap = harness.with_files(t, {'/etc/ssl': os.path.join(t.tmp, 'ssl')})
     url = t.add(OpensslServer(good())).url()
     program = start(t, webhook(url), webhook(url, cert(root('B'), enable=False)), webhook(url, root('B')), wrap=wrap)
     send(program)
