@@ -2546,6 +2546,8 @@ http_round(struct http *h, struct plat_poll *poll)
     http_step(h, poll, take_result);
 }
 
+#define MOVED "HTTP/1.1 307 Moved\r\nLocation: /moved\r\nContent-Length: 0\r\n\r\n"
+
 /* Many calls over a few connections to a server that answers in between. */
 static void
 test_http_loop(void)
@@ -2592,8 +2594,13 @@ test_http_loop(void)
         begun++;
     }
     call_begin(&peer, &q, &results, plat_now_ms());
-    for (int i = 0; i < clients; i++)
+    http_round(&h, &poll); /* it is redirected before it breaks */
+    for (int i = 0; i < clients; i++) {
+        char request[4000];
+        if (plat_recv(client[i], request, sizeof request) > 0)
+            plat_send(client[i], MOVED, strlen(MOVED));
         plat_close(client[i]);
+    }
     for (int i = 0; i < 2000 && results.count < 42; i++) {
         http_round(&h, &poll);
         plat_close(accept4((int)server, NULL, NULL, SOCK_NONBLOCK));
