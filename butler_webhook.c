@@ -163,6 +163,8 @@
 #define CONFIG_NODES_MAX 20000   /* values read, aliases counted each time; Butler's file has 600 */
 #define CONFIG_WEBHOOKS_MAX 200  /* for one kind of event */
 #define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
+#define VALUE_FILE_MAX (64u << 10) /* bytes of a file that stands for a value */
+#define PAIRS_MAX 64               /* keys in a map of ours, such as headers */
 
 #define CUT_PLACES_MAX 32 /* ";" in the names between which every cut is tried, 500 in all */
 
@@ -2729,7 +2731,7 @@ struct url {
     int port;
     char *host;   /* lower case; IPv6 without brackets */
     char *target; /* path and query, percent-encoded, as it stands in a request */
-    char *auth;   /* base64 of user:password, or NULL */
+    char *auth;   /* as in the header Authorization: of user:password; NULL: none */
     char *origin; /* scheme://host:port, for comparison; behind "//" it is what Host holds */
     char *shown;  /* for people: without userinfo, query and long path segments */
 };
@@ -2795,6 +2797,20 @@ url_read_host(struct url *u, struct slice s)
     return NULL;
 }
 
+/* Returns the value of a header Authorization (RFC 7617) for user:password; free frees it. */
+static char *
+url_basic(struct slice plain)
+{
+    struct buf b = {0};
+    size_t n, room = plain.len / 3 * 4 + 8;
+
+    buf_add_text(&b, "Basic ");
+    buf_reserve(&b, room);
+    mbedtls_base64_encode(
+        (unsigned char *)b.data + b.len, room, &n, (const unsigned char *)plain.data, plain.len);
+    return b.data;
+}
+
 /* Reads user:password@host:port. Returns NULL, or what is wrong. */
 static const char *
 url_read_authority(struct url *u, struct slice s)
@@ -2812,12 +2828,8 @@ url_read_authority(struct url *u, struct slice s)
     }
     if (plain.len > 0 && !memchr(s.data, ':', at))
         buf_add_char(&plain, ':');
-    if (plain.len > 1) {
-        size_t room = plain.len / 3 * 4 + 8, n;
-        u->auth = x_malloc(room);
-        mbedtls_base64_encode(
-            (unsigned char *)u->auth, room, &n, (unsigned char *)plain.data, plain.len);
-    }
+    if (plain.len > 1)
+        u->auth = url_basic((struct slice){plain.data, plain.len});
     buf_free(&plain);
     s = (struct slice){s.data + at, s.len - at};
     for (colon = s.len; colon > 0 && !strchr("]:", s.data[colon - 1]);)
@@ -2988,6 +3000,11 @@ enum http_method { METHOD_GET, METHOD_POST, METHOD_PUT };
 
 static const char *const METHODS[] = {"GET", "POST", "PUT"};
 
+/* A header line: a label such as "Host: ", and what follows it. value NULL: it is not sent. */
+struct header {
+    const char *label, *value;
+};
+
 struct webhook_config {
     const char *description;  /* "": none */
     const char *url_text;     /* webhookURL as it stands in the file; "": none */
@@ -2999,6 +3016,11 @@ struct webhook_config {
     const struct url *proxy;  /* NULL: called directly */
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
+    bool is_special;                            /* uses a key that Butler does not know */
+    const yaml_node_t *header_map, *retry_list; /* while the file is read */
+    struct header *header;                      /* ends with one without a label; NULL: none */
+    const char *user, *password, *bearer;       /* NULL: none; what is sent is in url.auth */
+    bool retries[100];                          /* statuses from 400 that are not final */
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
@@ -3053,6 +3075,7 @@ enum cfg_type {
     CFG_PATH,   /* the same; a relative one starts at the configuration's folder */
     CFG_HOST,   /* const char *, an address or host name */
     CFG_LIST,   /* const yaml_node_t *, of at most max entries */
+    CFG_PAIRS,  /* const yaml_node_t *, a map with keys of its own */
     CFG_MAP,    /* holds the rows that follow */
     CFG_LEFT,   /* Butler's own, left alone */
 };
@@ -3065,6 +3088,7 @@ struct cfg_key {
     const char *preset; /* what counts if it is not there; NULL: none */
     int64_t min, max;
     bool required; /* must be there where its section is */
+    bool is_ours;  /* Butler refuses it */
 };
 
 /* What a value of each type must, and the words that it is one of, in any case. */
@@ -3081,6 +3105,7 @@ static const struct {
     [CFG_PATH] = {.must = "be a single value without control characters, in single quotes"},
     [CFG_HOST] = {.must = "be an address or a host name, without port"},
     [CFG_LIST] = {.must = "be a list, each entry starting with \"- \", their number"},
+    [CFG_PAIRS] = {.must = "hold keys, one a line, indented under it"},
     [CFG_MAP] = {.must = "hold keys, one a line, indented under it"},
 };
 
@@ -3146,6 +3171,14 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"cert.", "enable", CFG_BOOL, AT(cert_enable), .preset = "false"},
     {"cert.", "rejectUnauthorized", CFG_BOOL, AT(reject_unauthorized), .preset = "true"},
     {"cert.", "certCA", CFG_PATH, .offset = AT(cert_ca)},
+    {"", "headers", CFG_PAIRS, .offset = AT(header_map), .is_ours = true},
+    {"", "auth", .type = CFG_MAP},
+    {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
+    {"auth.", "basic", .type = CFG_MAP},
+    {"auth.basic.", "user", CFG_TEXT, .offset = AT(user), .required = true, .is_ours = true},
+    {"auth.basic.", "password", CFG_TEXT, .offset = AT(password), .required = true,
+        .is_ours = true},
+    {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {.name = NULL},
 };
 
@@ -3163,6 +3196,8 @@ struct cfg_reader {
     int errors, warnings;
     bool strict;    /* mistakes in webhooks are errors in any case */
     bool only_warn; /* what is being read now has no errors, only warnings */
+    int ours;       /* keys that Butler refuses ... */
+    bool is_shared; /* ... in a file that has sections which only Butler reads */
     yaml_document_t yaml;
     size_t visited; /* values of it, aliases counted each time */
 };
@@ -3359,14 +3394,55 @@ cfg_read_host(struct slice text, uint8_t address[16])
 }
 
 /*
- * Stores a value at the field of its key. Returns false, with the field unchanged,
- * if it is not what CFG_RULES says. In quotes js-yaml reads neither bool nor number.
+ * Adds the text of a scalar. In it ${env:NAME} becomes what that variable holds, and
+ * ${file:PATH} what that file holds, without its last line end. It is a problem if there
+ * is none, or no text.
+ */
+static void
+cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
+{
+    const char *text = cfg_text(n);
+
+    buf_add(out, "", 0);
+    while (*text) {
+        bool env = strncmp(text, "${env:", 6) == 0, file = strncmp(text, "${file:", 7) == 0;
+        size_t begin = env ? 6 : 7, end = env || file ? strcspn(text, "}") : 0;
+        struct buf name = {0}, value = {0};
+        if (end == 0 || !text[end]) {
+            buf_add_char(out, *text++);
+            continue;
+        }
+        if (file)
+            buf_add(&name, r->file, plat_path_folder_len(r->file, text + begin));
+        buf_add(&name, text + begin, end - begin);
+        if (file && plat_read_file(name.data, VALUE_FILE_MAX, &value.data, &value.len) != 0)
+            CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error());
+        else if (env && getenv(name.data))
+            buf_add_text(&value, getenv(name.data));
+        else if (env)
+            CFG_ERROR(r, n, "the environment has no variable %s", name.data);
+        if (memchr(value.data ? value.data : "-", 0, value.len) ||
+            !utf8_is_valid(value.data, value.len))
+            CFG_ERROR(r, n, "%s holds no text in UTF-8", name.data);
+        value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
+        value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
+        buf_add(out, value.data, value.len);
+        buf_free(&name);
+        buf_free(&value);
+        text += end + 1;
+    }
+}
+
+/*
+ * Stores the text of a scalar at the field of its key. Returns false, with the field
+ * unchanged, if it is not what CFG_RULES says. In quotes js-yaml reads neither bool nor
+ * number.
  */
 static bool
-cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n, void *at)
+cfg_store_text(
+    struct cfg_reader *r, const struct cfg_key *key, const char *text, bool quoted, void *at)
 {
     const char *const *words = CFG_RULES[key->type].words;
-    const char *text = cfg_text(n);
     int64_t number = words ? -1 : slice_number(slice_of(text), key->max);
     struct buf full = {0};
     uint8_t address[16];
@@ -3377,15 +3453,7 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
     for (const char *p = text; *p && key->type == CFG_PATH; p++)
         if ((unsigned char)*p < 0x20)
             return false;
-    if (key->type == CFG_MAP)
-        return n->type == YAML_MAPPING_NODE;
-    if (key->type == CFG_LIST) {
-        bool ok = n->type == YAML_SEQUENCE_NODE && cfg_count(n) <= (size_t)key->max;
-        *(const yaml_node_t **)at = ok ? n : NULL;
-        return ok;
-    }
-    if (n->type != YAML_SCALAR_NODE || (key->type <= CFG_METHOD && number < key->min) ||
-        (key->type <= CFG_INT && n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE) ||
+    if ((key->type <= CFG_METHOD && number < key->min) || (key->type <= CFG_INT && quoted) ||
         (key->type == CFG_HOST && cfg_read_host(slice_of(text), address) < 0))
         return false;
     if (key->type == CFG_BOOL)
@@ -3402,6 +3470,29 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
         *(char **)at = full.data;
     }
     return true;
+}
+
+/* Stores a value at the field of its key. Returns as cfg_store_text does. */
+static bool
+cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n, void *at)
+{
+    struct buf text = {0};
+    bool ok;
+
+    if (key->type == CFG_MAP)
+        return n->type == YAML_MAPPING_NODE;
+    if (key->type == CFG_LIST || key->type == CFG_PAIRS) {
+        ok = n->type == (key->type == CFG_LIST ? YAML_SEQUENCE_NODE : YAML_MAPPING_NODE) &&
+            (key->type == CFG_PAIRS || cfg_count(n) <= (size_t)key->max);
+        *(const yaml_node_t **)at = ok ? n : NULL;
+        return ok;
+    }
+    if (n->type != YAML_SCALAR_NODE)
+        return false;
+    cfg_expand(r, n, &text);
+    ok = cfg_store_text(r, key, text.data, n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE, at);
+    buf_free(&text);
+    return ok;
 }
 
 /*
@@ -3440,15 +3531,20 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
                 CFG_RULES[k->type].must, range, k->type <= CFG_INT ? ", without quotes" : "");
             n = NULL;
         }
+        r->ours += n && k->is_ours;
         if (k->type == CFG_MAP)
             cfg_read_keys(r, keys, k[1].section, n, base);
     }
-    for (size_t i = 0; is_map && i < cfg_count(map) && (keys != CFG_KEYS || *section); i += 2) {
+    for (size_t i = 0; is_map && i < cfg_count(map); i += 2) {
         const char *name = cfg_text(cfg_child(r, map, i));
         const struct cfg_key *k = keys;
         while (k->name && (strcmp(k->section, section) != 0 || strcmp(k->name, name) != 0))
             k++;
-        if (!k->name && strcmp(name, "<<") != 0)
+        if (k->name || strcmp(name, "<<") == 0)
+            continue;
+        if (keys == CFG_KEYS && !*section)
+            r->is_shared = true;
+        else
             CFG_WARN(r, cfg_child(r, map, i), "unknown key \"%s\" is ignored; known here: %s", name,
                 known.data);
     }
@@ -3548,9 +3644,129 @@ cfg_set_name(struct webhook_config *w)
 }
 
 /*
+ * Collects the pairs of a map, key and value behind each other, those that "<<" merges
+ * behind its own, and those that stand there already not again. Returns their number with
+ * the count before; only PAIRS_MAX are stored.
+ */
+static size_t
+cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, size_t count)
+{
+    bool is_list = n->type == YAML_SEQUENCE_NODE;
+
+    for (size_t i = 0, k; i < cfg_count(n) && !is_list; i += 2) {
+        const char *name = cfg_text(cfg_child(r, n, i));
+        for (k = 0; k < count && k < PAIRS_MAX && strcmp(cfg_text(pair[2 * k]), name) != 0;)
+            k++;
+        if (k < count || strcmp(name, "<<") == 0)
+            continue;
+        if (count < PAIRS_MAX) {
+            pair[2 * count] = cfg_child(r, n, i);
+            pair[2 * count + 1] = cfg_child(r, n, i + 1);
+        }
+        count++;
+    }
+    for (size_t i = 0; i < cfg_count(n); i++)
+        if (is_list || (i % 2 == 1 && strcmp(cfg_text(cfg_child(r, n, i - 1)), "<<") == 0))
+            count = cfg_pairs(r, cfg_child(r, n, i), pair, count);
+    return count;
+}
+
+/* Returns what is wrong with a header (RFC 9110, 5.1 and 5.5), or NULL. */
+static const char *
+cfg_header_fault(const char *name, const char *value)
+{
+    static const char *const ours[] = {
+        "Host", "Content-Length", "Connection", "Transfer-Encoding", "webhook-"};
+
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+        if (strncasecmp(name, ours[i], strlen(ours[i])) == 0 &&
+            (name[strlen(ours[i])] == '\0' || i == 4))
+            return "is ours to send: Host, Content-Length, Connection, Transfer-Encoding, webhook-*";
+    for (const char *p = name; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("!#$%&'*+-.^_`|~", *p))
+            return "is no name of a header: letters, digits and - may stand in one";
+    for (const char *p = value; *p; p++)
+        if (((unsigned char)*p < ' ' && *p != '\t') || *p == 0x7f)
+            return "may hold no line end and no other control character";
+    for (const char *p = value; (p = strstr(p, "{{")) != NULL; p += 2)
+        if (strncmp(p, "{{webhookId}}", 13) != 0)
+            return "may hold no field but {{webhookId}}";
+    return *name ? NULL : "has no name";
+}
+
+/*
+ * Reads what goes into the head of a request: headers and auth. Whoever is named by
+ * both, or twice, is an error: only one can be sent.
+ */
+static void
+cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
+{
+    const yaml_node_t *pair[2 * PAIRS_MAX], *auth = cfg_get(r, entry, "auth");
+    size_t count = w->header_map ? cfg_pairs(r, w->header_map, pair, 0) : 0;
+    int ways = (w->url.auth != NULL) + (w->user != NULL) + (w->bearer != NULL);
+    struct buf plain = {0};
+    const char *fault;
+
+    if (count > PAIRS_MAX)
+        CFG_ERROR(r, w->header_map, "headers may hold at most %d", PAIRS_MAX);
+    count = count > PAIRS_MAX ? 0 : count;
+    w->header = count > 0 ? x_calloc(count + 1, sizeof *w->header) : NULL;
+    for (size_t i = 0; i < count; i++) {
+        const char *name = cfg_text(pair[2 * i]);
+        struct buf label = {0}, value = {0};
+        cfg_expand(r, pair[2 * i + 1], &value);
+        buf_add_texts(&label, name, ": ", NULL);
+        w->header[i] = (struct header){label.data, value.data};
+        ways += strcasecmp(name, "Authorization") == 0;
+        fault = pair[2 * i + 1]->type == YAML_SCALAR_NODE ? cfg_header_fault(name, value.data)
+                                                          : "must be a single value";
+        if (fault)
+            CFG_ERROR(r, pair[2 * i + 1], "headers: %s %s", log_text(slice_of(name)).text, fault);
+    }
+    if (ways > 1)
+        CFG_ERROR(r,
+            auth                ? auth
+                : w->header_map ? w->header_map
+                                : entry,
+            "two ways to authenticate: keep one of auth.basic, auth.bearer, a header Authorization "
+            "and user:password@ in webhookURL");
+    if (auth && auth->type == YAML_MAPPING_NODE && !w->user && !w->bearer)
+        CFG_ERROR(r, auth, "auth must hold basic or bearer");
+    if ((w->user && cfg_header_fault("user", w->user)) ||
+        (w->bearer && cfg_header_fault("bearer", w->bearer)) || (w->user && strchr(w->user, ':')))
+        CFG_ERROR(
+            r, auth, "auth may hold no line end and no other control character, user no colon");
+    if (w->user) {
+        buf_add_texts(&plain, w->user, ":", w->password ? w->password : "", NULL);
+        free(w->url.auth);
+        w->url.auth = url_basic((struct slice){plain.data, plain.len});
+        buf_free(&plain);
+    } else if (w->bearer) {
+        buf_add_texts(&plain, "Bearer ", w->bearer, NULL);
+        free(w->url.auth);
+        w->url.auth = plain.data;
+    }
+}
+
+/* Reads which statuses are not final. */
+static void
+cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
+{
+    for (size_t i = 0; i < cfg_count(w->retry_list); i++) {
+        const yaml_node_t *n = cfg_child(r, w->retry_list, i);
+        int64_t status = slice_number(slice_of(cfg_text(n)), 499);
+        if (status >= 400)
+            w->retries[status - 400] = true;
+        else
+            CFG_ERROR(r, n, "retryStatus: an entry must be a status from 400 to 499");
+    }
+}
+
+/*
  * Reads an entry of a kind's webhooks list, and adds it to the configuration. Its
  * key brings neither URL nor secret to the disk: SHA-256 of kind, method, URL's
- * text and how many entries before it have the same.
+ * text and how many entries before it have the same, or the description of one that
+ * uses a key of ours: what waits for it must not go to another one.
  */
 static void
 cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
@@ -3560,16 +3776,28 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place);
     struct buf key = {0};
     uint8_t hash[32];
-    int twins = 0;
+    int twins = 0, ours = r->ours;
     struct err e;
 
     cfg_read_keys(r, CFG_WEBHOOK_KEYS, "", entry, w);
+    w->is_special = r->ours > ours;
     w->kind = kind;
     w->place = place;
     w->listed = cfg_count(c->webhook_list[kind]);
-    for (const struct webhook_config *v = c->webhook; v < w; v++)
-        twins += v->kind == kind && v->method == w->method && strcmp(v->url_text, w->url_text) == 0;
-    buf_format(&key, "%s\n%s\n%s\n%d", KINDS[kind].name, METHODS[w->method], w->url_text, twins);
+    for (const struct webhook_config *v = c->webhook; v < w; v++) {
+        bool is_twin = v->kind == kind && v->method == w->method &&
+            v->is_special == w->is_special && strcmp(v->url_text, w->url_text) == 0;
+        if (is_twin && w->is_special && strcmp(v->description, w->description) == 0)
+            CFG_ERROR(r, entry,
+                "it needs a description that entry %zu, with the same method and URL, "
+                "does not have",
+                v->place + 1);
+        twins += is_twin && !w->is_special;
+    }
+    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method],
+        cfg_text(cfg_get(r, entry, "webhookURL")));
+    buf_format(&key, w->is_special ? "-%s" : "%s",
+        w->is_special ? w->description : number_text((uint64_t)twins).text);
     mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
     buf_free(&key);
     hex_write(hash, (sizeof w->key - 1) / 2, w->key);
@@ -3579,6 +3807,8 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
             "webhookURL is not a URL: %s; write it as http://host/path or https://host:port/path",
             e.text);
     cfg_read_cert(r, entry, w);
+    cfg_read_headers(r, entry, w);
+    cfg_read_retries(r, w);
     if (w->url.host && c->proxy[w->url.tls].host && !url_is_excepted(&w->url, c->no_proxy))
         w->proxy = &c->proxy[w->url.tls];
 }
@@ -5210,23 +5440,40 @@ call_resolve(struct call *call, int64_t now_ms)
     return CALL_FAILED;
 }
 
-/* A header line: a label such as "Host: ", and what follows it. value NULL: it is not sent. */
-struct header {
-    const char *label, *value;
-};
+/* True if some headers, which may be NULL, hold one with this label. */
+static bool
+http_has_header(const struct header *h, const char *label)
+{
+    while (h && h->label && strcasecmp(h->label, label) != 0)
+        h++;
+    return h && h->label;
+}
 
-/* Writes a request to the connection. headers end with one without a label. */
+/*
+ * Writes a request to the connection. headers end with one without a label; own, which
+ * may be NULL, too: they replace those of the same name, and {{webhookId}} in them is
+ * replaced.
+ */
 static void
 call_write(struct call *call, const char *method, const char *target, const struct header *headers,
-    struct slice body)
+    const struct header *own, struct slice body)
 {
     struct buf *out = &call->conn.peer->http->request;
 
     out->len = 0;
     buf_add_texts(out, method, " ", target, " HTTP/1.1\r\n", NULL);
     for (const struct header *h = headers; h->label; h++)
-        if (h->value)
+        if (h->value && !http_has_header(own, h->label))
             buf_add_texts(out, h->label, h->value, "\r\n", NULL);
+    for (const struct header *h = own; h && h->label; h++) {
+        const char *value = h->value, *id;
+        buf_add_text(out, h->label);
+        for (; (id = strstr(value, "{{webhookId}}")) != NULL; value = id + 13) {
+            buf_add(out, value, (size_t)(id - value));
+            buf_add_text(out, call->request.id);
+        }
+        buf_add_texts(out, value, "\r\n", NULL);
+    }
     buf_add_text(out, "\r\n");
     buf_add(out, body.data, body.len);
     call->conn.write(&call->conn, (const unsigned char *)out->data, out->len);
@@ -5248,8 +5495,8 @@ call_send(struct call *call)
         {"Host: ", strstr(u->origin, "//") + 2},
         {"User-Agent: ", USER_AGENT},
         {"Accept: ", "application/json, text/plain, */*"},
-        {"Authorization: Basic ", u->auth ? u->auth : w->url.auth},
-        {"Proxy-Authorization: Basic ", proxy ? proxy->auth : NULL},
+        {"Authorization: ", u->auth ? u->auth : w->url.auth},
+        {"Proxy-Authorization: ", proxy ? proxy->auth : NULL},
         {"Content-Type: ", has_body ? "application/json" : NULL},
         {"Content-Length: ", has_body ? length.text : NULL},
         {"webhook-id: ", q->id},
@@ -5269,7 +5516,8 @@ call_send(struct call *call)
         alert_done(&alert);
     }
     call->target_len = target.len - origin_len;
-    call_write(call, METHODS[w->method], target.data, headers, has_body ? q->json : slice_of(""));
+    call_write(call, METHODS[w->method], target.data, headers, w->header,
+        has_body ? q->json : slice_of(""));
     buf_free(&target);
     call->res.end = HTTP_BROKEN;
     call_enter(call, CALL_RECEIVE, call->deadline_ms);
@@ -5283,10 +5531,10 @@ call_ask_proxy(struct call *call)
     const struct url *u = call->url;
     char host[HOST_MAX + 16];
     const struct header headers[] = {{"Host: ", host}, {"User-Agent: ", USER_AGENT},
-        {"Proxy-Authorization: Basic ", call->proxy->auth}, {NULL, NULL}};
+        {"Proxy-Authorization: ", call->proxy->auth}, {NULL, NULL}};
 
     snprintf(host, sizeof host, strchr(u->host, ':') ? "[%s]:%d" : "%s:%d", u->host, u->port);
-    call_write(call, "CONNECT", host, headers, slice_of(""));
+    call_write(call, "CONNECT", host, headers, NULL, slice_of(""));
     call_enter(call, CALL_TUNNEL, call->deadline_ms);
     return CALL_WAIT;
 }
@@ -5422,10 +5670,11 @@ call_handshake(struct call *call, int64_t now_ms)
 static bool
 call_follow(struct call *call)
 {
-    const struct url *home = &call->conn.peer->webhook->url, *from = call->url;
+    const struct webhook_config *w = call->conn.peer->webhook;
+    const struct url *home = &w->url, *from = call->url;
     const struct config *c = call->conn.peer->http->config;
     const struct http_head *h = &call->head;
-    int method = call->conn.peer->webhook->method, status = h->status;
+    int method = w->method, status = h->status;
     const char *why = "";
     struct url to = {0};
     struct err e;
@@ -5435,7 +5684,7 @@ call_follow(struct call *call)
     else if (call->hops == REDIRECTS_MAX)
         why = ", too many redirects";
     else if (strcmp(to.host, home->host) != 0 || (from->tls && !to.tls) ||
-        (home->auth && to.port != home->port))
+        ((home->auth || w->header) && to.port != home->port))
         why = " leads to another host, from https to http, or to another port where the password "
               "may not go, refused";
     else if (status >= 307 || (status == 303 ? method == METHOD_GET : method != METHOD_POST)) {
@@ -5808,7 +6057,7 @@ struct backlog {
 
 /* What the result of a call means for the alert and its webhook. Pure. */
 static enum verdict
-webhook_judge(const struct http_result *res)
+webhook_judge(const struct webhook_config *w, const struct http_result *res)
 {
     if (res->end == HTTP_OURS)
         return VERDICT_RETRY;
@@ -5820,6 +6069,8 @@ webhook_judge(const struct http_result *res)
         return VERDICT_WAIT;
     if (res->status / 100 == 5)
         return VERDICT_SICK;
+    if (res->status / 100 == 4 && w->retries[res->status - 400])
+        return VERDICT_RETRY;
     return res->status == 408 || res->status == 425 ? VERDICT_RETRY : VERDICT_DEAD;
 }
 
@@ -6203,7 +6454,7 @@ webhook_settle(void *owner, const struct http_result *res)
     struct delivery *d = owner;
     struct webhook *w = d->webhook;
     struct backlog *b = w->backlog;
-    enum verdict verdict = webhook_judge(res);
+    enum verdict verdict = webhook_judge(w->config, res);
     int64_t now_ms = plat_now_ms(), next_ms;
     int i = 0;
 
@@ -7237,6 +7488,9 @@ cli_check(struct app *app)
         printf("keeps alerts in memory only: butlerWebhook.stateDirectory is ''\n");
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
+    if (app->reader.ours > 0 && app->reader.is_shared)
+        printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
+            app->reader.ours);
     if (c->webhooks == 0)
         printf("no webhook is configured: nothing would be called\n");
     for (const struct webhook_config *w = c->webhook; w < c->webhook + c->webhooks; w++) {
@@ -7263,7 +7517,7 @@ static void
 cli_print_result(void *owner, const struct http_result *res)
 {
     struct webhook *w = owner;
-    bool ok = webhook_judge(res) == VERDICT_DELIVERED;
+    bool ok = webhook_judge(w->config, res) == VERDICT_DELIVERED;
 
     w->backlog->delivered += ok;
     printf("%-30s  %-6s  ", w->config->name, ok ? "ok" : "FAILED");

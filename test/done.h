@@ -26,6 +26,11 @@ cfg_done(struct cfg_reader *r)
         url_done(&c->webhook[i].url);
         mbedtls_x509_crt_free(c->webhook[i].ca);
         free(c->webhook[i].ca);
+        for (struct header *h = c->webhook[i].header; h && h->label; h++) {
+            free((char *)(uintptr_t)h->label);
+            free((char *)(uintptr_t)h->value);
+        }
+        free(c->webhook[i].header);
         cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
     }
     for (size_t i = 0; i < c->sources; i++)

@@ -40,7 +40,9 @@ check_url(const struct url *u)
     require(*u->host && strspn(u->host, LETTERS DIGITS "-._:") == strlen(u->host), "host", u->host);
     require(u->port > 0 && u->port <= 65535, "port", u->origin);
     if (u->auth)
-        require(strspn(u->auth, CAPITALS LETTERS DIGITS "+/=") == strlen(u->auth), "auth", u->auth);
+        require(strncmp(u->auth, "Basic ", 6) == 0 &&
+                strspn(u->auth + 6, CAPITALS LETTERS DIGITS "+/=") == strlen(u->auth + 6),
+            "auth", u->auth);
     require(strncmp(u->shown, u->origin, strlen(u->origin)) == 0, "shown", u->shown);
     require(!strchr(u->origin, '@'), "a user is shown", u->shown);
     buf_add_texts(&full, u->origin, u->target, NULL);
