@@ -135,6 +135,8 @@
 #define REDIRECTS_MAX 5        /* followed for one call */
 #define HEAD_MAX 65536         /* bytes of one response head; real ones stay under 20 KB */
 #define SKIP_MAX 65536         /* bytes of a body read to keep the connection */
+#define REASON_MAX 2048        /* bytes of a refusal's body that are looked at */
+#define BODY_MS 2000           /* for a body: what a new connection is worth */
 #define READ_SIZE 4095         /* bytes read of a connection at a time; most answers fit */
 #define READS_STEP 64          /* of a connection in one step: a flood must not hold the loop */
 #define UNSENT_MAX (2 << 20)   /* bytes that wait for a socket; the longest request has 0.6 MB */
@@ -3719,7 +3721,8 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
         w->header[i] = (struct header){label.data, value.data};
         ways += strcasecmp(name, "Authorization") == 0;
         fault = pair[2 * i + 1]->type == YAML_SCALAR_NODE ? cfg_header_fault(name, value.data)
-                                                          : "must be a single value";
+                                                          : "must be a single value, "
+                                                            "{{webhookId}} in quotes";
         if (fault)
             CFG_ERROR(r, pair[2 * i + 1], "headers: %s %s", log_text(slice_of(name)).text, fault);
     }
@@ -4857,6 +4860,7 @@ struct http_head {
     int status;
     bool keep;                /* the connection can be used again after the body ... */
     bool chunked;             /* ... which has a Transfer-Encoding; without, it has a length */
+    bool is_text;             /* Content-Type: JSON, or text that is no page */
     int64_t length;           /* Content-Length; -1: none, BODY_BAD: no number, or two */
     struct slice location;    /* data NULL: none; empty: several */
     struct slice retry_after; /* the first; empty: none */
@@ -4923,6 +4927,7 @@ enum call_state {
     CALL_TUNNEL,
     CALL_HANDSHAKE,
     CALL_RECEIVE,
+    CALL_REASON,
     CALL_SKIP, /* from here on it has its result */
     CALL_IDLE,
     CALL_CLOSED /* http_step is to free it, unless the webhook is called again before */
@@ -5309,7 +5314,12 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
     } else if (slice_is(name, "Connection"))
         while (value.len > 0)
             h->keep = !slice_is(slice_trim(slice_take(&value, ','), " \t"), "close") && h->keep;
-    else if (slice_is(name, "Location"))
+    else if (slice_is(name, "Content-Type")) {
+        struct slice type = slice_trim(slice_take(&value, ';'), " \t"), kind = type;
+        slice_take(&kind, '/');
+        h->is_text = (strncasecmp(type.data, "text/", 5) == 0 && !slice_is(kind, "html")) ||
+            (kind.len >= 4 && strncasecmp(kind.data + kind.len - 4, "json", 4) == 0);
+    } else if (slice_is(name, "Location"))
         h->location = (struct slice){value.data, h->location.data ? 0 : value.len};
     else if (slice_is(name, "Retry-After") && !h->retry_after.data)
         h->retry_after = value;
@@ -5363,6 +5373,41 @@ http_parse_head(struct slice head, struct http_head *h, struct err *e)
     return 0;
 }
 
+/* Reads the line before a chunk (RFC 9112, 7.1). Returns the chunk's size, BODY_BAD: it is none. */
+static int64_t
+http_chunk_size(struct slice line)
+{
+    int64_t size = 0;
+    size_t digits = 0;
+
+    line = slice_trim(line, "\r");
+    for (; digits < line.len && digits < 15 && hex_value(line.data[digits]) >= 0; digits++)
+        size = size * 16 + hex_value(line.data[digits]);
+    return digits > 0 && (digits == line.len || strchr("; \t", line.data[digits])) ? size
+                                                                                   : BODY_BAD;
+}
+
+/* Adds the body at the front of in, or what there is of it, without chunk sizes. */
+static void
+http_add_body(const struct http_head *h, struct slice in, struct buf *out)
+{
+    int64_t size = h->length == -1 ? INT64_MAX : h->length;
+    struct slice rest = in;
+
+    if (!h->chunked) {
+        size = size < (int64_t)in.len ? size : (int64_t)in.len;
+        buf_add(out, in.data, size > 0 ? (size_t)size : 0);
+        return;
+    }
+    while ((size = http_chunk_size(slice_take(&rest, '\n'))) > 0) {
+        size_t len = size < (int64_t)rest.len ? (size_t)size : rest.len;
+        buf_add(out, rest.data, len);
+        rest = (struct slice){rest.data + len, rest.len - len};
+        if (slice_trim(slice_take(&rest, '\n'), "\r").len > 0)
+            return;
+    }
+}
+
 /*
  * Returns the length of the body at the front of in, chunk sizes (RFC 9112, 7.1)
  * included; BODY_MORE if not all of it has come, BODY_BAD if its length is broken.
@@ -5376,12 +5421,9 @@ http_body_len(const struct http_head *h, struct slice in)
     if (!h->chunked)
         return (int64_t)in.len >= h->length ? h->length : BODY_MORE;
     while (memchr(rest.data, '\n', rest.len)) {
-        struct slice line = slice_trim(slice_take(&rest, '\n'), "\r");
-        size_t size = 0, digits = 0, trailer;
-        for (; digits < line.len && digits < 15 && hex_value(line.data[digits]) >= 0; digits++)
-            size = size * 16 + (size_t)hex_value(line.data[digits]);
-        int after = digits < line.len ? line.data[digits] : ';';
-        if (digits == 0 || (after != ';' && after != ' ' && after != '\t'))
+        int64_t read = http_chunk_size(slice_take(&rest, '\n'));
+        size_t size = (size_t)read, trailer;
+        if (read < 0)
             return BODY_BAD;
         if (size == 0) {
             trailer = http_head_len(rest);
@@ -5745,8 +5787,7 @@ call_judge(struct call *call)
 
 /*
  * Reads the head of the answer, also while the request is still being written: a
- * server may refuse it early. Behind a proxy's 2xx to CONNECT begins the tunnel. Skips
- * the body only if the connection can be kept.
+ * server may refuse it early. Behind a proxy's 2xx to CONNECT begins the tunnel.
  */
 static enum call_next
 call_receive(struct call *call, int64_t now_ms)
@@ -5769,10 +5810,80 @@ call_receive(struct call *call, int64_t now_ms)
     if (call_judge(call))
         return call_enter(call, CALL_RESOLVE, call->deadline_ms);
     call->res.end = HTTP_ANSWERED;
+    buf_drop(&conn->in, h->len);
+    return call_enter(call, CALL_REASON, now_ms + BODY_MS);
+}
+
+/* Overwrites what somebody has echoed of ours. What is very short is no secret. */
+static void
+call_hide(struct buf *text, struct slice secret)
+{
+    for (size_t i = 0; secret.len >= 4 && i + secret.len <= text->len; i++)
+        if (memcmp(text->data + i, secret.data, secret.len) == 0)
+            memset(text->data + i, '*', secret.len);
+}
+
+/*
+ * Puts the start of a refusal's body behind the reason, without what only the webhook
+ * should know: credentials, own headers, the URL's query and the parts of its path that
+ * url_describe hides.
+ */
+static void
+call_add_reason(struct call *call)
+{
+    const struct webhook_config *w = call->conn.peer->webhook;
+    struct slice in = {call->conn.in.data, call->conn.in.len}, rest = slice_of(w->url.target);
+    struct slice basic;
+    struct err *e = &call->res.reason;
+    const char *auth = w->url.auth ? strchr(w->url.auth, ' ') + 1 : "";
+    unsigned char plain[1024] = "";
+    struct buf text = {0};
+    size_t n = 0;
+
+    in.len = in.len < REASON_MAX ? in.len : REASON_MAX;
+    http_add_body(&call->head, in, &text);
+    call_hide(&text, slice_of(auth));
+    mbedtls_base64_decode(plain, sizeof plain, &n, (const unsigned char *)auth, strlen(auth));
+    basic = (struct slice){(char *)plain, n};
+    slice_take(&basic, ':');
+    call_hide(&text, basic); /* the password */
+    for (const struct header *h = w->header; h && h->label; h++) {
+        const char *word = strchr(h->value, ' '); /* as in "Bearer TOKEN" */
+        call_hide(&text, slice_of(h->value));
+        call_hide(&text, slice_of(word ? word + 1 : ""));
+    }
+    while (rest.len > 0) {
+        size_t len = strcspn(rest.data, "/?&=");
+        if (len >= 16 || memchr(w->url.target, '?', (size_t)(rest.data - w->url.target)))
+            call_hide(&text, (struct slice){rest.data, len});
+        len += len < rest.len;
+        rest = (struct slice){rest.data + len, rest.len - len};
+    }
+    in = slice_trim((struct slice){text.data, text.len}, " \t\r\n");
+    if (in.len > 0)
+        err_set(e, "%s: %s", e->text, log_text(in).text);
+    buf_free(&text);
+}
+
+/* Reads why the webhook has refused an alert, if it says so. Then the result is complete. */
+static enum call_next
+call_reason(struct call *call, int64_t now_ms)
+{
+    const struct http_head *h = &call->head;
+    struct conn *conn = &call->conn;
+    bool speaks = h->is_text && h->status >= 400;
+    int n = 1;
+
+    while (speaks && n > 0 && conn->in.len < REASON_MAX &&
+        (!h->keep || http_body_len(h, (struct slice){conn->in.data, conn->in.len}) == BODY_MORE))
+        n = conn_fill(conn);
+    if (speaks && n == PLAT_AGAIN && now_ms < call->until_ms && now_ms < call->deadline_ms)
+        return CALL_WAIT;
+    if (speaks)
+        call_add_reason(call);
     if (!h->keep || !conn->to_origin || conn->out.len > 0 || h->length > SKIP_MAX)
         return call_close(call);
-    buf_drop(&conn->in, h->len);
-    return call_enter(call, CALL_SKIP, now_ms + 2000); /* what a new connection is worth */
+    return call_enter(call, CALL_SKIP, now_ms + BODY_MS);
 }
 
 /* Reads what is left of the body, so that the connection can be used again. */
@@ -5841,7 +5952,7 @@ static void
 call_step(struct call *call, int64_t now_ms)
 {
     static enum call_next (*const states[])(struct call *, int64_t) = {call_resolve, call_connect,
-        call_receive, call_handshake, call_receive, call_skip, call_idle};
+        call_receive, call_handshake, call_receive, call_reason, call_skip, call_idle};
     enum call_next next = CALL_GO_ON;
     struct buf *out = &call->conn.out;
     int n = PLAT_AGAIN;
@@ -5940,7 +6051,7 @@ http_step(
             call_step(call, now_ms);
             now_ms = plat_now_ms();
         }
-        if (call->owner && call->state > CALL_RECEIVE) {
+        if (call->owner && call->state > CALL_REASON) {
             call->res.ms = now_ms - call->began_ms;
             h->busy--;
             done(call->owner, &call->res);

@@ -74,7 +74,7 @@ build/linux/warnings.o: $(TESTED) | build/musl-linux/lib/libc.a
 # The tests in Python. Most of them wait most of the time, so twenty run side by side. Debian's pytest
 # belongs to Debian's python3.
 PYTEST = /usr/bin/python3 -m pytest --dist loadgroup
-SYSTEM = $(addprefix test/test_,alerts.py answers.py cli.py config.py delivery.py tls.py)
+SYSTEM = $(addprefix test/test_,alerts.py answers.py cli.py config.py delivery.py entry.py tls.py)
 FAULTS = $(addprefix test/test_,journal.py disk.py letters.py network.py load.py)
 
 # Each check prints what fails and ends with `N passed, N failed`; test/run.sh adds up what several count.

@@ -296,7 +296,7 @@ def test_readme_keys(t):
     """README's table, samples/full.yaml and the program know the same keys."""
     sections = re.findall(r'unknown key "(.*)x" is ignored; known here: (.*)',
                           t.run('--check', os.path.join(harness.ROOT, 'test/data/unknown_keys.yaml')).stderr)
-    t.equal('sections', len(sections), 9)
+    t.equal('sections', len(sections), 11)
     known = {prefix + key for prefix, keys in sections for key in keys.split(', ') if key not in OF_BUTLER}
     holders = {prefix[:-1] for prefix, _ in sections}
     table = text_of('README.md').partition('\n## Configuration\n')[2]

@@ -2116,7 +2116,7 @@ static void
 player_run(struct player *p)
 {
     static enum call_next (*const states[])(struct call *, int64_t) = {
-        [CALL_RECEIVE] = call_receive, [CALL_SKIP] = call_skip};
+        [CALL_RECEIVE] = call_receive, [CALL_REASON] = call_reason, [CALL_SKIP] = call_skip};
     struct call *call = &p->call;
     int steps = 0;
 

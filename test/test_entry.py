@@ -1,0 +1,91 @@
+"""The keys of a webhook's entry that are ours alone: what they send, what they forbid, and that no secret of theirs is told."""
+
+import base64
+import os
+
+import words
+from harness import datagram, response
+
+CREDENTIALS = {'X-Token': '${env:TOKEN}', 'User-Agent': 'desk/1', 'content-type': 'application/vnd.desk+json',
+               'X-Key': 'GenieKey ${file:key.txt}', 'X-About': '<{{webhookId}}>/{{webhookId}}', 'X-Price': '5 ${HOME} $'}
+TOKEN, KEY, PASSWORD = 'tok-Hush-1', 'key=Hush 2', 'p:w"Hush3'
+
+
+def entry(receiver, path, **keys):
+    return dict({'url': receiver.url(path), 'description': path.strip('/')}, **keys)
+
+
+def with_secrets(t, webhooks, **options):
+    """Starts the program where the variables and the file of CREDENTIALS are; gives it and the configuration's path."""
+    path, _ = t.config(webhooks, logLevel='silly', **options)
+    with open(os.path.join(t.tmp, 'key.txt'), 'w', encoding='utf-8', newline='') as file:
+        file.write(KEY + '\r\n')
+    return t.start(path, env={'TOKEN': TOKEN, 'PASSWORD': PASSWORD}), path
+
+
+def test_entry_head(t):
+    """Own headers add to ours or replace them; credentials go out as Basic or Bearer; all may come from elsewhere."""
+    receiver = t.receiver()
+    program, _ = with_secrets(t, [
+        entry(receiver, '/headers', headers=CREDENTIALS),
+        entry(receiver, '/basic', auth={'basic': {'user': 'alice', 'password': '${env:PASSWORD}'}}),
+        entry(receiver, '/bearer', auth={'bearer': '${file:key.txt}'}, method='GET'),
+        entry(receiver, '/plain')])
+    program.send(datagram())
+    got = {request.path: request for request in receiver.wait(4)}
+    names = [name for name, _ in got['/headers'].headers]
+    t.equal('each header once', len(names), len({name.lower() for name in names}))
+    wid = got['/headers'].get('webhook-id')
+    for name, value in (('X-Token', TOKEN), ('User-Agent', 'desk/1'), ('Content-Type', 'application/vnd.desk+json'),
+                        ('X-Key', 'GenieKey ' + KEY), ('X-About', '<%s>/%s' % (wid, wid)), ('X-Price', '5 ${HOME} $')):
+        t.equal(name, got['/headers'].get(name), value)
+    t.equal('basic', got['/basic'].get('Authorization'), 'Basic ' + base64.b64encode(b'alice:' + PASSWORD.encode()).decode())
+    t.equal('bearer', got['/bearer'].get('Authorization'), 'Bearer ' + KEY)
+    t.equal('neither', [name for name, _ in got['/plain'].headers if name in ('Authorization', 'X-Token')], [])
+    t.equal('the others are ours', [name for name, _ in got['/plain'].headers],
+            ['Host', 'User-Agent', 'Accept', 'Content-Type', 'Content-Length', 'webhook-id', 'webhook-timestamp'])
+
+
+def test_entry_secrets(t):
+    """What a receiver echoes of ours in a refusal is in no output; the rest of its words is in all of them."""
+    echo = ('bad %s | %s | %s | %s | /hook/aB3dHush5Hush5Hush5?k=Hush6' %
+            (TOKEN, KEY, PASSWORD, base64.b64encode(b'alice:' + PASSWORD.encode()).decode()))
+    receiver = t.receiver(lambda request, connection: response(400, echo.encode(), [('Content-Type', 'text/plain')]))
+    webhooks = [
+        entry(receiver, '/hook/aB3dHush5Hush5Hush5?k=Hush6', headers={name: CREDENTIALS[name] for name in ('X-Token', 'X-Key')},
+              auth={'basic': {'user': 'alice', 'password': '${env:PASSWORD}'}}, description='echo')]
+    program, path = with_secrets(t, webhooks)
+    program.send(datagram())
+    t.check('given up', program.wait_log(words.given_up(why=r'status 400: bad \*+ \| \*')), program.stdout)
+    t.equal('exit code', program.stop(), 0)
+    outputs = {'log': program.stdout + program.stderr, 'letter': str(t.letters(path))}
+    for option in ('--check', '--test', '--pending'):
+        done = t.run(option, path, env={'TOKEN': TOKEN, 'PASSWORD': PASSWORD})
+        outputs[option] = done.stdout + done.stderr
+    for what, text in outputs.items():
+        t.equal('%s: secrets' % what, [line for line in text.splitlines() if 'Hush' in line], [])
+    for what in ('letter', '--test', '--pending'):
+        t.check('%s: what the receiver said' % what, 'status 400: bad ****' in outputs[what], outputs[what])
+
+
+def test_entry_redirect(t):
+    """With headers of its own an entry is not redirected to another port, where they may not go."""
+    other = t.receiver()
+    receiver = t.receiver(lambda request, connection: response(307, b'', [('Location', other.url('/there'))]))
+    program, _ = with_secrets(t, [entry(receiver, '/', headers={'X-Token': 'x'}), entry(receiver, '/', description='plain')])
+    program.send(datagram())
+    t.check('refused', program.wait_log(words.given_up('failure 1', why='status 307 leads to another host')))
+    t.check('followed', program.wait_log(words.delivered('failure 2')))
+    t.equal('requests there', len(other.requests), 1)
+
+
+def test_entry_retry_status(t):
+    """A status of the list is tried again, any other is final; the webhook is not down for it."""
+    answers = {'/later': [response(404), response(409), response(200)], '/final': [response(404)]}
+    receiver = t.receiver(lambda request, connection: answers[request.path].pop(0))
+    webhooks = [entry(receiver, '/later', retryStatus=[404, 409]), entry(receiver, '/final', retryStatus=[409])]
+    program, _ = with_secrets(t, webhooks)
+    program.send(datagram())
+    t.check('given up at once', program.wait_log(words.given_up('failure 2', why='status 404')))
+    t.check('delivered in the end', program.wait_log(words.delivered('failure 1', status=r'200 in \d+ ms, attempt 3'), 20))
+    t.equal('down', program.lines(words.down()), [])
