@@ -5751,8 +5751,9 @@ static const struct {
     int status;
     const char *hint;
 } HTTP_HINTS[] = {
-    {401, "check the credentials (user:password@ in webhookURL)"},
-    {403, "check the credentials (user:password@ in webhookURL) and the webhook's permissions"},
+    {401, "check the credentials (auth, headers, or user:password@ in webhookURL)"},
+    {403,
+        "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's permissions"},
     {404, "check webhookURL"},
     {405, "check httpMethod"},
     {407, "check the proxy's password"},
