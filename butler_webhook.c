@@ -3059,7 +3059,10 @@ struct config {
     int64_t rate_limit_s[ALERT_KINDS];
     char *state_directory; /* NULL: alerts are kept in memory only */
     int64_t max_state_mb, max_age_hours, timeout_s, max_concurrent;
-    struct webhook_config *webhook; /* failures first, each kind in the file's order */
+    const char *heartbeat_url; /* "": none */
+    int64_t heartbeat_s;
+    struct webhook_config heartbeat; /* url.host NULL: none */
+    struct webhook_config *webhook;  /* failures first, each kind in the file's order */
     size_t webhooks;
     struct url proxy[2]; /* for http, for https; host NULL: none */
     const char *no_proxy;
@@ -3147,6 +3150,8 @@ static const struct cfg_key CFG_KEYS[] = {
     {OWN, "maxAgeHours", CFG_INT, AT(max_age_hours), "72", 1, .max = 8760},
     {OWN, "timeoutSeconds", CFG_INT, AT(timeout_s), "10", 1, .max = 300},
     {OWN, "maxConcurrent", CFG_INT, AT(max_concurrent), "4", 1, .max = 16},
+    {OWN, "heartbeatURL", CFG_TEXT, AT(heartbeat_url), .preset = ""},
+    {OWN, "heartbeatSeconds", CFG_INT, AT(heartbeat_s), "60", 1, .max = 86400},
     {"", "webhookNotification", CFG_MAP, .required = true},
     {NOTIFY, "enable", CFG_BOOL, AT(webhook_enable), "true", .required = true},
     {NOTIFY, "reloadTaskFailure", .type = CFG_MAP},
@@ -3765,6 +3770,22 @@ cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
     }
 }
 
+/* Reads the URL of what is called, which stood at a node, and finds the proxy for it. */
+static void
+cfg_read_url(struct cfg_reader *r, const yaml_node_t *n, const char *key, const char *text,
+    struct webhook_config *w)
+{
+    const struct config *c = r->config;
+    struct err e;
+
+    if (*text && url_parse(slice_of(text), NULL, &w->url, &e) != 0)
+        CFG_ERROR(r, n,
+            "%s is not a URL: %s; write it as http://host/path or https://host:port/path", key,
+            e.text);
+    if (w->url.host && c->proxy[w->url.tls].host && !url_is_excepted(&w->url, c->no_proxy))
+        w->proxy = &c->proxy[w->url.tls];
+}
+
 /*
  * Reads an entry of a kind's webhooks list, and adds it to the configuration. Its
  * key brings neither URL nor secret to the disk: SHA-256 of kind, method, URL's
@@ -3780,7 +3801,6 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
-    struct err e;
 
     cfg_read_keys(r, CFG_WEBHOOK_KEYS, "", entry, w);
     w->is_special = r->ours > ours;
@@ -3805,15 +3825,10 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     buf_free(&key);
     hex_write(hash, (sizeof w->key - 1) / 2, w->key);
     cfg_set_name(w);
-    if (*w->url_text && url_parse(slice_of(w->url_text), NULL, &w->url, &e) != 0)
-        CFG_ERROR(r, cfg_get(r, entry, "webhookURL"),
-            "webhookURL is not a URL: %s; write it as http://host/path or https://host:port/path",
-            e.text);
+    cfg_read_url(r, cfg_get(r, entry, "webhookURL"), "webhookURL", w->url_text, w);
     cfg_read_cert(r, entry, w);
     cfg_read_headers(r, entry, w);
     cfg_read_retries(r, w);
-    if (w->url.host && c->proxy[w->url.tls].host && !url_is_excepted(&w->url, c->no_proxy))
-        w->proxy = &c->proxy[w->url.tls];
 }
 
 /*
@@ -3845,6 +3860,10 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     else if (!c->webhook_enable || !c->udp_enable)
         c->disabled_by = c->webhook_enable ? "udpServerConfig.enable: false"
                                            : "webhookNotification.enable: false";
+
+    c->heartbeat.reject_unauthorized = true;
+    cfg_read_url(r, cfg_get(r, own, "heartbeatURL"), "butlerWebhook.heartbeatURL", c->heartbeat_url,
+        &c->heartbeat);
 
     cfg_read_sources(r);
     at = cfg_get(r, udp, "allowedSources");
@@ -7313,7 +7332,11 @@ struct app {
     struct listener listener;
     struct plat_poll poll; /* this round's sockets, the listener's first */
     size_t lost;           /* of what waits, at the end: it stands on no disk */
-    bool json;             /* --pending is for a program */
+    struct peer heartbeat;
+    int64_t beat_ms; /* when the next heartbeat is due */
+    bool is_beating; /* one is under way */
+    bool beat_failed;
+    bool json; /* --pending is for a program */
 };
 
 static struct app *the_app; /* what loop_load made; loop_hung needs it */
@@ -7343,6 +7366,38 @@ loop_hung(void)
 
     plat_report(PLAT_FAILED, text);
     plat_console_write(STDERR_FILENO, text, (size_t)len, 0);
+}
+
+/* Calls heartbeatURL when it is due, so that somebody notices when this program is dead. */
+static void
+loop_beat(struct app *app, int64_t now_ms)
+{
+    const struct http_request request = {.id = "heartbeat"};
+
+    if (!app->config.heartbeat.url.host || app->is_beating || now_ms < app->beat_ms)
+        return;
+    app->is_beating = true;
+    app->beat_ms = now_ms + app->config.heartbeat_s * 1000;
+    call_begin(&app->heartbeat, &request, app, now_ms);
+}
+
+/* Takes the result of a call: of a delivery, or of a heartbeat, of which only changes are logged. */
+static void
+loop_settle(void *owner, const struct http_result *res)
+{
+    struct app *app = the_app;
+    bool failed = res->end != HTTP_ANSWERED || res->status / 100 != 2;
+
+    if (owner != app) {
+        webhook_settle(owner, res);
+        return;
+    }
+    if (failed && !app->beat_failed)
+        log_line(LOG_WARN, "heartbeat failed: %s", res->reason.text);
+    else if (!failed && app->beat_failed)
+        log_line(LOG_INFO, "heartbeat works again");
+    app->is_beating = false;
+    app->beat_failed = failed;
 }
 
 /*
@@ -7376,8 +7431,10 @@ loop_round(struct app *app, int64_t until_ms)
     listen_look_up(&app->config, now_ms);
     listen_sort(l, now_ms);
     listen_log_counts(l, now_ms, false);
-    http_step(&app->http, &app->poll, webhook_settle);
+    http_step(&app->http, &app->poll, loop_settle);
     now_ms = plat_now_ms();
+    if (!b->stopping)
+        loop_beat(app, now_ms);
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_expire(&b->webhook[i], now_ms);
     backlog_make_room(b);
@@ -7443,6 +7500,9 @@ loop_start(struct app *app, struct err *e)
     plat_catch_stop(loop_hung); /* until here, also in a look-up that hangs, a stop just ends */
     backlog_init(b, c, j, &app->windows, &app->http);
     app->listener.backlog = b;
+    app->heartbeat = (struct peer){.http = &app->http, .webhook = &c->heartbeat};
+    if (c->heartbeat.url.tls)
+        tls_init(&app->heartbeat);
     if (b->webhooks == 0)
         log_line(LOG_WARN, "no webhook is configured: nothing will be called");
     if (!j->folder) {
@@ -7600,6 +7660,10 @@ cli_check(struct app *app)
         printf("keeps alerts in memory only: butlerWebhook.stateDirectory is ''\n");
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
+    if (c->heartbeat.url.host)
+        printf("heartbeat: GET %s every %lld s%s%s\n", c->heartbeat.url.shown,
+            (long long)c->heartbeat_s, c->heartbeat.proxy ? ", through " : "",
+            c->heartbeat.proxy ? c->heartbeat.proxy->shown : "");
     if (app->reader.ours > 0 && app->reader.is_shared)
         printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
             app->reader.ours);
