@@ -166,6 +166,7 @@
 #define CONFIG_ANCHORS_MAX 1000  /* and %TAG lines: libyaml compares each with all before it */
 #define CONFIG_NODES_MAX 20000   /* values read, aliases counted each time; Butler's file has 600 */
 #define CONFIG_WEBHOOKS_MAX 200  /* for one kind of event */
+#define DER_BEGIN 0x30           /* first byte of certificates and keys that are not PEM */
 #define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
 #define VALUE_FILE_MAX (64u << 10) /* bytes of a file that stands for a value */
 #define PAIRS_MAX 64               /* keys in a map of ours, such as headers */
@@ -3010,6 +3011,12 @@ struct header {
     const char *label, *value;
 };
 
+/* What we show to a server that asks who we are. */
+struct client {
+    mbedtls_x509_crt crt; /* with the certificates above it */
+    mbedtls_pk_context key;
+};
+
 struct webhook_config {
     const char *description;  /* "": none */
     const char *url_text;     /* webhookURL as it stands in the file; "": none */
@@ -3021,7 +3028,11 @@ struct webhook_config {
     const struct url *proxy;  /* NULL: called directly */
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
-    bool is_special;                            /* uses a key that Butler does not know */
+    const char *client_cert, *client_key; /* paths; NULL: none, or the key is in client_cert */
+    char *passphrase;                     /* of the key; NULL: none; wiped after use */
+    struct client *client;                /* what they hold; NULL: nothing that can be used */
+    const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
+    bool is_special;                      /* uses a key that Butler does not know */
     const yaml_node_t *header_map, *retry_list; /* while the file is read */
     struct header *header;                      /* ends with one without a label; NULL: none */
     const char *user, *password, *bearer;       /* NULL: none; what is sent is in url.auth */
@@ -3183,6 +3194,10 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"cert.", "enable", CFG_BOOL, AT(cert_enable), .preset = "false"},
     {"cert.", "rejectUnauthorized", CFG_BOOL, AT(reject_unauthorized), .preset = "true"},
     {"cert.", "certCA", CFG_PATH, .offset = AT(cert_ca)},
+    {"cert.", "clientCert", CFG_PATH, .offset = AT(client_cert), .is_ours = true},
+    {"cert.", "clientKey", CFG_PATH, .offset = AT(client_key), .is_ours = true},
+    {"cert.", "passphrase", CFG_TEXT, .offset = AT(passphrase), .is_ours = true},
+    {"cert.", "serverName", CFG_HOST, .offset = AT(server_name), .is_ours = true},
     {"", "headers", CFG_PAIRS, .offset = AT(header_map), .is_ours = true},
     {"", "auth", .type = CFG_MAP},
     {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
@@ -3211,7 +3226,8 @@ struct cfg_reader {
     int ours;       /* keys that Butler refuses ... */
     bool is_shared; /* ... in a file that has sections which only Butler reads */
     yaml_document_t yaml;
-    size_t visited; /* values of it, aliases counted each time */
+    size_t visited;   /* values of it, aliases counted each time */
+    struct buf files; /* paths of the other files that were read, each with its NUL */
 };
 
 /* Adds a problem at a place of the file, once: a value may be read again through an alias. */
@@ -3405,6 +3421,21 @@ cfg_read_host(struct slice text, uint8_t address[16])
     return result;
 }
 
+/* As plat_read_file, for a file that the configuration names. Remembers its path. */
+static int
+cfg_read_file(struct cfg_reader *r, const char *path, size_t max, char **data, size_t *len)
+{
+    size_t at = 0;
+
+    if (plat_read_file(path, max, data, len) != 0)
+        return -1;
+    while (at < r->files.len && strcmp(r->files.data + at, path) != 0)
+        at += strlen(r->files.data + at) + 1;
+    if (at == r->files.len)
+        buf_add(&r->files, path, strlen(path) + 1);
+    return 0;
+}
+
 /*
  * Adds the text of a scalar. In it ${env:NAME} becomes what that variable holds, and
  * ${file:PATH} what that file holds, without its last line end. It is a problem if there
@@ -3427,7 +3458,7 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         if (file)
             buf_add(&name, r->file, plat_path_folder_len(r->file, text + begin));
         buf_add(&name, text + begin, end - begin);
-        if (file && plat_read_file(name.data, VALUE_FILE_MAX, &value.data, &value.len) != 0)
+        if (file && cfg_read_file(r, name.data, VALUE_FILE_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error());
         else if (env && getenv(name.data))
             buf_add_text(&value, getenv(name.data));
@@ -3597,6 +3628,50 @@ cfg_read_sources(struct cfg_reader *r)
     }
 }
 
+#define CFG_NOT_PEM                                                                                \
+    "; make one of a .pfx: openssl pkcs12 -in A.pfx -out A.pem -aes256, of a .cer: openssl x509 "  \
+    "-inform der -in A.cer -out A.pem"
+
+/*
+ * Adds the certificates of the PEM file that a key names to crt. Returns how many could
+ * be read; why tells of the first that could not, or why there is none, and is else empty.
+ */
+static int
+cfg_read_pem(
+    struct cfg_reader *r, const char *key, const char *file, mbedtls_x509_crt *crt, struct err *why)
+{
+    static const char begin[] = "-----BEGIN CERTIFICATE-----";
+    const int unknown = MBEDTLS_ERR_X509_INVALID_EXTENSIONS + MBEDTLS_ERR_ASN1_UNEXPECTED_TAG;
+    char *pem = NULL, *next;
+    int count = 0, good = 0, result;
+    size_t len;
+
+    if (cfg_read_file(r, file, CERT_FILE_MAX, &pem, &len) != 0)
+        err_set(why, "%s: %s: %s", key, file, plat_error());
+    else if (strstr(pem, begin))
+        *why = (struct err){""};
+    else
+        err_set(
+            why, "%s: %s: no PEM certificate%s", key, file, *pem == DER_BEGIN ? CFG_NOT_PEM : "");
+    for (char *at = pem ? strstr(pem, begin) : NULL; at; at = next, count++) {
+        if ((next = strstr(at + 1, begin)) != NULL)
+            *next = '\0';
+        result = mbedtls_x509_crt_parse(crt, (const unsigned char *)at, strlen(at) + 1);
+        if (next)
+            *next = *begin;
+        if (result != 0 && good == count) /* the first */
+            err_set(why, "%s: certificate %d of %s cannot be used: it %s", key, count + 1, file,
+                result == unknown
+                    ? "has a critical extension that is not supported, such as name constraints"
+                    : "is damaged, or of a kind that is not supported");
+        good += result == 0;
+    }
+    if (pem) /* a private key may be in it, too */
+        mbedtls_platform_zeroize(pem, len);
+    free(pem);
+    return good;
+}
+
 /*
  * Warns of a webhook whose server is not checked, and reads its CA file if cert.enable
  * says so. What is wrong there is only a warning if no server is checked with it, or
@@ -3605,14 +3680,9 @@ cfg_read_sources(struct cfg_reader *r)
 static void
 cfg_read_cert(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
-    static const char begin[] = "-----BEGIN CERTIFICATE-----";
-    const int unknown = MBEDTLS_ERR_X509_INVALID_EXTENSIONS + MBEDTLS_ERR_ASN1_UNEXPECTED_TAG;
     const yaml_node_t *cert = cfg_get(r, entry, "cert"), *ca = cfg_get(r, cert, "certCA");
     bool checked = w->reject_unauthorized && (w->url.tls || !w->url.host);
     struct err why = {"cert.enable is true, but cert.certCA names no file"};
-    char *pem = NULL, *next;
-    int count = 0, result;
-    size_t len;
 
     if (!w->reject_unauthorized) /* of http, too: it may redirect to https */
         CFG_WARN(r, cfg_get(r, cert, "rejectUnauthorized"),
@@ -3624,27 +3694,101 @@ cfg_read_cert(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_con
         return;
     w->ca = x_calloc(1, sizeof *w->ca);
     mbedtls_x509_crt_init(w->ca);
-    if (w->cert_ca) {
-        bool ok = plat_read_file(w->cert_ca, CERT_FILE_MAX, &pem, &len) == 0;
-        err_set(&why, "cert.certCA: %s: %s", w->cert_ca, ok ? "no PEM certificate" : plat_error());
-    }
-    for (char *at = pem ? strstr(pem, begin) : NULL; at; at = next, count++) {
-        if ((next = strstr(at + 1, begin)) != NULL)
-            *next = '\0';
-        result = mbedtls_x509_crt_parse(w->ca, (const unsigned char *)at, strlen(at) + 1);
-        if (next)
-            *next = *begin;
-        if (result != 0 && w->ca_count == count) /* the first */
-            err_set(&why, "cert.certCA: certificate %d of %s cannot be used: it %s", count + 1,
-                w->cert_ca,
-                result == unknown
-                    ? "has a critical extension that is not supported, such as name constraints"
-                    : "is damaged, or of a kind that is not supported");
-        w->ca_count += result == 0;
-    }
-    free(pem);
-    if (w->ca_count == 0 || w->ca_count < count)
+    if (w->cert_ca)
+        w->ca_count = cfg_read_pem(r, "cert.certCA", w->cert_ca, w->ca, &why);
+    if (*why.text)
         cfg_problem(r, checked && w->ca_count == 0, (ca ? ca : cert)->start_mark, "%s", why.text);
+}
+
+/*
+ * Reads the private key of a client certificate from the PEM file that a key of the
+ * configuration names. why tells what is wrong with it, else it stays as it is.
+ */
+static void
+cfg_read_key(struct cfg_reader *r, const char *key, const char *file, struct webhook_config *w,
+    struct err *why)
+{
+    const char *pass = w->passphrase ? w->passphrase : "", *fault = NULL;
+    char *pem;
+    size_t len;
+    int result;
+
+    if (cfg_read_file(r, file, CERT_FILE_MAX, &pem, &len) != 0) {
+        err_set(why, "%s: %s: %s", key, file, plat_error());
+        return;
+    }
+    result = mbedtls_pk_parse_key(&w->client->key, (unsigned char *)pem, strlen(pem) + 1,
+        (const unsigned char *)pass, strlen(pass), mbedtls_psa_get_random,
+        MBEDTLS_PSA_RANDOM_STATE);
+    if (!strstr(pem, "PRIVATE KEY-----"))
+        fault = *pem == DER_BEGIN ? "no PEM private key" CFG_NOT_PEM : "no PEM private key";
+    else if (result == MBEDTLS_ERR_PK_PASSWORD_REQUIRED)
+        fault = "the private key is encrypted: cert.passphrase is missing";
+    else if (result == MBEDTLS_ERR_PK_PASSWORD_MISMATCH)
+        fault = "the private key is encrypted, and cert.passphrase is wrong";
+    else if (result != 0 && strstr(pem, "ENCRYPTED")) /* one of 256 wrong ones seems to fit */
+        fault =
+            "the private key is encrypted in an old way, or cert.passphrase is wrong; to encrypt "
+            "it anew: openssl pkcs8 -topk8 -in OLD -out NEW";
+    else if (result != 0)
+        fault = "the private key is damaged, or of a kind that is not supported";
+    else if (mbedtls_pk_check_pair(&w->client->crt.pk, &w->client->key, mbedtls_psa_get_random,
+                 MBEDTLS_PSA_RANDOM_STATE) != 0)
+        fault = "the private key does not belong to the first certificate of cert.clientCert";
+    if (fault)
+        err_set(why, "%s: %s: %s", key, file, fault);
+    mbedtls_platform_zeroize(pem, len);
+    free(pem);
+}
+
+/* Frees a client certificate and its key. NULL is legal. */
+static void
+cfg_free_client(struct client *client)
+{
+    if (client) {
+        mbedtls_x509_crt_free(&client->crt);
+        mbedtls_pk_free(&client->key);
+    }
+    free(client);
+}
+
+/*
+ * Reads the client certificate of a webhook and its key, and wipes the passphrase. For http,
+ * which uses neither, mistakes are only warnings.
+ */
+static void
+cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
+{
+    const yaml_node_t *cert = cfg_get(r, entry, "cert"), *at = cfg_get(r, cert, "clientCert");
+    bool matters = w->url.tls || !w->url.host;
+    struct err why = {""};
+
+    if ((w->client_cert || w->server_name) && !matters)
+        CFG_WARN(r, cert, "webhookURL is http: cert.clientCert and cert.serverName are not used");
+    if ((w->client_key || w->passphrase) && !w->client_cert)
+        cfg_problem(r, matters, cert->start_mark,
+            "cert.clientCert is missing: clientKey and passphrase are those of its private key");
+    if (w->client_cert) {
+        w->client = x_calloc(1, sizeof *w->client);
+        mbedtls_x509_crt_init(&w->client->crt);
+        mbedtls_pk_init(&w->client->key);
+        cfg_read_pem(r, "cert.clientCert", w->client_cert, &w->client->crt, &why);
+        if (!*why.text && w->client_key) {
+            at = cfg_get(r, cert, "clientKey");
+            cfg_read_key(r, "cert.clientKey", w->client_key, w, &why);
+        } else if (!*why.text)
+            cfg_read_key(r, "cert.clientCert", w->client_cert, w, &why);
+    }
+    if (*why.text) {
+        cfg_problem(r, matters, at->start_mark, "%s", why.text);
+        cfg_free_client(w->client);
+        w->client = NULL;
+    }
+    if (w->client && mbedtls_x509_time_is_past(&w->client->crt.valid_to))
+        CFG_WARN(r, cfg_get(r, cert, "clientCert"),
+            "cert.clientCert: the certificate in %s has expired", w->client_cert);
+    if (w->passphrase)
+        mbedtls_platform_zeroize(w->passphrase, strlen(w->passphrase));
 }
 
 /* Sets what people call a webhook. */
@@ -3832,6 +3976,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_set_name(w);
     cfg_read_url(r, cfg_get(r, entry, "webhookURL"), "webhookURL", w->url_text, w);
     cfg_read_cert(r, entry, w);
+    cfg_read_client(r, entry, w);
     cfg_read_headers(r, entry, w);
     cfg_read_retries(r, w);
 }
@@ -5100,7 +5245,7 @@ static const struct {
         "set cert.enable true and cert.certCA to a file with the certificate of its issuer "
         "(and let the server send its intermediate certificates)"},
     {MBEDTLS_X509_BADCERT_CN_MISMATCH, 0, "it is not for this host name",
-        "use a host name that the certificate holds in webhookURL"},
+        "use a host name that the certificate holds in webhookURL or cert.serverName"},
     {UINT32_MAX, 0, "it is too weak, or not meant for a server",
         "give the server a certificate for server authentication, signed with SHA-256, with at "
         "least RSA 2048 or EC P-256"},
@@ -5110,7 +5255,8 @@ static const struct {
     {0, MBEDTLS_ERR_SSL_INVALID_RECORD, "what answers there does not speak TLS",
         "write http:// in webhookURL, or the port where the server speaks https"},
     {0, MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE, "the server refused the handshake (TLS alert)",
-        "look at the server's own log; it may ask for a client certificate or older settings"},
+        "look at the server's own log; it may want a client certificate (cert.clientCert), another "
+        "one, or older settings"},
     {0, MBEDTLS_ERR_SSL_BAD_PROTOCOL_VERSION, "the server offers no TLS 1.2 or 1.3", ""},
     {0, MBEDTLS_ERR_PK_INVALID_PUBKEY,
         "a key of the server is broken, or RSA with more than 4096 bits",
@@ -5168,6 +5314,8 @@ tls_init(struct peer *p)
         mbedtls_ssl_conf_ca_chain(&p->tls, p->webhook->ca ? p->webhook->ca : roots, NULL);
     else /* TLS 1.3 knows no NONE; the faults that are found are ignored */
         mbedtls_ssl_conf_authmode(&p->tls, MBEDTLS_SSL_VERIFY_OPTIONAL);
+    if (p->webhook->client)
+        mbedtls_ssl_conf_own_cert(&p->tls, &p->webhook->client->crt, &p->webhook->client->key);
     mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(
         &p->tls, MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
     p->has_tls = true;
@@ -5262,7 +5410,7 @@ conn_tls_read(struct conn *conn, void *data, size_t len)
         return n;
     err_set(&conn->broken, "the TLS connection broke: error -0x%04x%s", (unsigned)-n,
         n == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE /* TLS 1.3 misses one only after our handshake */
-            ? ", an alert; the server may ask for a client certificate"
+            ? ", an alert; the server may want a client certificate (cert.clientCert), or another"
             : "");
     return -1;
 }
@@ -5743,7 +5891,7 @@ call_handshake(struct call *call, int64_t now_ms)
 {
     struct conn *conn = &call->conn;
     struct peer *p = call->conn.peer;
-    const char *host = call->url->host;
+    const char *host = p->webhook->server_name ? p->webhook->server_name : call->url->host;
     int n = 0;
 
     if (!conn->ssl) {
@@ -5784,9 +5932,9 @@ call_handshake(struct call *call, int64_t now_ms)
 
 /*
  * Follows a redirect (RFC 9110, 15.4), but only to the webhook's own host, never from
- * https to http, and with a password to the same port: what we send goes where the
- * configuration says. 301 and 302 to a POST, 303 to a PUT ask for an empty GET, which
- * is not ours to send. Returns false if the result says why not.
+ * https to http, and with a password or a client certificate to the same port: what we
+ * send goes where the configuration says. 301 and 302 to a POST, 303 to a PUT ask for an
+ * empty GET, which is not ours to send. Returns false if the result says why not.
  */
 static bool
 call_follow(struct call *call)
@@ -5805,7 +5953,7 @@ call_follow(struct call *call)
     else if (call->hops == REDIRECTS_MAX)
         why = ", too many redirects";
     else if (strcmp(to.host, home->host) != 0 || (from->tls && !to.tls) ||
-        ((home->auth || w->header) && to.port != home->port))
+        ((home->auth || w->header || w->client) && to.port != home->port))
         why = " leads to another host, from https to http, or to another port where the password "
               "may not go, refused";
     else if (status >= 307 || (status == 303 ? method == METHOD_GET : method != METHOD_POST)) {
@@ -7806,7 +7954,7 @@ cli_check(struct app *app)
 {
     const struct config *c = &app->config;
     int errors = app->reader.errors, warnings = app->reader.warnings;
-    char ca_file[1024];
+    char ca_file[1024], subject[200] = "?";
 
     printf("configuration %s%s: %d error%s, %d warning%s\n", app->reader.file,
         errors ? "" : " is valid", errors, errors == 1 ? "" : "s", warnings,
@@ -7850,6 +7998,12 @@ cli_check(struct app *app)
                                           : "public roots",
             w->proxy ? "  through " : "", w->proxy ? w->proxy->shown : "",
             log_text(slice_of(w->description)).text);
+        if (w->client) {
+            const mbedtls_x509_time *until = &w->client->crt.valid_to;
+            mbedtls_x509_dn_gets(subject, sizeof subject, &w->client->crt.subject);
+            printf("             shows \"%s\", valid until %04d-%02d-%02d\n",
+                log_text(slice_of(subject)).text, until->year, until->mon, until->day);
+        }
     }
     return 0;
 }
@@ -7999,18 +8153,19 @@ cli_replay(struct app *app)
 
 /*
  * --install. The service runs under an account of its own, which gets to read the
- * configuration and the CA files that it names, and to write the folders.
+ * configuration and the files that were read for it, and to write the folders.
  */
 static int
 cli_install(struct app *app)
 {
     const struct config *c = &app->config;
-    struct plat_right right[ALERT_KINDS * CONFIG_WEBHOOKS_MAX + 3] = {{.path = app->reader.file}};
+    const struct buf *files = &app->reader.files;
+    struct plat_right *right = x_calloc(files->len + 3, sizeof *right); /* more than enough */
     size_t n = 1;
 
-    for (size_t i = 0; i < c->webhooks; i++)
-        if (c->webhook[i].cert_enable && c->webhook[i].cert_ca)
-            right[n++].path = c->webhook[i].cert_ca;
+    right[0].path = app->reader.file;
+    for (size_t at = 0; at < files->len; at += strlen(files->data + at) + 1)
+        right[n++].path = files->data + at;
     if (c->state_directory)
         right[n++] = (struct plat_right){c->state_directory, true};
     right[n++] = (struct plat_right){c->log_directory, true};

@@ -26,6 +26,7 @@ cfg_done(struct cfg_reader *r)
         url_done(&c->webhook[i].url);
         mbedtls_x509_crt_free(c->webhook[i].ca);
         free(c->webhook[i].ca);
+        cfg_free_client(c->webhook[i].client);
         for (struct header *h = c->webhook[i].header; h && h->label; h++) {
             free((char *)(uintptr_t)h->label);
             free((char *)(uintptr_t)h->value);
@@ -46,6 +47,7 @@ cfg_done(struct cfg_reader *r)
     cfg_free_texts(CFG_KEYS, c);
     free(c->webhook);
     free(c->source);
+    buf_free(&r->files);
 }
 
 /* Frees what a backlog holds, but not what its journal and its calls do. */

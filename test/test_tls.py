@@ -16,9 +16,9 @@ import faults_base as base
 import harness
 import words
 from servers import (
-    CA_EXTENSIONS, DATA, LEAF_EXTENSIONS, LOCAL_NAMES, Nginx, OK, OK_KEEP, OpensslServer, Server, cert, chained, expired, good,
-    ids_of, intermediate, issue, issue_root, need, nginx_tls, not_yet_valid, once, other_name, read_bytes, root, says,
-    self_signed, send, start, webhook, write_file)
+    CA_EXTENSIONS, Certificate, DATA, LEAF_EXTENSIONS, LOCAL_NAMES, Nginx, OK, OK_KEEP, OpensslServer, Server, cert, chained,
+    expired, good, ids_of, intermediate, issue, issue_root, joined_file, need, nginx_tls, not_yet_valid, once, openssl,
+    other_name, read_bytes, root, says, self_signed, send, start, webhook, write_file)
 
 AT_ONCE = r'200 in \d+ ms, attempt 1$'
 both_versions = pytest.mark.parametrize('version', (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), ids=('1_2', '1_3'))
@@ -109,8 +109,8 @@ WEAK = '-cipher DEFAULT@SECLEVEL=0'
     row('rsa_1024', lambda: issued(key='rsa1024'), words.TOO_WEAK, options=WEAK),
     row('sha1', lambda: issued(md='sha1'), words.TOO_WEAK, options=WEAK),
     row('ec_p521_sha512', lambda: issued(key='P-521', md='sha512')),
-    row('client_certificate_demanded_1_2', good, words.ALERT, options='-tls1_2 -Verify 1'),
-    row('client_certificate_demanded_1_3', good, words.TLS_BROKE + '.*client certificate', options='-tls1_3 -Verify 1'),
+    row('client_certificate_demanded_1_2', good, words.ALERT + r'.*cert\.clientCert', options='-tls1_2 -Verify 1'),
+    row('client_certificate_demanded_1_3', good, words.TLS_BROKE + r'.*cert\.clientCert', options='-tls1_3 -Verify 1'),
     row('ed25519', lambda: issued(key='ed25519'), words.TLS_FAILED),
 ))
 def test_trust(t, certificate, ca, refused, options):
@@ -210,6 +210,124 @@ def test_trust_ca_files(t):
     done = t.run(path)
     t.equal('with none that can be used', (done.returncode, re.findall(told % 'error', done.stderr)),
             (2, [('key.pem', 'no PEM certificate'), ('cut.pem', damaged), ('ed25519.pem', damaged)]))
+
+
+# ---- Client certificates, and the name that is expected ---------------------------------------------------------------
+
+
+def client(name, issuer=None, **options):
+    return issue('/CN=' + name, issuer or root(), extensions=LEAF_EXTENSIONS[:2] + ('extendedKeyUsage = clientAuth',), **options)
+
+
+def shows(certificate, key=None, passphrase=None):
+    """A cert section with a client certificate, the Certificate or a file."""
+    whole = isinstance(certificate, Certificate)
+    keys = {'clientCert': certificate.full_pem if whole else certificate, 'clientKey': certificate.key if whole else key,
+            'passphrase': passphrase}
+    return dict(cert(root()), **{name: value for name, value in keys.items() if value})
+
+
+def test_client_files(t):
+    """What tools make of keys and certificates: what can be used, as it is or converted; of all else what to do, and where."""
+    def made(name, *command):
+        openssl(*command, '-out', os.path.join(t.tmp, name))
+        return name
+
+    into, out, given = ('-passin', 'pass:S3cret'), ('-passout', 'pass:S3cret'), 'S3cret'
+    genpkey = made('genpkey.key', 'genpkey', '-algorithm', 'RSA', '-aes256', '-pass', 'pass:S3cret')
+    plain = os.path.join(t.tmp, made('plain.key', 'pkey', '-in', os.path.join(t.tmp, genpkey), *into))
+    rsa, ec, old = client('r', key_path=plain), client('e'), client('o', end='20210203000000Z')
+    pkcs8 = made('pkcs8.key', 'pkcs8', '-topk8', '-in', ec.key, *out)
+    pfx = made('a.pfx', 'pkcs12', '-export', '-in', ec.pem, '-inkey', ec.key, *out)
+    pem_of_pfx = made('a.pem', 'pkcs12', '-in', os.path.join(t.tmp, pfx), '-aes256', *into, *out)
+    cer = made('a.cer', 'x509', '-in', ec.pem, '-outform', 'der')
+    der = made('key.der', 'pkey', '-in', ec.key, '-outform', 'der')
+    traditional = made('old.key', 'rsa', '-in', plain, '-aes128', '-traditional', *out)
+    pbes1 = made('3des.key', 'pkcs8', '-topk8', '-in', plain, '-v1', 'PBE-SHA1-3DES', *out)
+    sec1 = made('sec1.key', 'ec', '-in', ec.key)
+    pkcs1 = made('pkcs1.key', 'rsa', '-in', plain, '-traditional')
+    cut = write_file(os.path.join(t.tmp, 'cut.key'), read_bytes(rsa.key)[:800] + b'\n-----END PRIVATE KEY-----\n')
+    good_ones = [shows(rsa), shows(ec), shows(rsa.pem, genpkey, given), shows(ec.pem, pkcs8, given), shows(rsa.pem, pkcs1),
+                 shows(pem_of_pfx, passphrase=given), shows(joined_file(ec.key, ec.pem)), shows(ec.pem, sec1), shows(old)]
+    path, _ = t.config([webhook('https://localhost:1/%d' % number, one) for number, one in enumerate(good_ones)])
+    done = t.run('--check', path)
+    t.equal('what --check shows', re.findall(r'(?m)^ +shows "CN=(.)", valid until (\S+)$', done.stdout),
+            [(name, '2021-02-03' if name == 'o' else '2049-12-31') for name in 'rerereeeo'])
+    t.equal('exit code and warnings', (done.returncode, re.findall('warning: (.*)', done.stderr)),
+            (0, ['cert.clientCert: the certificate in %s has expired' % old.full_pem]))
+    line = int(re.search(r':(\d+):\d+: warning', done.stderr)[1])
+    t.check('its place', 'clientCert:' in t.read(path).splitlines()[line - 1], done.stderr)
+    bad = [(shows(ec.pem, pkcs8), pkcs8, 'is encrypted: cert.passphrase is missing'),
+           (shows(ec.pem, pkcs8, 'wr0ng'), pkcs8, 'cert.passphrase is wrong'),
+           (shows(pem_of_pfx, passphrase='wr0ng'), pem_of_pfx, 'cert.passphrase is wrong'),
+           (shows(rsa.pem, traditional, given), traditional, 'in an old way.*openssl pkcs8 -topk8'),
+           (shows(rsa.pem, pbes1, given), pbes1, 'in an old way.*openssl pkcs8 -topk8'),
+           (shows(pfx, passphrase=given), pfx, 'no PEM certificate; .*openssl pkcs12 -in'),
+           (shows(ec.pem, pfx, given), pfx, 'no PEM private key; .*openssl pkcs12 -in'),
+           (shows(cer, ec.key), cer, 'no PEM certificate; .*openssl x509 -inform der'),
+           (shows(ec.pem, der), der, 'no PEM private key'),
+           (shows(rsa.pem, cut), cut, 'is damaged'),
+           (shows(rsa.pem, ec.key), ec.key, 'does not belong to the first certificate'),
+           (shows(ec.pem, client('other').key), '.key', 'does not belong to the first certificate'),
+           (shows(joined_file(good('B').pem, ec.pem, ec.key)), '.pem', 'does not belong to the first certificate')]
+    path, _ = t.config([webhook('https://localhost:1/%d' % number, one) for number, (one, *_) in enumerate(bad)])
+    done = t.run(path)
+    errors = done.stderr.splitlines()
+    t.equal('exit code and errors', (done.returncode, len(errors)), (2, len(bad)))
+    for error, (section, file, text) in zip(errors, bad):
+        key = 'clientKey' if section.get('clientKey', '').endswith(file) else 'clientCert'
+        t.check(text, re.search(r':\d+:\d+: error: cert\.%s: .*%s: .*%s' % (key, re.escape(file), text), error), error)
+    t.check('no passphrase is told', not re.search('S3cret|wr0ng', done.stderr), done.stderr)
+
+
+@pytest.mark.parametrize('protocol', ('TLSv1.2', 'TLSv1.3'))
+def test_client(t, protocol):
+    """nginx lets in who has a client certificate of its CA, and answers 400 to all others."""
+    port = t.port()
+    nginx = t.add(Nginx(t, nginx_tls(port, good(), 'ssl_verify_client on; ssl_verify_depth 2; ssl_client_certificate %s;'
+                                     'keepalive_requests 1;' % root().pem, protocol)))
+    ours = [client('ec'), client('rsa', key='rsa2048'), client('p384', key='P-384'), client('chained', intermediate())]
+    others = [client('expired', end='20210203000000Z'), client('stranger', root('B'))]
+    sections = [shows(one) for one in ours + others] + [root()]
+    program = start(t, *[webhook('https://localhost:%d/%d' % (port, number), section) for number, section in enumerate(sections)])
+    says(t, program, ' warn: .*clientCert: .* has expired')
+    for number in (1, 2):       # the second one in a session of the first
+        send(program)
+        for place in range(1, len(ours) + 1):
+            says(t, program, words.delivered('failure %d' % place, number, AT_ONCE))
+        for place in range(len(ours) + 1, len(sections) + 1):
+            says(t, program, words.given_up('failure %d' % place, number, '400'))
+    rows = nginx.wait(2 * len(sections))
+    t.equal('who was let in', sorted(row['client'] for row in rows if row['status'] == 200),
+            sorted('CN=' + name for name in ('ec', 'rsa', 'p384', 'chained') * 2))
+    t.equal('sessions', {row['reused'] for row in rows if row['status'] == 200}, {'.', 'r'})
+
+
+def test_client_redirect(t):
+    """A client certificate goes to no other port of the same host."""
+    other = t.receiver(OK, ssl_context=good().context())
+    server = t.receiver(harness.response(307, b'', [('Location', other.url())]), ssl_context=good().context())
+    program = start(t, webhook(server.url(), shows(client('c'))), webhook(server.url(), root()))
+    send(program)
+    says(t, program, words.given_up('failure 1', 1, 'status 307 leads to .*another port'))
+    says(t, program, words.delivered('failure 2', 1))
+    t.equal('requests there', len(other.requests), 1)
+
+
+def test_server_name(t):
+    """serverName counts in place of the URL's host: it is sent, unless it is an address, and the certificate must hold it."""
+    port, local = t.port(), t.port()
+    named = issue('/CN=hooks.test', root(), san='DNS:hooks.test')
+    nginx = t.add(Nginx(t, nginx_tls(port, named) + nginx_tls(local, good())))
+    calls = ((port, 'hooks.test'), (local, '127.0.0.1'), (port, 'other.test'), (port, '127.0.0.1'), (port, None))
+    program = start(t, *[webhook('https://localhost:%d/%s' % (one, name), dict(cert(root()), serverName=name or ''))
+                         for one, name in calls])
+    send(program)
+    for place, name in ((3, 'other.test'), (4, '127.0.0.1'), (5, 'localhost')):
+        says(t, program, words.down('failure %d' % place, '.*shown by %s: it is not for this host name.*serverName' % name))
+    for place in (1, 2):
+        says(t, program, words.delivered('failure %d' % place, 1, AT_ONCE))
+    t.equal('names', sorted(row['sni'] for row in nginx.wait(2)), ['', 'hooks.test'])
 
 
 # ---- Versions, suites, groups; more than one connection to a server --------------------------------------------------

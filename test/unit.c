@@ -1248,6 +1248,12 @@ test_configs(void)
     cfg_load(&the_reader, CONFIGS "/off.yaml", true, &the_config);
     check_problems("6:23: error: webhookURL is not a URL: ...\n", "strict, though off");
     loaded_done();
+    cfg_load(&the_reader, CONFIGS "/client.yaml", false, &the_config);
+    check_bytes(held(&the_reader.files),
+        SLICE(CONFIGS "/ca.pem\0" CONFIGS "/minimal.yaml\0" CONFIGS "/half-damaged.pem\0" CONFIGS
+                      "/bom-crlf-three.pem\0"),
+        "files that --install lets the service read");
+    loaded_done();
 }
 
 #define UNREADABLE "1:1: error: cannot read the configuration (at most 512 KB): "

@@ -58,6 +58,7 @@
 #define MBEDTLS_PK_C
 #define MBEDTLS_PK_PARSE_C
 #define MBEDTLS_PK_PARSE_EC_COMPRESSED
+#define MBEDTLS_PKCS5_C /* private keys that are encrypted as OpenSSL 3 does it */
 
 /* Certificates */
 #define MBEDTLS_ASN1_PARSE_C
