@@ -3467,6 +3467,11 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         if (memchr(value.data ? value.data : "-", 0, value.len) ||
             !utf8_is_valid(value.data, value.len))
             CFG_ERROR(r, n, "%s holds no text in UTF-8", name.data);
+        if (out->len + value.len > CONFIG_MAX) {
+            CFG_ERROR(
+                r, n, "a value of more than 512 KB, with what ${env:...} and ${file:...} hold");
+            end = strlen(text) - 1;
+        }
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
         buf_add(out, value.data, value.len);
@@ -7553,6 +7558,7 @@ static const struct {
     {"oldest_waiting_seconds", "", "", "gauge", "Age of the oldest of them."},
     {"certificate_expiry_timestamp_seconds", "", ",of=\"server\"", "gauge",
         "When a certificate ends; the server's as the last full TLS handshake has shown it."},
+    {"certificate_expiry_timestamp_seconds", "", ",of=\"client\"", NULL, NULL},
 };
 #define METRICS_ROWS (sizeof METRICS / sizeof *METRICS)
 
@@ -7587,7 +7593,8 @@ metrics_add_row(struct buf *b, size_t row, const struct webhook *w, int64_t now_
     const double value[METRICS_ROWS] = {(double)w->delivered, (double)w->given_up,
         (double)w->spent_ms / 1000, (double)w->attempts, w->state != WEBHOOK_DOWN,
         (double)w->list.count, oldest ? (double)(now_ms - oldest->payload->accepted_ms) / 1000 : 0,
-        w->peer.expires_s > 0 ? (double)w->peer.expires_s : -1};
+        w->peer.expires_s > 0 ? (double)w->peer.expires_s : -1,
+        w->config->client ? (double)tls_time(&w->config->client->crt.valid_to) : -1};
 
     if (value[row] < 0)
         return;
