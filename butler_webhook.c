@@ -3026,6 +3026,9 @@ struct webhook_config {
     const char *cert_ca;      /* path; NULL: none */
     struct url url;           /* host NULL: it is not valid, and webhooks are off */
     const struct url *proxy;  /* NULL: called directly */
+    const char *proxy_text;   /* proxyURL as it stands in the file; NULL: none, or '' */
+    bool has_proxy_key;       /* the environment does not count, but ... */
+    struct url proxy_url;     /* ... this; host NULL: called directly */
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
     const char *client_cert, *client_key; /* paths; NULL: none, or the key is in client_cert */
@@ -3206,6 +3209,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"auth.basic.", "password", CFG_TEXT, .offset = AT(password), .required = true,
         .is_ours = true},
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
+    {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
     {.name = NULL},
 };
 
@@ -3568,6 +3572,7 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
             cfg_store(r, k, &preset, at);
         if (map && k->required && cfg_is_empty(n))
             CFG_ERROR(r, n ? n : map, "%s%s is missing, or has no value", section, k->name);
+        r->ours += n && k->is_ours;
         if (k->type == CFG_LEFT || cfg_is_empty(n))
             n = NULL;
         if (n && !cfg_store(r, k, n, at)) {
@@ -3579,7 +3584,6 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
                 CFG_RULES[k->type].must, range, k->type <= CFG_INT ? ", without quotes" : "");
             n = NULL;
         }
-        r->ours += n && k->is_ours;
         if (k->type == CFG_MAP)
             cfg_read_keys(r, keys, k[1].section, n, base);
     }
@@ -3924,20 +3928,46 @@ cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
     }
 }
 
+/* Returns the proxy for a URL of the webhook, its own or one that it has moved to; NULL: none. */
+static const struct url *
+cfg_proxy(const struct config *c, const struct webhook_config *w, const struct url *u)
+{
+    if (w->has_proxy_key)
+        return w->proxy_url.host ? &w->proxy_url : NULL;
+    return c->proxy[u->tls].host && !url_is_excepted(u, c->no_proxy) ? &c->proxy[u->tls] : NULL;
+}
+
 /* Reads the URL of what is called, which stood at a node, and finds the proxy for it. */
 static void
 cfg_read_url(struct cfg_reader *r, const yaml_node_t *n, const char *key, const char *text,
     struct webhook_config *w)
 {
-    const struct config *c = r->config;
     struct err e;
 
     if (*text && url_parse(slice_of(text), NULL, &w->url, &e) != 0)
         CFG_ERROR(r, n,
             "%s is not a URL: %s; write it as http://host/path or https://host:port/path", key,
             e.text);
-    if (w->url.host && c->proxy[w->url.tls].host && !url_is_excepted(&w->url, c->no_proxy))
-        w->proxy = &c->proxy[w->url.tls];
+    w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
+}
+
+/* Reads proxyURL, and settles the webhook's proxy. '' is no proxy, but no value is no key. */
+static void
+cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
+{
+    const yaml_node_t *n = cfg_get(r, entry, "proxyURL");
+    const char *text = w->proxy_text ? w->proxy_text : "";
+    struct url *u = &w->proxy_url;
+    struct err e;
+
+    w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
+    if (*text &&
+        (url_parse(slice_of(text), NULL, u, &e) != 0 || u->tls || strcmp(u->target, "/") != 0))
+        CFG_ERROR(r, n,
+            "proxyURL must be http://host:port or http://user:password@host:port, or '' for none; "
+            "https, SOCKS and PAC files cannot be used: of a PAC file write the proxy that it "
+            "names");
+    w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
 }
 
 /*
@@ -3984,6 +4014,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_client(r, entry, w);
     cfg_read_headers(r, entry, w);
     cfg_read_retries(r, w);
+    cfg_read_proxy(r, entry, w);
 }
 
 /*
@@ -5076,6 +5107,7 @@ struct http_head {
     int64_t length;           /* Content-Length; -1: none, BODY_BAD: no number, or two */
     struct slice location;    /* data NULL: none; empty: several */
     struct slice retry_after; /* the first; empty: none */
+    bool proxy_takes_basic, proxy_takes_ntlm; /* NTLM or Negotiate */
 };
 
 enum http_end {
@@ -5555,6 +5587,14 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
         h->location = (struct slice){value.data, h->location.data ? 0 : value.len};
     else if (slice_is(name, "Retry-After") && !h->retry_after.data)
         h->retry_after = value;
+    else if (slice_is(name, "Proxy-Authenticate"))
+        while (value.len > 0) { /* parameters, behind a "," too, look like other ways */
+            struct slice way = slice_trim(slice_take(&value, ','), " \t");
+            way = slice_take(&way, ' ');
+            h->proxy_takes_basic = h->proxy_takes_basic || slice_is(way, "Basic");
+            h->proxy_takes_ntlm = h->proxy_takes_ntlm || slice_is(way, "NTLM") ||
+                slice_is(way, "Negotiate");
+        }
 }
 
 /*
@@ -5946,7 +5986,6 @@ call_follow(struct call *call)
 {
     const struct webhook_config *w = call->conn.peer->webhook;
     const struct url *home = &w->url, *from = call->url;
-    const struct config *c = call->conn.peer->http->config;
     const struct http_head *h = &call->head;
     int method = w->method, status = h->status;
     const char *why = "";
@@ -5965,9 +6004,7 @@ call_follow(struct call *call)
         url_done(&call->moved);
         call->moved = to;
         call->url = &call->moved;
-        call->proxy = c->proxy[to.tls].host && !url_is_excepted(&to, c->no_proxy)
-            ? &c->proxy[to.tls]
-            : NULL;
+        call->proxy = cfg_proxy(call->conn.peer->http->config, w, &to);
         call->hops++;
         return true;
     }
@@ -5988,9 +6025,18 @@ static const struct {
         "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's permissions"},
     {404, "check webhookURL"},
     {405, "check httpMethod"},
-    {407, "check the proxy's password"},
     {410, "gone: remove or change webhookURL"},
 };
+
+/* Returns what people can do about a proxy's 407. */
+static const char *
+http_proxy_hint(const struct http_head *h)
+{
+    return h->proxy_takes_ntlm && !h->proxy_takes_basic
+        ? "the proxy takes NTLM or Negotiate only, which cannot be used: let it take Basic, or "
+          "this machine without a password"
+        : "check the proxy's password";
+}
 
 /* Acts on the status. Returns true if another request is to be sent, else the result is set. */
 static bool
@@ -6014,6 +6060,8 @@ call_judge(struct call *call)
     for (size_t i = 0; i < sizeof HTTP_HINTS / sizeof *HTTP_HINTS; i++)
         if (HTTP_HINTS[i].status == status)
             err_set(&call->res.hint, "%s", HTTP_HINTS[i].hint);
+    if (status == 407)
+        err_set(&call->res.hint, "%s", http_proxy_hint(h));
     call->res.retry_after_s = http_read_retry_after(h->retry_after, plat_wall_ms() / 1000);
     return false;
 }
@@ -6037,7 +6085,7 @@ call_receive(struct call *call, int64_t now_ms)
     }
     if (call->state == CALL_TUNNEL) {
         err_set(&call->res.reason, "it answered CONNECT with status %d", h->status);
-        err_set(&call->res.hint, h->status == 407 ? "check the proxy's password" : "");
+        err_set(&call->res.hint, "%s", h->status == 407 ? http_proxy_hint(h) : "");
         return CALL_FAILED;
     }
     if (call_judge(call))

@@ -24,6 +24,7 @@ cfg_done(struct cfg_reader *r)
 
     for (size_t i = 0; i < c->webhooks; i++) {
         url_done(&c->webhook[i].url);
+        url_done(&c->webhook[i].proxy_url);
         mbedtls_x509_crt_free(c->webhook[i].ca);
         free(c->webhook[i].ca);
         cfg_free_client(c->webhook[i].client);

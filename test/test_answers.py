@@ -537,3 +537,32 @@ def test_proxy_http(t):
              for url in wanted})
     t.equal('fields', {tuple(request.event()) for request in proxy.requests}, {tuple(FIELDS), ('z', *FIELDS)})
     ends(t, program, 4, 2)
+
+
+def test_proxy_of_its_own(t):
+    """proxyURL counts instead of the environment and of NO_PROXY, also after a redirect; '' leads past all proxies."""
+    tls = t.receiver(ssl_context=servers.issue('/CN=proxied', servers.root(), san='DNS:*.example.test').context())
+    plain = t.receiver()
+    proxy = t.receiver(lambda request, connection: tunnel(tls.port) if request.line.startswith('CONNECT') else
+                       moved(307, 'http://a.invalid:81/landed') if request.path.endswith('/port') else OK)
+    ntlm = t.receiver(response(407, b'', [('Proxy-Authenticate', 'Negotiate'), ('Proxy-Authenticate', 'NTLM')]))
+    own = proxy.url('', 'pu:SECRET')
+    path, _ = t.config([{'url': 'http://a.invalid/port', 'proxyURL': own},
+                        servers.webhook('https://b.example.test/', servers.root(), proxyURL=proxy.url('')),
+                        {'url': plain.url('/direct'), 'proxyURL': ''}, {'url': 'http://c.invalid/', 'proxyURL': ntlm.url('')},
+                        {'url': 'https://d.invalid/', 'proxyURL': ntlm.url('')}])
+    env = {'HTTP_PROXY': 'http://127.0.0.1:1', 'HTTPS_PROXY': 'http://127.0.0.1:1', 'NO_PROXY': 'a.invalid,example.test'}
+    done = t.run('--check', path, env=env)
+    t.equal('--check shows them', re.findall(r'  through (http\S+)', done.stdout), [proxy.url('/')] * 2 + [ntlm.url('/')] * 2)
+    program = t.start(path, env=env)
+    program.send(datagram())
+    for to in ('failure 1', 'failure 2', 'failure 3'):
+        is_delivered(t, program, to)
+    is_given_up(t, program, 'status 407; the proxy takes NTLM or Negotiate only', 'failure 4')
+    is_down(t, program, 'it answered CONNECT with status 407; the proxy takes NTLM or Negotiate only', 'failure 5')
+    asked = sorted((request.target, request.get('Proxy-Authorization')) for request in proxy.requests)
+    t.equal('what the proxy was asked', asked, [
+        ('b.example.test:443', None), *(('http://a.invalid' + to, basic('pu:SECRET')) for to in ('/port', ':81/landed'))])
+    t.equal('past it', [(request.target, request.get('Proxy-Authorization')) for request in plain.requests], [('/direct', None)])
+    letters = ends(t, program, 3, 1, waiting=1)
+    t.check('no secret in --check and in a dead letter', 'SECRET' not in done.stdout + str(letters), letters)
