@@ -113,6 +113,7 @@
 #define AGE_UNIT_MS INT64_C(3600000) /* an hour of maxAgeHours */
 #define STATE_UNIT (1 << 20)         /* a megabyte of maxStateMB */
 #define IDLE_MS 60000                /* an idle connection is closed after this */
+#define CALLS_MINUTE_MS 60000        /* the minute of maxCallsPerMinute */
 #define REWRITE_MIN (8 << 20)        /* bytes of the journal beyond twice what waits: rewrite it */
 #define HEAL_MS 5000                 /* a disk that failed is tried again after this */
 #endif
@@ -3029,6 +3030,7 @@ struct webhook_config {
     const char *proxy_text;   /* proxyURL as it stands in the file; NULL: none, or '' */
     bool has_proxy_key;       /* the environment does not count, but ... */
     struct url proxy_url;     /* ... this; host NULL: called directly */
+    int64_t max_calls;        /* begun in any minute; 0: no limit */
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
     const char *client_cert, *client_key; /* paths; NULL: none, or the key is in client_cert */
@@ -3210,6 +3212,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
         .is_ours = true},
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
+    {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
     {.name = NULL},
 };
 
@@ -6357,7 +6360,8 @@ http_step(
  *
  * A webhook that cannot be reached is down: one probe at a time goes out, with
  * the alert that was tried longest ago, until one is answered. One that asks for
- * time is paced: it is left alone that long. The end of a delivery is recorded
+ * time is paced: it is left alone that long. One with maxCallsPerMinute gets no more
+ * calls than that, and what is over waits, in order. The end of a delivery is recorded
  * once, and for a dead letter only when the letter is on the disk.
  */
 
@@ -6412,6 +6416,9 @@ struct webhook {
     struct delivery_list list; /* what waits or is in a call */
     size_t calls;              /* how many of them are in a call */
     int64_t quiet_until_ms;    /* no call begins before */
+    int64_t *begun_ms;         /* of the last maxCallsPerMinute calls, a ring; NULL: no limit */
+    uint64_t begun;            /* how many were put into it since the start */
+    int64_t full_until_ms;     /* before this one more would be too many in a minute */
     enum webhook_state state;
     int64_t wait_until_ms;          /* the least of that; not UP: when the next probe may go */
     int failures;                   /* not UP: probes that failed in a row */
@@ -6921,6 +6928,20 @@ webhook_next(const struct webhook *w, int64_t now_ms)
     return first;
 }
 
+/* Counts a call that begins now for maxCallsPerMinute; with it the minute may be full. */
+static void
+webhook_count_call(struct webhook *w, int64_t now_ms)
+{
+    uint64_t max = (uint64_t)w->config->max_calls;
+
+    if (!w->begun_ms)
+        return;
+    w->begun_ms[w->begun++ % max] = now_ms;
+    if (w->begun >= max)
+        w->full_until_ms = w->begun_ms[w->begun % max] + CALLS_MINUTE_MS;
+    w->quiet_until_ms = w->full_until_ms;
+}
+
 /*
  * Begins calls with what is due, while fewer than maxConcurrent are in flight; of a
  * webhook that is not up a probe, when its time has come and no call is left from
@@ -6937,6 +6958,8 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
 
     if (w->quiet_until_ms < w->wait_until_ms)
         w->quiet_until_ms = w->wait_until_ms;
+    if (w->quiet_until_ms < w->full_until_ms)
+        w->quiet_until_ms = w->full_until_ms;
     while (w->calls < calls_max && !(b->ended || (b->stopping && !up)) &&
         b->http->busy < CONNECTIONS_MAX && now_ms >= w->quiet_until_ms &&
         (d = webhook_next(w, now_ms)) != NULL) {
@@ -6946,6 +6969,7 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
             break;
         d->state = DELIVERY_IN_CALL;
         w->calls++;
+        webhook_count_call(w, now_ms);
         delivery_id(d, request.id, sizeof request.id);
         call_begin(&w->peer, &request, d, now_ms);
     }
@@ -7237,6 +7261,8 @@ backlog_init(struct backlog *b, const struct config *c, struct journal *journal,
         if (!http || wc == &unknown)
             continue;
         w->peer = (struct peer){.http = http, .webhook = wc};
+        if (wc->max_calls > 0)
+            w->begun_ms = x_calloc((size_t)wc->max_calls, sizeof *w->begun_ms);
         if (wc->url.tls)
             tls_init(&w->peer);
         log_line(LOG_INFO, "webhook %s: %s %s%s%s", wc->name, METHODS[wc->method], wc->url.shown,

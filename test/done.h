@@ -65,6 +65,8 @@ backlog_done(struct backlog *b)
         free((void *)(uintptr_t)b->webhook[i].config->description);
         free((void *)(uintptr_t)b->webhook[i].config);
     }
+    for (size_t i = 0; i < b->webhooks; i++)
+        free(b->webhook[i].begun_ms);
     free(b->webhook);
     buf_free(&b->keys);
     buf_free(&b->text);

@@ -22,7 +22,7 @@ STRICT = $(OWN_FLAGS) -Werror
 ASAN = $(CLANG) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = $(CLANG) -g -O1 -fsanitize=thread
 SHORT = -DTIMEOUT_UNIT_MS=200 -DAGE_UNIT_MS=84 -DSTATE_UNIT=65536 -DIDLE_MS=1000 \
-	-DREWRITE_MIN=16384 -DHEAL_MS=300
+	-DCALLS_MINUTE_MS=1500 -DREWRITE_MIN=16384 -DHEAL_MS=300
 WRAPPED = open open64 read pread pread64 write fdatasync fsync ftruncate ftruncate64 rename close \
 	clock_gettime socket send getaddrinfo
 SHIM = $(WRAPPED:%=-Wl,--wrap=%)

@@ -416,6 +416,30 @@ def test_stop_when_names_hang(t):
         t.equal('alerts that are lost', sorted(whole(program, words.lost('failure %d' % place))), sorted(sent))
 
 
+def test_max_calls_per_minute(t):
+    """
+    In the program with short limits, where its minute has 1.5 s: no more calls than that, in order, nothing lost, no webhook
+    down, none of the others late. What waits at a stop is sent after the next start, which begins to count anew.
+    """
+    limited, free = t.receiver(), t.receiver()
+    program = start(t, hook(limited, maxCallsPerMinute=3), hook(free), binary=t.binary_test, maxConcurrent=1)
+    sent = send_many(program, 12)
+    says(t, program, words.delivered('failure 2'), 12)
+    t.equal('meanwhile', len(limited.requests), 3)
+    says(t, program, words.delivered('failure 1'), 9)
+    end(t, program, accepted=12, delivered=21, waiting=3)
+    times = [request.time for request in limited.requests]
+    t.check('three in a minute', all(later - time > 1.4 for time, later in zip(times, times[3:])), times)
+    t.check('and no fewer', times[-1] - times[0] < 4.4 * harness.SLOW, times)
+    t.equal('what else the log says', program.lines(' (warn|error): (?!.*udpServerConfig)'), [])
+    program = t.start(program.config, binary=t.binary_test)
+    began = time.monotonic()
+    says(t, program, words.delivered('failure 1'), 3)
+    t.check('all at once', limited.requests[-1].time - began < 1.4, limited.requests[-1].time - began)
+    t.equal('in order', [names(receiver.requests) for receiver in (limited, free)], [sent, sent])
+    end(t, program, delivered=3)
+
+
 # ---- Connections ----------------------------------------------------------------------------------------------------
 
 

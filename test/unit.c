@@ -2633,6 +2633,11 @@ test_http_loop(void)
     "        - {webhookURL: 'http://127.0.0.1:1/3', httpMethod: GET}\n"
 #define IN_MEMORY BACKLOG_YAML("''")
 #define ON_DISK BACKLOG_YAML("state")
+#define LIMITED                                                                                    \
+    "Butler:\n  butlerWebhook: {stateDirectory: ''}\n  webhookNotification:\n    enable: true\n"   \
+    "    reloadTaskFailure:\n      webhooks:\n"                                                    \
+    "        - {webhookURL: 'http://127.0.0.1:1/1', httpMethod: PUT, maxCallsPerMinute: 3}\n"      \
+    "        - {webhookURL: 'http://127.0.0.1:1/2', httpMethod: PUT}\n"
 #define WITH_UDP(more) "  udpServerConfig: {enable: true" more "}\n"
 
 #define LONG_AFTER (plat_now_ms() + 40 * BACKOFF_MAX_MS) /* what is put off is due */
@@ -2884,6 +2889,45 @@ test_webhook_begin(void)
     check(take(&hook[1], now_ms) != NULL, "but what is due of one that is up");
     backlog->ended = true;
     check(!take(&hook[1], LONG_AFTER), "and in the end nothing");
+    app_finish();
+}
+
+/*
+ * maxCallsPerMinute: never more calls in any minute, in order, whatever happens to them; and
+ * no fewer than may be. Other webhooks, and what comes meanwhile, change nothing.
+ */
+static void
+test_webhook_limit(void)
+{
+    int64_t began_ms[30], start_ms, now_ms;
+    uint64_t number = 0;
+    int wrong = 0;
+
+    app_start(LIMITED);
+    struct webhook *w = &hook[0];
+    for (int i = 0; i < 30; i++)
+        get(ALERT_FAILURE, "M");
+    now_ms = start_ms = plat_now_ms();
+    for (int i = 0; i < 30; i++) {
+        int64_t least_ms = i < 3 ? now_ms : began_ms[i - 3] + CALLS_MINUTE_MS;
+        struct delivery *d = take(w, now_ms);
+        if (least_ms > now_ms) {
+            wrong += d != NULL || begin_ms != least_ms || w->state != WEBHOOK_UP;
+            w->quiet_until_ms = 0; /* as after an alert that came meanwhile, or a result */
+            wrong += take(w, least_ms - 1) != NULL || begin_ms != least_ms;
+            d = take(w, now_ms = least_ms);
+        }
+        wrong += !d || d->payload->number != ++number;
+        if (!d)
+            break;
+        began_ms[i] = now_ms;
+        settle(d, i % 4 ? "200" : "404"); /* some at once, some a while later */
+        now_ms += i % 5 * CALLS_MINUTE_MS / 7;
+    }
+    check(wrong == 0, "%d of 30 calls began wrong", wrong);
+    for (int i = 0; i < 30; i++)
+        wrong += take(&hook[1], start_ms) == NULL;
+    check(wrong == 0 && !hook[1].begun_ms, "another webhook has no limit");
     app_finish();
 }
 
@@ -3856,10 +3900,10 @@ main(void)
                 test_http_requests, test_conn, test_http_calls, test_http_tunnel, test_http_dial,
                 test_http_loop}},
         {"11. Delivery",
-            {test_webhook_judge, test_webhook_backoff, test_webhook_begin, test_webhook_settle,
-                test_webhook_pauses, test_backlog_room, test_webhook_expire, test_dead_letters,
-                test_backlog_match, test_backlog_load, test_backlog_times, test_backlog_random,
-                test_backlog_replay}},
+            {test_webhook_judge, test_webhook_backoff, test_webhook_begin, test_webhook_limit,
+                test_webhook_settle, test_webhook_pauses, test_backlog_room, test_webhook_expire,
+                test_dead_letters, test_backlog_match, test_backlog_load, test_backlog_times,
+                test_backlog_random, test_backlog_replay}},
         {"12. Listener",
             {test_listen_sources, test_listen_no_webhook, test_listen_names, test_listen_sort,
                 test_listen_throttle, test_listen_inbox, test_listen_socket}},
