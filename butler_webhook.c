@@ -171,6 +171,8 @@
 #define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
 #define VALUE_FILE_MAX (64u << 10) /* bytes of a file that stands for a value */
 #define PAIRS_MAX 64               /* keys in a map of ours, such as headers */
+#define PATTERNS_MAX 100           /* in a webhook's match */
+#define PATTERN_MAX 200 /* bytes of one: so many steps for each byte of a field at most */
 
 #define CUT_PLACES_MAX 32 /* ";" in the names between which every cut is tried, 500 in all */
 
@@ -2344,6 +2346,12 @@ struct alert {
     cJSON *json;
 };
 
+/* A text that a field may be, see alert_matches. Those for one field stand together. */
+struct pattern {
+    enum alert_field field;
+    char *text; /* NULL: the end of them */
+};
+
 /* What becomes of a datagram: alert_parse knows the first four, the listener the others. */
 enum listen_fate {
     LISTEN_ACCEPTED,
@@ -2725,6 +2733,51 @@ alert_about(const struct alert *alert, struct slice json, char out[ALERT_ABOUT_L
     memcpy(out + 32, alert->kind == ALERT_FAILURE ? "_f" : "_a", 3);
 }
 
+/*
+ * True if pattern stands for all of text: * for any characters, ? for one, an ASCII letter
+ * for itself in either case. Only the last * is tried with more when the rest does not fit,
+ * which suffices: the time is that of both lengths multiplied at most.
+ */
+static bool
+alert_text_matches(const char *text, const char *pattern)
+{
+    const char *behind_star = NULL, *tried = NULL; /* with what begins there behind the last * */
+
+    while (*text)
+        if (*pattern == '*') {
+            behind_star = ++pattern;
+            tried = text;
+        } else if (*pattern == '?') {
+            pattern++;
+            do
+                text++;
+            while ((*text & 0xc0) == 0x80); /* the rest of a character of UTF-8 */
+        } else if (tolower((unsigned char)*pattern) == tolower((unsigned char)*text)) {
+            pattern++;
+            text++;
+        } else if (behind_star) {
+            pattern = behind_star;
+            text = ++tried;
+        } else
+            return false;
+    return pattern[strspn(pattern, "*")] == '\0';
+}
+
+/* True if each field that patterns name matches one of those for it. NULL: they name none. */
+static bool
+alert_matches(const struct alert *alert, const struct pattern *patterns)
+{
+    for (const struct pattern *p = patterns; p && p->text;) {
+        enum alert_field field = p->field;
+        bool ok = false;
+        for (; p->text && p->field == field; p++)
+            ok = ok || alert_text_matches(alert->field[field], p->text);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
 /* ==== 6. URL ================================================================
  *
  * Reads webhookURL, Location headers and proxy settings (RFC 3986, for http and
@@ -3038,10 +3091,11 @@ struct webhook_config {
     struct client *client;                /* what they hold; NULL: nothing that can be used */
     const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
     bool is_special;                      /* uses a key that Butler does not know */
-    const yaml_node_t *header_map, *retry_list; /* while the file is read */
-    struct header *header;                      /* ends with one without a label; NULL: none */
-    const char *user, *password, *bearer;       /* NULL: none; what is sent is in url.auth */
-    bool retries[100];                          /* statuses from 400 that are not final */
+    const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read */
+    struct header *header;                /* ends with one without a label; NULL: none */
+    const char *user, *password, *bearer; /* NULL: none; what is sent is in url.auth */
+    bool retries[100];                    /* statuses from 400 that are not final */
+    struct pattern *match;                /* of the alerts that it gets; NULL: all */
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
@@ -3213,6 +3267,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
+    {"", "match", CFG_PAIRS, .offset = AT(match_map), .is_ours = true},
     {.name = NULL},
 };
 
@@ -3395,7 +3450,7 @@ cfg_read_document(struct cfg_reader *r, struct slice text)
         }
         cfg_problem(r, true, mark,
             "not valid YAML: %s%s%s: indent with spaces, not tabs; put paths ('C:\\path') and what "
-            "starts with @, ` or %% in single quotes; save the file as UTF-8",
+            "starts with *, @, ` or %% in single quotes; save the file as UTF-8",
             problem, *context ? " " : "", context);
     } else if (yaml_document_get_root_node(&second))
         CFG_ERROR(r, &second, "a second document starts here: keep one");
@@ -3931,6 +3986,49 @@ cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
     }
 }
 
+/* Reads which alerts the webhook gets: fields, and for each a text or a list of texts. */
+static void
+cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
+{
+    const yaml_node_t *pair[2 * PAIRS_MAX];
+    size_t pairs, count = 0;
+    struct buf known = {0};
+
+    if (!w->match_map)
+        return;
+    pairs = cfg_pairs(r, w->match_map, pair, 0);
+    for (int i = 0; i < ALERT_FIELDS; i++)
+        buf_add_texts(&known, i > 0 ? ", " : "", FIELD_NAMES[i], NULL);
+    w->match = x_calloc(PATTERNS_MAX + 1, sizeof *w->match);
+    for (size_t i = 0; i < pairs && i < PAIRS_MAX; i++) { /* behind those are only unknown ones */
+        const yaml_node_t *value = pair[2 * i + 1];
+        const char *name = cfg_text(pair[2 * i]);
+        bool is_list = value->type == YAML_SEQUENCE_NODE;
+        size_t field = 0, texts = is_list ? cfg_count(value) : 1;
+        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], name) != 0)
+            field++;
+        if (field == ALERT_FIELDS)
+            CFG_ERROR(r, pair[2 * i], "match: unknown field \"%s\"; known here: %s",
+                log_text(slice_of(name)).text, known.data);
+        else if (texts == 0 || texts > PATTERNS_MAX - count)
+            CFG_ERROR(r, value, "match: %s must hold a text or more, and match at most %d", name,
+                PATTERNS_MAX);
+        for (size_t k = 0; k < texts && field < ALERT_FIELDS && count < PATTERNS_MAX; k++) {
+            const yaml_node_t *n = is_list ? cfg_child(r, value, k) : value;
+            struct buf text = {0};
+            cfg_expand(r, n, &text);
+            if (n->type != YAML_SCALAR_NODE || text.len > PATTERN_MAX ||
+                (text.len == 0 && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE))
+                CFG_ERROR(r, n,
+                    "match: %s must be a text of at most %d bytes, or a list of such; * in it "
+                    "stands for any characters, ? for one, '' for a field that is empty",
+                    name, PATTERN_MAX);
+            w->match[count++] = (struct pattern){(enum alert_field)field, text.data};
+        }
+    }
+    buf_free(&known);
+}
+
 /* Returns the proxy for a URL of the webhook, its own or one that it has moved to; NULL: none. */
 static const struct url *
 cfg_proxy(const struct config *c, const struct webhook_config *w, const struct url *u)
@@ -4018,6 +4116,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_headers(r, entry, w);
     cfg_read_retries(r, w);
     cfg_read_proxy(r, entry, w);
+    cfg_read_match(r, w);
 }
 
 /*
@@ -7275,8 +7374,8 @@ backlog_init(struct backlog *b, const struct config *c, struct journal *journal,
  * From the UDP socket to alerts that wait. Datagrams are read into the inbox as
  * soon as they are there, at most RECV_ROUND in a round, so that the kernel drops
  * none; from there SORT_ROUND are sorted in a round: what is not ours is counted,
- * an alert gets its number and its record and waits for each webhook of its kind.
- * It is accepted, and logged as such, when that record is written.
+ * an alert gets its number and its record and waits for each webhook of its kind that
+ * it matches. It is accepted, and logged as such, when that record is written.
  */
 
 /* What stands before each datagram in the inbox. */
@@ -7314,8 +7413,10 @@ struct listener {
     int64_t minute_ms;   /* when the minute of udpServerConfig.rateLimit began */
     int64_t minute_count;
     unsigned long long received, unsorted, count[LISTEN_FATES];
+    unsigned long long unmatched;          /* alerts that are only for webhooks they do not match */
     int64_t log_ms;                        /* when the minute of what follows began */
     unsigned long long told[LISTEN_FATES]; /* only the first LOG_MINUTE_MAX got a line */
+    unsigned long long told_unmatched;
 };
 
 /* True if a datagram may come from there. */
@@ -7393,18 +7494,22 @@ listen_add_alert(struct buf *b, const struct alert *a)
         log_text(slice_of(a->field[FIELD_EXECUTION_ID])).text, NULL); /* it may be anything */
 }
 
-/* Takes in the alert at hand: it waits for every webhook of its kind, and has its record. */
+/* Takes in the alert at hand: it waits for the webhooks that it matches, and has its record. */
 static void
 listen_accept(struct listener *l)
 {
     struct backlog *b = l->backlog;
     const struct alert *a = &l->alert;
     struct webhook *to[CONFIG_WEBHOOKS_MAX];
-    size_t n = 0;
+    size_t n = 0, of_kind = 0;
 
     for (size_t i = 0; i < b->webhooks; i++)
-        if (b->webhook[i].config->kind == a->kind)
-            to[n++] = &b->webhook[i];
+        if (b->webhook[i].config->kind == a->kind) {
+            of_kind++;
+            if (alert_matches(a, b->webhook[i].config->match))
+                to[n++] = &b->webhook[i];
+        }
+    l->unmatched += n == 0 && of_kind > 0;
     if (n > 0)
         backlog_add(b, a, to, n, JOURNAL_ACCEPTED);
     else
@@ -7567,6 +7672,10 @@ listen_log_counts(struct listener *l, int64_t now_ms, bool at_end)
                 l->told[i] - LOG_MINUTE_MAX, LISTEN_LOG[i].what);
         l->told[i] = 0;
     }
+    if (l->unmatched > l->told_unmatched)
+        log_line(LOG_WARN, "alerts that no webhook's match fits, and so not sent: %llu",
+            l->unmatched - l->told_unmatched);
+    l->told_unmatched = l->unmatched;
 }
 
 /*

@@ -33,6 +33,9 @@ cfg_done(struct cfg_reader *r)
             free((char *)(uintptr_t)h->value);
         }
         free(c->webhook[i].header);
+        for (struct pattern *p = c->webhook[i].match; p && p->text; p++)
+            free(p->text);
+        free(c->webhook[i].match);
         cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
     }
     for (size_t i = 0; i < c->sources; i++)

@@ -282,6 +282,45 @@ def test_rate_limit_and_duplicates(t):
     t.equal('of the other kind, too', len(program.lines(words.DUPLICATE + 'reload aborted, .*execution %s' % run)), 1)
 
 
+def test_match(t):
+    """
+    Alerts go where their fields say; those that no webhook wants are one warning a minute. The rate limit counts before,
+    --test calls all, and dead letters are replayed although match has changed.
+    """
+    status = [404]
+    receiver = t.receiver(lambda request, connection: harness.response(status[0] if request.path == '/finance' else 200))
+    path, _ = t.config([
+        {'url': receiver.url('/finance'), 'match': {'taskName': ['*finance*', 'Sales ?'], 'user': 'LAB\\*'}},
+        {'url': receiver.url('/hosts'), 'match': {'hostName': 'qs2.*'}}, {'url': receiver.url('/aborted'), 'kind': 'aborted'}],
+        rateLimit=300)
+    t.run('--test', path)
+    t.equal('--test', sorted(request.path for request in receiver.requests), ['/aborted', '/finance', '/hosts'])
+    program = t.start(path)
+    for task, host, user, task_id in (('Finance daily', 'qs1', 'lab\\a', None), ('SALES 2', 'QS2.example', 'LAB\\b', None),
+                                      ('Finance', 'qs1', 'b', None), ('Sales 22', 'qs1', 'LAB\\b', None),
+                                      ('x', 'qs2', 'LAB\\b', TASK), ('Finance', 'qs1', 'LAB\\b', TASK)):
+        program.send(harness.datagram(task=task, host=host, user=user, task_id=task_id))
+    program.send(harness.datagram(id=IDS['aborted'], task='y'))
+    for number, count in enumerate((1, 2, 0, 0, 0, 1), 1):
+        line = program.wait_log(words.accepted(number, r', for (\d+) webhooks?$'))
+        t.check('alert %d' % number, line and line[1] == str(count), program.log)
+    t.equal('the last one for failures is held back', len(program.lines(words.HELD_BACK)), 1)
+    for to in ('failure 2', 'aborted 1'):
+        t.check('%s gets its' % to, program.wait_log(words.delivered(to)), program.log)
+    t.check('failure 1 refuses its', program.wait_log(words.given_up('failure 1'), count=2), program.log)
+    t.equal('exit code', program.stop(), 0)
+    match = program.wait_log(words.UNMATCHED, 1)
+    t.equal('a warning, for those of a minute', match and match[1], '3')
+    with open(path, encoding='utf-8') as file:
+        text = file.read()
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+        file.write(text.replace('*finance*', 'nothing'))
+    status[0] = 200
+    t.run('--replay', path)
+    program = t.start(path)
+    t.check('the replay', program.wait_log(words.delivered('failure 1'), count=2), program.log)
+
+
 # ---- Who is listened to, and how much -------------------------------------------------------------------------------
 
 

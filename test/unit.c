@@ -993,6 +993,38 @@ test_alert_query_cut(void)
     buf_free(&b);
 }
 
+static void
+test_alert_matches(void)
+{
+    struct pattern patterns[] = {{FIELD_TASK_NAME, (char *)(uintptr_t) "t"},
+        {FIELD_TASK_NAME, (char *)(uintptr_t) "x"}, {FIELD_USER, (char *)(uintptr_t) "lab*"},
+        {.text = NULL}};
+    struct alert alert = alert_of(SLICE(FAILED ";QS1;T;A;LAB\\g;" IDS ";M"));
+    struct buf text = {0}, pattern = {0};
+    struct table t = {0};
+
+    while (table_next(&t, "patterns"))
+        check(alert_text_matches(t.field[0].data, t.field[1].data) == field_yes(t.field[2]),
+            "\"%s\" and \"%s\"", show(t.field[0]), t.field[1].data);
+    check(alert_matches(&alert, NULL) && alert_matches(&alert, &patterns[3]), "no field is named");
+    check(alert_matches(&alert, patterns), "one of a field's, and each field");
+    patterns[2].text = patterns[1].text;
+    check(!alert_matches(&alert, patterns), "one field does not match");
+    alert_done(&alert);
+    add_many(&text, DATAGRAM_MAX, "a"); /* the worst that can be does not take for ever */
+    for (size_t stars = 1; stars < PATTERN_MAX / 2; stars += PATTERN_MAX / 2 - 2) {
+        int64_t began_ms = plat_now_ms();
+        pattern.len = 0;
+        add_many(&pattern, (int)stars, "*a");
+        add_many(&pattern, (int)(PATTERN_MAX - 1 - pattern.len), "a");
+        buf_add_text(&pattern, "b");
+        check(!alert_text_matches(text.data, pattern.data), "almost");
+        check(plat_now_ms() - began_ms < 4000, "%d ms", (int)(plat_now_ms() - began_ms));
+    }
+    buf_free(&text);
+    buf_free(&pattern);
+}
+
 /* ==== 6. URL ================================================================ */
 
 /* Parses a URL; what is wrong is a failure. The caller ends it with url_done. */
@@ -3451,7 +3483,10 @@ test_listen_sources(void)
     }
 }
 
-/* An alert of a kind that has no webhook is counted and logged, too, and has its number. */
+/*
+ * An alert of a kind that has no webhook is counted and logged, too, and has its number. One
+ * that matches none of those that there are is worth a warning, once a minute.
+ */
 static void
 test_listen_no_webhook(void)
 {
@@ -3462,6 +3497,18 @@ test_listen_no_webhook(void)
     check_log(1, ", for 0 webhooks");
     check_log(1, "info: alert 2 accepted: reload failed, ");
     check(fates[LISTEN_ACCEPTED] == 2 && backlog->waiting == 1, "only one waits");
+    listen_log_counts(listener, MINUTE_MS, false);
+    check_log(0, "match");
+    app_finish();
+    app_start(HOOK "          match: {user: nobody}\n" WITH_UDP(
+        ", deduplication: {enable: false}") "  butlerWebhook: {stateDirectory: ''}\n");
+    listener_gets("10.0.0.1", SLICE(SHORT_DATAGRAM), 1000);
+    listener_gets("10.0.0.1", SLICE(SHORT_DATAGRAM), 1000 + 300000); /* behind the rate limit */
+    listener_gets("10.0.0.1", SLICE(SHORT_ABORT), 1000);
+    check(listener->unmatched == 2 && backlog->waiting == 0, "none waits");
+    for (int minute = 0; minute < 4; minute++)
+        listen_log_counts(listener, 1000 + minute * MINUTE_MS, false);
+    check_log(1, "warn: alerts that no webhook's match fits, and so not sent: 2");
     app_finish();
 }
 
@@ -3888,7 +3935,8 @@ main(void)
         {"4. Log", {test_log, test_log_text, test_log_files, test_log_thread}},
         {"5. Alert",
             {test_alerts, test_alert_large, test_alert_events, test_alert_json, test_alert_about,
-                test_json, test_json_alerts, test_alert_query, test_alert_query_cut}},
+                test_json, test_json_alerts, test_alert_query, test_alert_query_cut,
+                test_alert_matches}},
         {"6. URL", {test_url_parse, test_url_limits, test_url_excepted}},
         {"7. Configuration", {test_configs, test_config_bounds}},
         {"8. Windows of time", {test_window_edges, test_window_full}},

@@ -13,6 +13,7 @@ LISTENING = r' info: listening on (\S+):(\d+) \(UDP\)'
 WAITING = r' info: state directory \S+: (\d+) alerts? waits?, (\d+) bytes of dead letters$'
 DUPLICATE = r' info: duplicate ignored: '
 HELD_BACK = r' held back by the rate limit: '
+UNMATCHED = r" warn: alerts that no webhook's match fits, and so not sent: (\d+)$"
 MALFORMED = r' warn: malformed datagram: '
 NOT_ALLOWED = r' warn: datagram ignored, its sender is not in allowedSources, from '
 RECEIVE_LIMIT = r' error: datagram dropped, over udpServerConfig\.rateLimit, from '
