@@ -141,7 +141,7 @@
 #define BODY_MS 2000           /* for a body: what a new connection is worth */
 #define READ_SIZE 4095         /* bytes read of a connection at a time; most answers fit */
 #define READS_STEP 64          /* of a connection in one step: a flood must not hold the loop */
-#define UNSENT_MAX (2 << 20)   /* bytes that wait for a socket; the longest request has 0.6 MB */
+#define UNSENT_MAX (2 << 20)   /* bytes that wait for a socket; a template makes 1.8 MB at most */
 #define GET_TARGET_MAX 2000    /* IIS refuses queries over 2,048 bytes unless told otherwise */
 #define URL_MAX 8192           /* bytes of a webhookURL or Location */
 #define HOST_MAX 253           /* bytes of a host name (RFC 1035) */
@@ -158,6 +158,7 @@
 #define LOOK_MS 1000     /* longest wait of the loop: a replay, ages and names wake nobody */
 
 #define WINDOW_MAX 10000      /* tasks or executions remembered, for each kind of event */
+#define HELD_MAX 1000000000   /* held back that are counted: the journal takes that, too */
 #define LOOKUP_AGAIN_MS 10000 /* names in allowedSources are looked up again while not found ... */
 #define LOOKUP_MS 300000      /* ... and afterwards */
 #define SOURCE_ADDRESSES_MAX 16 /* addresses behind one name in it */
@@ -172,7 +173,8 @@
 #define VALUE_FILE_MAX (64u << 10) /* bytes of a file that stands for a value */
 #define PAIRS_MAX 64               /* keys in a map of ours, such as headers */
 #define PATTERNS_MAX 100           /* in a webhook's match */
-#define PATTERN_MAX 200 /* bytes of one: so many steps for each byte of a field at most */
+#define PATTERN_MAX 200           /* bytes of one: so many steps for each byte of a field at most */
+#define TEMPLATE_MAX (256u << 10) /* bytes of its texts, and of all fields put into one */
 
 #define CUT_PLACES_MAX 32 /* ";" in the names between which every cut is tried, 500 in all */
 
@@ -2306,11 +2308,17 @@ enum alert_field {
     FIELD_LEVEL,
     FIELD_EXECUTION_ID,
     FIELD_MESSAGE,
-    ALERT_FIELDS
+    ALERT_FIELDS,
+    FIELD_KIND = ALERT_FIELDS, /* from here on in templates only */
+    FIELD_SUPPRESSED,
+    FIELD_RECEIVED_AT,
+    FIELD_WEBHOOK_ID,
+    TEMPLATE_FIELDS
 };
 
-static const char *const FIELD_NAMES[ALERT_FIELDS] = {"event", "hostName", "user", "taskName",
-    "taskId", "appName", "appId", "logTimeStamp", "logLevel", "executionId", "logMessage"};
+static const char *const FIELD_NAMES[TEMPLATE_FIELDS] = {"event", "hostName", "user", "taskName",
+    "taskId", "appName", "appId", "logTimeStamp", "logLevel", "executionId", "logMessage", "kind",
+    "suppressed", "receivedAt", "webhookId"};
 
 static const struct {
     const char *name; /* in log lines and tables, and in the journal */
@@ -2336,12 +2344,14 @@ static const char LOG4NET_LEVELS[] =
     "INFO WARN ERROR FATAL DEBUG OFF EMERGENCY ALERT CRITICAL SEVERE NOTICE TRACE FINE FINER "
     "FINEST VERBOSE ALL log4net:DEBUG";
 
-#define ALERT_ABOUT_LEN 35 /* for alert_about */
+#define ALERT_ABOUT_LEN 35  /* for alert_about */
+#define QUERY_PLAIN "*-._ " /* what URLSearchParams does not encode, beside letters and digits */
 
 /* The alert at hand; what waits is kept as JSON. Begins zeroed, is reused, ends with alert_done. */
 struct alert {
     enum alert_kind kind;
     const char *field[ALERT_FIELDS]; /* UTF-8; constant, or part of what follows */
+    uint32_t suppressed; /* alerts of its task that the rate limit held back before it */
     struct buf text;
     cJSON *json;
 };
@@ -2691,7 +2701,7 @@ alert_add_query(const struct alert *alert, struct buf *target, size_t max)
         buf_format(target, "%s%s=", separator, FIELD_NAMES[i]);
         separator = "&";
         begin = target->len;
-        percent_encode(target, slice_of(alert->field[i]), "*-._ ");
+        percent_encode(target, slice_of(alert->field[i]), QUERY_PLAIN);
     }
     if (max == 0 || target->len <= max)
         return;
@@ -2776,6 +2786,82 @@ alert_matches(const struct alert *alert, const struct pattern *patterns)
             return false;
     }
     return true;
+}
+
+/* ---- Templates: a body or a query of the user's own, with fields of the alert in it ---- */
+
+/* How texts and fields stand in it. */
+enum template_form { TEMPLATE_TEXT, TEMPLATE_JSON, TEMPLATE_QUERY };
+
+/* A text in that form, and the field that follows it; a template is an array of these. */
+struct template_piece {
+    char *text;
+    int field;  /* enum alert_field; TEMPLATE_FIELDS: none, this is the last piece */
+    size_t max; /* characters of it */
+};
+
+/* Adds a text, with a NUL behind it, in the form that it needs; in JSON without its quotes. */
+static void
+template_add_text(struct buf *b, enum template_form form, struct slice text)
+{
+    size_t begin = b->len;
+
+    if (form == TEMPLATE_TEXT)
+        buf_add(b, text.data, text.len);
+    else if (form == TEMPLATE_QUERY)
+        percent_encode(b, text, QUERY_PLAIN);
+    else {
+        json_print(&(cJSON){.type = cJSON_String, .valuestring = (char *)text.data}, b);
+        b->len -= 2;
+        memmove(b->data + begin, b->data + begin + 1, b->len - begin);
+        b->data[b->len] = '\0';
+    }
+}
+
+/*
+ * Returns value, if it has at most max characters and room bytes, else its first
+ * characters with an ellipsis as the last, which stand in copy.
+ */
+static struct slice
+template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
+{
+    size_t len = 0, kept = 0, n;
+    uint32_t point;
+
+    if (value.len <= max && value.len <= room)
+        return value;
+    for (size_t count = 0; count < max && len < value.len && len <= room; count++) {
+        kept = len;
+        n = utf8_read(value.data + len, value.len - len, &point);
+        len += n > 0 ? n : 1;
+    }
+    if (len == value.len && len <= room)
+        return value;
+    copy->len = 0;
+    buf_add(copy, value.data, kept);
+    buf_add_text(copy, "\xe2\x80\xa6");
+    return (struct slice){copy->data, copy->len};
+}
+
+/*
+ * Adds what a template makes of the values of all fields. Those used, together, are cut
+ * at TEMPLATE_MAX bytes: each of them once always fits.
+ */
+static void
+template_add(struct buf *b, enum template_form form, const struct template_piece *p,
+    const struct slice values[TEMPLATE_FIELDS])
+{
+    size_t room = TEMPLATE_MAX;
+    struct buf copy = {0};
+
+    for (; p->field < TEMPLATE_FIELDS; p++) {
+        struct slice value = template_cut(values[p->field], p->max, room, &copy);
+        buf_add_text(b, p->text);
+        template_add_text(b, form, value);
+        room -= value.len < room ? value.len : room;
+    }
+    buf_add_text(b, p->text);
+    buf_free(&copy);
 }
 
 /* ==== 6. URL ================================================================
@@ -3091,11 +3177,14 @@ struct webhook_config {
     struct client *client;                /* what they hold; NULL: nothing that can be used */
     const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
     bool is_special;                      /* uses a key that Butler does not know */
-    const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read */
+    const yaml_node_t *header_map, *retry_list, *match_map, *body,
+        *query;                           /* while the file is read */
     struct header *header;                /* ends with one without a label; NULL: none */
     const char *user, *password, *bearer; /* NULL: none; what is sent is in url.auth */
     bool retries[100];                    /* statuses from 400 that are not final */
     struct pattern *match;                /* of the alerts that it gets; NULL: all */
+    struct template_piece *template;      /* of the body, of a GET the query; NULL: none */
+    enum template_form form;              /* of that */
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
@@ -3155,6 +3244,7 @@ enum cfg_type {
     CFG_HOST,   /* const char *, an address or host name */
     CFG_LIST,   /* const yaml_node_t *, of at most max entries */
     CFG_PAIRS,  /* const yaml_node_t *, a map with keys of its own */
+    CFG_NODE,   /* const yaml_node_t *, of any kind */
     CFG_MAP,    /* holds the rows that follow */
     CFG_LEFT,   /* Butler's own, left alone */
 };
@@ -3268,6 +3358,8 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
     {"", "match", CFG_PAIRS, .offset = AT(match_map), .is_ours = true},
+    {"", "body", CFG_NODE, .offset = AT(body), .is_ours = true},
+    {"", "query", CFG_PAIRS, .offset = AT(query), .is_ours = true},
     {.name = NULL},
 };
 
@@ -3450,7 +3542,7 @@ cfg_read_document(struct cfg_reader *r, struct slice text)
         }
         cfg_problem(r, true, mark,
             "not valid YAML: %s%s%s: indent with spaces, not tabs; put paths ('C:\\path') and what "
-            "starts with *, @, ` or %% in single quotes; save the file as UTF-8",
+            "starts with *, {{, @, ` or %% in single quotes; save the file as UTF-8",
             problem, *context ? " " : "", context);
     } else if (yaml_document_get_root_node(&second))
         CFG_ERROR(r, &second, "a second document starts here: keep one");
@@ -3591,9 +3683,10 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
 
     if (key->type == CFG_MAP)
         return n->type == YAML_MAPPING_NODE;
-    if (key->type == CFG_LIST || key->type == CFG_PAIRS) {
-        ok = n->type == (key->type == CFG_LIST ? YAML_SEQUENCE_NODE : YAML_MAPPING_NODE) &&
-            (key->type == CFG_PAIRS || cfg_count(n) <= (size_t)key->max);
+    if (key->type == CFG_LIST || key->type == CFG_PAIRS || key->type == CFG_NODE) {
+        ok = key->type == CFG_NODE ||
+            (n->type == (key->type == CFG_LIST ? YAML_SEQUENCE_NODE : YAML_MAPPING_NODE) &&
+                (key->type == CFG_PAIRS || cfg_count(n) <= (size_t)key->max));
         *(const yaml_node_t **)at = ok ? n : NULL;
         return ok;
     }
@@ -4071,6 +4164,179 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
 }
 
+/* A template while it is read. */
+struct cfg_template {
+    enum template_form form;
+    struct buf pieces; /* an array of struct template_piece, and ... */
+    struct buf text;   /* ... the text behind the last of them */
+    size_t len;        /* of all texts */
+};
+
+/* Ends a piece of a template with a field. */
+static void
+cfg_end_piece(struct cfg_template *t, int field, size_t max)
+{
+    struct template_piece piece = {.field = field, .max = max};
+
+    buf_add(&t->text, "", 0);
+    piece.text = t->text.data; /* its memory goes with it */
+    t->len += t->text.len;
+    t->text = (struct buf){0};
+    buf_add(&t->pieces, &piece, sizeof piece);
+}
+
+/* Reads the field of a template at text, which begins with "{{". Returns how long it is there. */
+static size_t
+cfg_read_field(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t, const char *text)
+{
+    const char *end = strstr(text, "}}");
+    size_t len = end ? (size_t)(end - text) + 2 : strlen(text);
+    struct slice rest = {text + 2, end ? len - 4 : 0};
+    struct slice name = slice_take(&rest, '|');
+    bool is_cut = end && name.len < len - 4;
+    int64_t max = is_cut ? slice_number(slice_trim(rest, " "), DATAGRAM_MAX) : INT_MAX;
+    struct buf known = {0};
+    int field = 0;
+
+    name = slice_trim(name, " ");
+    while (field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[field]))
+        field++;
+    if (field < TEMPLATE_FIELDS && max > 0) {
+        cfg_end_piece(t, field, (size_t)max);
+        return len;
+    }
+    for (int i = 0; i < TEMPLATE_FIELDS; i++)
+        buf_add_texts(&known, i > 0 ? ", " : "", FIELD_NAMES[i], NULL);
+    CFG_ERROR(r, n,
+        "\"%.*s\" is no field: write {{NAME}}, or {{NAME|1000}} to cut it at 1 to %d characters; "
+        "names: %s",
+        (int)(len < 40 ? len : 40), text, DATAGRAM_MAX, known.data);
+    buf_free(&known);
+    return strlen(text);
+}
+
+/*
+ * Adds the text of a scalar, with its fields, to a template. What comes from a file or the
+ * environment is text only: no {{ in it means anything.
+ */
+static void
+cfg_read_text_piece(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t)
+{
+    const char *text = cfg_text(n);
+
+    while (*text) {
+        const char *open = strstr(text, "{{");
+        yaml_node_t part = *n; /* what stands before the next field */
+        struct buf raw = {0}, plain = {0};
+        if (open == text) {
+            text += cfg_read_field(r, n, t, text);
+            continue;
+        }
+        buf_add(&raw, text, open ? (size_t)(open - text) : strlen(text));
+        part.data.scalar.value = (yaml_char_t *)raw.data;
+        part.data.scalar.style = YAML_DOUBLE_QUOTED_SCALAR_STYLE;
+        cfg_expand(r, &part, &plain);
+        template_add_text(&t->text, t->form, (struct slice){plain.data, plain.len});
+        text += raw.len;
+        buf_free(&raw);
+        buf_free(&plain);
+    }
+}
+
+/*
+ * Adds a scalar to a template. In JSON a plain number, true, false and null stay what they
+ * are, all others become texts.
+ */
+static void
+cfg_read_scalar(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t)
+{
+    bool is_json = t->form == TEMPLATE_JSON;
+    bool is_plain = is_json && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
+    const char *text = cfg_text(n), *digits = text + (*text == '-'), *dot = strchr(text, '.');
+    cJSON *value = is_plain ? json_read(slice_of(text)) : NULL;
+    bool is_lax = (digits[0] == '0' && isdigit((unsigned char)digits[1])) ||
+        (dot && !isdigit((unsigned char)dot[1])); /* cJSON reads 01 and 1. */
+
+    if (is_plain && (!*text || (value && !is_lax)))
+        buf_add_text(&t->text, *text ? text : "null");
+    else {
+        buf_add_text(&t->text, is_json ? "\"" : "");
+        cfg_read_text_piece(r, n, t);
+        buf_add_text(&t->text, is_json ? "\"" : "");
+    }
+    cJSON_Delete(value);
+}
+
+/*
+ * Adds a map or list, and all that it holds, to a template as JSON; a map to a query as its
+ * pairs. Ends early beyond TEMPLATE_MAX: aliases may repeat a long value many times.
+ */
+static void
+cfg_read_collection(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t)
+{
+    const yaml_node_t *pair[2 * PAIRS_MAX], *value;
+    bool is_map = n->type == YAML_MAPPING_NODE, is_json = t->form == TEMPLATE_JSON;
+    size_t count = is_map ? cfg_pairs(r, n, pair, 0) : cfg_count(n);
+
+    if (is_map && count > PAIRS_MAX) {
+        CFG_ERROR(r, n, "a map in body, or query, may hold at most %d keys", PAIRS_MAX);
+        return;
+    }
+    buf_add_text(&t->text, !is_json ? "" : is_map ? "{" : "[");
+    for (size_t i = 0; i < count && t->len + t->text.len + t->pieces.len <= TEMPLATE_MAX; i++) {
+        value = is_map ? pair[2 * i + 1] : cfg_child(r, n, i);
+        buf_add_text(&t->text, i == 0 ? "" : is_json ? "," : "&");
+        if (is_map && pair[2 * i]->type != YAML_SCALAR_NODE)
+            CFG_ERROR(r, pair[2 * i], "a key must be a single value; put {{...}} in quotes");
+        else if (is_map) {
+            buf_add_text(&t->text, is_json ? "\"" : "");
+            template_add_text(&t->text, t->form, slice_of((char *)pair[2 * i]->data.scalar.value));
+            buf_add_text(&t->text, is_json ? "\":" : "=");
+        }
+        if (value->type == YAML_SCALAR_NODE)
+            cfg_read_scalar(r, value, t);
+        else if (is_json)
+            cfg_read_collection(r, value, t);
+        else
+            CFG_ERROR(r, value, "a value in query must be a single one; put {{...}} in quotes");
+    }
+    buf_add_text(&t->text, !is_json ? "" : is_map ? "}" : "]");
+}
+
+/* Reads the template of what is sent in place of the standard fields: body or query. */
+static void
+cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
+{
+    bool is_get = w->method == METHOD_GET;
+    const yaml_node_t *n = is_get ? w->query : w->body, *wrong = is_get ? w->body : w->query;
+    struct cfg_template t = {.form = is_get ? TEMPLATE_QUERY : TEMPLATE_JSON};
+
+    if (wrong)
+        CFG_ERROR(r, wrong, "%s",
+            is_get ? "body is for POST and PUT; write query for a GET"
+                   : "query is for a GET; write body for POST and PUT");
+    if (!n)
+        return;
+    if (n->type != YAML_SCALAR_NODE)
+        cfg_read_collection(r, n, &t);
+    else {
+        t.form = TEMPLATE_TEXT;
+        cfg_read_scalar(r, n, &t);
+        for (const struct header *h = w->header; h && h->label; h++)
+            for (const char *p = h->value; *p && strcasecmp(h->label, "Content-Type: ") == 0; p++)
+                if (strncasecmp(p, "json", 4) == 0)
+                    CFG_ERROR(r, n,
+                        "body is a text, but headers call it JSON: write it as a YAML map, so that "
+                        "no field can break it");
+    }
+    cfg_end_piece(&t, TEMPLATE_FIELDS, 0);
+    if (t.len + t.pieces.len > TEMPLATE_MAX)
+        CFG_ERROR(r, n, "%s is too long: at most %u bytes, each field counting as %zu",
+            is_get ? "query" : "body", TEMPLATE_MAX, sizeof(struct template_piece));
+    w->template = (struct template_piece *)(void *)t.pieces.data;
+    w->form = t.form;
+}
+
 /*
  * Reads an entry of a kind's webhooks list, and adds it to the configuration. Its
  * key brings neither URL nor secret to the disk: SHA-256 of kind, method, URL's
@@ -4117,6 +4383,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_retries(r, w);
     cfg_read_proxy(r, entry, w);
     cfg_read_match(r, w);
+    cfg_read_template(r, w);
 }
 
 /*
@@ -4342,17 +4609,28 @@ window_find(struct window_table *t, const struct window_key *key, int64_t now_ms
     return NULL;
 }
 
-/* Opens a window at begin_ms. Of several with one key the newest counts. */
-static void
+/*
+ * Opens a window at begin_ms. Of several with one key the newest counts. Returns how much
+ * the one before, which may have ended, has held back; 0 if its place was needed again.
+ */
+static uint32_t
 window_open(struct window_table *t, const struct window_key *key, int64_t begin_ms)
 {
-    uint64_t *chain = window_chain(t, key);
+    uint64_t *chain = window_chain(t, key), before = *chain;
+    uint32_t held = 0;
 
     if (t->length_ms == 0 || key->none)
-        return;
+        return 0;
+    while (before > 0 && before + WINDOW_MAX > t->last) {
+        const struct window_entry *entry = &t->entry[before % WINDOW_MAX];
+        bool is_same = memcmp(entry->key.bytes, key->bytes, sizeof key->bytes) == 0;
+        held = !is_same ? 0 : entry->held < HELD_MAX ? entry->held : HELD_MAX;
+        before = is_same ? 0 : entry->older;
+    }
     t->count += t->count < WINDOW_MAX;
     t->entry[++t->last % WINDOW_MAX] = (struct window_entry){*key, begin_ms, *chain, 0};
     *chain = t->last;
+    return held;
 }
 
 /* ==== 9. Journal ============================================================
@@ -4375,8 +4653,8 @@ window_open(struct window_table *t, const struct window_key *key, int64_t begin_
 
 enum journal_word {
     JOURNAL_WEBHOOK,  /* number: its place in its list, from 1; count: how many stand there */
-    JOURNAL_ACCEPTED, /* a new alert, which opened its windows */
-    JOURNAL_WAITING,  /* an alert that was rewritten or replayed: opens none */
+    JOURNAL_ACCEPTED, /* a new alert, which opened its windows; count: held back before it */
+    JOURNAL_WAITING,  /* an alert that was rewritten or replayed: opens none; count: the same */
     JOURNAL_ATTEMPT,  /* that failed; count: attempts so far */
     JOURNAL_END,      /* count: 1 a dead letter, 0 delivered */
     JOURNAL_WINDOW    /* open; count: its enum window_use */
@@ -4569,6 +4847,7 @@ journal_read_letter(struct slice line, struct webhook_config *was, struct alert 
     cJSON *o = line.len <= JOURNAL_LINE_MAX ? json_read(line) : NULL;
     const cJSON *place = cJSON_GetObjectItemCaseSensitive(o, "place");
     const cJSON *listed = cJSON_GetObjectItemCaseSensitive(o, "count");
+    const cJSON *held = cJSON_GetObjectItemCaseSensitive(o, "suppressed");
     struct buf json = {0};
     bool is_alert;
 
@@ -4579,6 +4858,9 @@ journal_read_letter(struct slice line, struct webhook_config *was, struct alert 
         .listed = listed ? (size_t)listed->valueint : 0,
         .description = json_text(o, "description")};
     snprintf(was->key, sizeof was->key, "%s", json_text(o, "webhookKey"));
+    alert->suppressed = held && held->valueint > 0 && held->valueint < HELD_MAX
+        ? (uint32_t)held->valueint
+        : 0;
     buf_free(&json);
     if (is_alert)
         return o;
@@ -5234,6 +5516,8 @@ struct http_request {
     struct slice json; /* borrowed until the result */
     char id[64];       /* webhook-id */
     bool is_test;
+    uint32_t suppressed; /* for templates, as the next: as in struct alert */
+    int64_t accepted_ms;
 };
 
 /* What belongs to one webhook. */
@@ -5895,6 +6179,35 @@ call_write(struct call *call, const char *method, const char *target, const stru
     call->conn.write(&call->conn, (const unsigned char *)out->data, out->len);
 }
 
+/*
+ * Returns the body of the alert's request, of a GET its query: what the webhook's template
+ * makes of the alert, which stands in own; without a template the alert's JSON.
+ */
+static struct slice
+call_content(const struct call *call, struct buf *own)
+{
+    const struct http_request *q = &call->request;
+    const struct webhook_config *w = call->conn.peer->webhook;
+    struct number suppressed = number_text(q->suppressed);
+    struct slice values[TEMPLATE_FIELDS];
+    struct alert alert = {0};
+    char received_at[32];
+
+    if (!w->template)
+        return q->json;
+    log_time(plat_wall_ms() - (plat_now_ms() - q->accepted_ms), received_at);
+    alert_read_json(q->json, &alert);
+    for (int i = 0; i < ALERT_FIELDS; i++)
+        values[i] = slice_of(alert.field[i]);
+    values[FIELD_KIND] = slice_of(KINDS[w->kind].name);
+    values[FIELD_SUPPRESSED] = slice_of(suppressed.text);
+    values[FIELD_RECEIVED_AT] = slice_of(received_at);
+    values[FIELD_WEBHOOK_ID] = slice_of(q->id);
+    template_add(own, w->form, w->template, values);
+    alert_done(&alert);
+    return (struct slice){own->data, own->len};
+}
+
 /* Writes the alert's request. Then the answer is waited for. */
 static enum call_next
 call_send(struct call *call)
@@ -5902,10 +6215,13 @@ call_send(struct call *call)
     const struct http_request *q = &call->request;
     const struct webhook_config *w = call->conn.peer->webhook;
     const struct url *u = call->url, *proxy = u->tls ? NULL : call->proxy;
-    bool has_body = w->method != METHOD_GET;
-    struct number length = number_text(q->json.len);
+    bool has_body = w->method != METHOD_GET, is_own = w->template != NULL;
+    const char *type = is_own && w->form == TEMPLATE_TEXT ? "text/plain; charset=utf-8"
+                                                          : "application/json";
+    struct buf target = {0}, own = {0};
+    struct slice content = call_content(call, &own), body = has_body ? content : slice_of("");
+    struct number length = number_text(body.len);
     struct number timestamp = number_text((uint64_t)(plat_wall_ms() / 1000));
-    struct buf target = {0};
     size_t origin_len = proxy ? strlen(u->origin) : 0;
     const struct header headers[] = {
         {"Host: ", strstr(u->origin, "//") + 2},
@@ -5913,7 +6229,7 @@ call_send(struct call *call)
         {"Accept: ", "application/json, text/plain, */*"},
         {"Authorization: ", u->auth ? u->auth : w->url.auth},
         {"Proxy-Authorization: ", proxy ? proxy->auth : NULL},
-        {"Content-Type: ", has_body ? "application/json" : NULL},
+        {"Content-Type: ", has_body ? type : NULL},
         {"Content-Length: ", has_body ? length.text : NULL},
         {"webhook-id: ", q->id},
         {"webhook-timestamp: ", timestamp.text},
@@ -5923,18 +6239,21 @@ call_send(struct call *call)
 
     buf_add(&target, u->origin, origin_len); /* to a proxy for http */
     buf_add_text(&target, u->target);
-    if (!has_body) {
+    /* Most redirects repeat the query that they were asked with. */
+    if (!has_body && is_own) {
+        if (content.len > 0 && !(call->hops > 0 && strstr(u->target, content.data)))
+            buf_add_texts(&target, strchr(target.data, '?') ? "&" : "?", content.data, NULL);
+    } else if (!has_body) {
         struct alert alert = {0};
-        /* Most redirects repeat the query that they were asked with. */
         bool has_fields = call->hops > 0 && strstr(u->target, "executionId=");
         if (!has_fields && alert_read_json(q->json, &alert) == 0)
             alert_add_query(&alert, &target, call->cut ? origin_len + GET_TARGET_MAX : 0);
         alert_done(&alert);
     }
     call->target_len = target.len - origin_len;
-    call_write(call, METHODS[w->method], target.data, headers, w->header,
-        has_body ? q->json : slice_of(""));
+    call_write(call, METHODS[w->method], target.data, headers, w->header, body);
     buf_free(&target);
+    buf_free(&own);
     call->res.end = HTTP_BROKEN;
     call_enter(call, CALL_RECEIVE, call->deadline_ms);
     return CALL_WAIT; /* reading at once would find nothing yet */
@@ -6151,8 +6470,8 @@ call_judge(struct call *call)
     call->res.status = status;
     if ((status >= 301 && status <= 303) || status == 307 || status == 308)
         return call_follow(call);
-    if (w->method == METHOD_GET && call->target_len > GET_TARGET_MAX && !call->cut &&
-        (status == 400 || status == 404 || status == 414 || status == 431)) {
+    if (w->method == METHOD_GET && !w->template && call->target_len > GET_TARGET_MAX &&
+        !call->cut && (status == 400 || status == 404 || status == 414 || status == 431)) {
         log_line(LOG_WARN, "webhook %s: status %d to a long GET; once more with logMessage cut",
             w->name, status);
         return call->cut = true;
@@ -6501,6 +6820,7 @@ struct payload {
     uint64_t number;
     enum alert_kind kind;
     char about[ALERT_ABOUT_LEN]; /* its part of webhook-id */
+    uint32_t suppressed;         /* as in struct alert */
     int64_t accepted_ms;
     size_t targets; /* deliveries ... */
     size_t left;    /* ... that have not ended */
@@ -6697,6 +7017,7 @@ payload_record(struct backlog *b, const struct payload *p, enum journal_word wor
         .number = p->number,
         .kind = p->kind,
         .wall_ms = backlog_wall_ms(p->accepted_ms),
+        .count = p->suppressed,
         .key = {b->keys.data, b->keys.len},
         .text = p->json};
 }
@@ -6731,6 +7052,7 @@ backlog_add(struct backlog *b, const struct alert *alert, struct webhook **to, s
     *p = (struct payload){.older = b->newest,
         .number = ++b->last_number,
         .kind = alert->kind,
+        .suppressed = alert->suppressed,
         .accepted_ms = plat_now_ms(),
         .targets = n,
         .left = n,
@@ -6775,6 +7097,8 @@ delivery_print(const struct delivery *d, struct buf *out)
     json_put(o, "webhookId", id);
     json_put(o, "webhook", c->name);
     delivery_put_time(o, "acceptedAt", d->payload->accepted_ms);
+    if (d->payload->suppressed > 0)
+        cJSON_AddNumberToObject(o, "suppressed", d->payload->suppressed);
     cJSON_AddNumberToObject(o, "attempts", d->attempts);
     if (d->state == DELIVERY_DEAD) {
         delivery_put_time(o, "deadAt", plat_now_ms());
@@ -7062,7 +7386,9 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
     while (w->calls < calls_max && !(b->ended || (b->stopping && !up)) &&
         b->http->busy < CONNECTIONS_MAX && now_ms >= w->quiet_until_ms &&
         (d = webhook_next(w, now_ms)) != NULL) {
-        struct http_request request = {.json = d->payload->json};
+        struct http_request request = {.json = d->payload->json,
+            .suppressed = d->payload->suppressed,
+            .accepted_ms = d->payload->accepted_ms};
         w->quiet_until_ms = up ? d->due_ms : 0;
         if (w->quiet_until_ms > now_ms)
             break;
@@ -7170,6 +7496,7 @@ backlog_load_alert(struct backlog *b, struct buf *index, const struct journal_re
         to[n++] = backlog_find(b, slice_take(&keys, ','));
     if (r->number > b->last_number && alert_read_json(r->text, &alert) == 0) {
         struct backlog_entry entry = {.number = r->number};
+        alert.suppressed = (uint32_t)r->count;
         b->last_number = r->number - 1;
         entry.payload = backlog_add(b, &alert, to, n, r->word);
         entry.payload->accepted_ms = backlog_from_wall(r->wall_ms);
@@ -7448,7 +7775,7 @@ listen_judge(struct listener *l, const uint8_t from[16], struct slice datagram, 
     struct err *why)
 {
     const struct config *c = l->backlog->config;
-    const struct alert *a = &l->alert;
+    struct alert *a = &l->alert;
     enum listen_fate fate;
     struct window_table *t;
     struct window_key task, run;
@@ -7480,7 +7807,7 @@ listen_judge(struct listener *l, const uint8_t from[16], struct slice datagram, 
         return LISTEN_HELD_BACK;
     }
     window_open(&t[WINDOW_SEEN], &run, now_ms);
-    window_open(&t[WINDOW_RATE], &task, now_ms);
+    a->suppressed = window_open(&t[WINDOW_RATE], &task, now_ms);
     return LISTEN_ACCEPTED;
 }
 
@@ -8232,7 +8559,9 @@ cli_test(struct app *app)
     for (size_t i = 0; i < b->webhooks; i++) {
         struct webhook *w = &b->webhook[i];
         enum alert_kind kind = w->config->kind;
-        struct http_request request = {.json = {json[kind].data, json[kind].len}, .is_test = true};
+        struct http_request request = {.json = {json[kind].data, json[kind].len},
+            .is_test = true,
+            .accepted_ms = plat_now_ms()};
         snprintf(request.id, sizeof request.id, "msg_%032llx_%c_%.8s",
             (unsigned long long)plat_wall_ms(), kind == ALERT_FAILURE ? 'f' : 'a', w->config->key);
         call_begin(&w->peer, &request, w, plat_now_ms());

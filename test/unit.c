@@ -1349,6 +1349,130 @@ test_config_bounds(void)
     buf_free(&b);
 }
 
+/* Loads a webhook with these lines more. The caller ends that with loaded_done. */
+static const struct webhook_config *
+template_of(const char *method, const char *lines)
+{
+    load(slice_of(textf(HOOKS "        - webhookURL: http://h/\n          httpMethod: %s\n"
+                              "          description: ''\n%s\n",
+        method, lines)));
+    check_problems(NO_UDP, lines);
+    return &the_config.webhook[0];
+}
+
+/* What a template makes of an alert with this task and message. The caller frees it. */
+static struct buf
+template_filled(const struct webhook_config *w, const char *task, const char *message)
+{
+    struct alert alert = alert_of(SLICE(DATAGRAM));
+    struct slice values[TEMPLATE_FIELDS];
+    struct buf b = {0};
+
+    if (!check(w->template != NULL, "there is a template"))
+        abort();
+    alert.field[FIELD_TASK_NAME] = task;
+    alert.field[FIELD_MESSAGE] = message;
+    for (int i = 0; i < ALERT_FIELDS; i++)
+        values[i] = slice_of(alert.field[i]);
+    values[FIELD_KIND] = SLICE("failure");
+    values[FIELD_SUPPRESSED] = SLICE("3");
+    values[FIELD_RECEIVED_AT] = SLICE("2026-11-22T09:30:00.123Z");
+    values[FIELD_WEBHOOK_ID] = SLICE("msg_1");
+    template_add(&b, w->form, w->template, values);
+    alert_done(&alert);
+    return b;
+}
+
+/* A method, lines of a webhook, a message; what is sent. A body from a map or list is JSON. */
+static void
+test_templates(void)
+{
+    struct table t = {0};
+
+    setenv("UNIT_HOSTILE", "\"{{event}}\\${env:HOME}", 1);
+    while (table_next(&t, "templates")) {
+        const struct webhook_config *w = template_of(t.field[0].data, t.field[1].data);
+        struct buf b = template_filled(w, "T", t.field[2].data);
+        cJSON *value = json_read(held(&b));
+        check(value || w->form != TEMPLATE_JSON, "%s is JSON", b.data);
+        cJSON_Delete(value);
+        check_buf(&b, t.field[3], t.field[1].data);
+        loaded_done();
+    }
+    unsetenv("UNIT_HOSTILE");
+}
+
+/* Whatever a field holds, a reader of the JSON gets just that, or its first characters. */
+static void
+test_template_random(void)
+{
+    static const char *const units[] = {"\"", "\\", "\\u0041", "{{event}}", "}}", "${env:HOME}",
+        "\n", "\x01", "\x7f", "\xc3\xa5", "\xe2\x80\xa8", "\xf0\x9f\x9a\x80", "\xef\xbf\xbd",
+        "e\xcc\x81", " "};
+    const struct webhook_config *w = template_of("PUT",
+        "          body: {a: '\"{{logMessage}}{{taskName}}', '{{event}}': ['{{logMessage | 7 }}']}");
+    struct buf message = {0}, task = {0};
+
+    for (int i = 0; i < 500; i++) {
+        size_t chars = 0, seventh = 0;
+        message.len = task.len = 0;
+        buf_add(&message, "", 0);
+        buf_add(&task, "", 0);
+        for (uint32_t n = random_below(12); n > 0; n--)
+            buf_add_text(&message, units[random_below(COUNT(units))]);
+        for (uint32_t n = random_below(3); n > 0; n--)
+            utf8_add(&task, random_below(n == 1 ? 0x110000 : 0x80));
+        struct buf b = template_filled(w, task.data, message.data);
+        cJSON *value = json_read(held(&b));
+        const char *cut = cJSON_GetStringValue(cJSON_GetArrayItem(cJSON_GetArrayItem(value, 1), 0));
+        check_text(json_text(value, "a"), textf("\"%s%s", message.data, task.data), "the whole");
+        for (size_t at = 0; at < message.len; at++)
+            if ((message.data[at] & 0xc0) != 0x80 && ++chars == 7)
+                seventh = at;
+        check_text(cut,
+            chars > 7 ? textf("%.*s\xe2\x80\xa6", (int)seventh, message.data) : message.data,
+            "cut at 7 characters");
+        cJSON_Delete(value);
+        buf_free(&b);
+    }
+    buf_free(&message);
+    buf_free(&task);
+    loaded_done();
+}
+
+/* Fields that are too large for many uses are cut, and what is sent stays bounded and valid. */
+static void
+test_template_bounds(void)
+{
+    const struct webhook_config *w;
+    struct buf lines = {0}, message = {0};
+
+    add_many(&message, DATAGRAM_MAX, "\x01");
+    buf_add_text(&lines, "          body: ['");
+    add_many(&lines, 50, "{{logMessage}}");
+    buf_add_text(&lines, "','{{logMessage|9}}{{taskName}}']");
+    w = template_of("POST", lines.data);
+    struct buf b = template_filled(w, "", message.data);
+    cJSON *value = json_read(held(&b));
+    const char *text = cJSON_GetStringValue(cJSON_GetArrayItem(value, 0));
+    check(b.len > 6 * TEMPLATE_MAX && b.len < UNSENT_MAX - 200000, "%zu bytes", b.len);
+    check(text && strspn(text, "\x01") == 4 * DATAGRAM_MAX + TEMPLATE_MAX % DATAGRAM_MAX,
+        "whole as long as there is room");
+    check_text(cJSON_GetStringValue(cJSON_GetArrayItem(value, 1)), "\xe2\x80\xa6", "none is left");
+    cJSON_Delete(value);
+    buf_free(&b);
+    loaded_done();
+    lines.len = 0;
+    buf_add_text(&lines, HOOK "          body: '");
+    add_many(&lines, TEMPLATE_MAX / 16, "{{user}}-----------");
+    buf_add_text(&lines, "'\n");
+    load(held(&lines));
+    check_problems(NO_UDP "8:17: error: body is too long: ...\n", "a template too long");
+    loaded_done();
+    buf_free(&lines);
+    buf_free(&message);
+}
+
 /* ==== 8. Windows of time ==================================================== */
 
 static struct windows the_windows; /* 1.9 MB */
@@ -1422,6 +1546,16 @@ test_window_edges(void)
         window_holds(t, a, 0);
         check(window_holds(t, b, 1) == field_yes(keys.field[2]), "%s and %s", a, b);
     }
+    windows_begin(length);
+    check_number(window_open(t, &a_key, 0), 0, "nothing was held back before the first");
+    window_find(t, &a_key, 1)->held = UINT32_MAX;
+    window_holds(t, "b", 1);
+    check_number(window_open(t, &a_key, length), HELD_MAX, "by the one before, as far as counted");
+    check_number(window_open(t, &a_key, 9 * length), 0, "not by the one before that");
+    window_find(t, &a_key, 9 * length)->held = 2;
+    for (unsigned i = 1; i < WINDOW_MAX; i++)
+        window_holds_number(t, i, 10 * length);
+    check_number(window_open(t, &a_key, 10 * length), 2, "as long as its place is not needed");
     windows_begin(1);
     check(!window_holds(t, "a", 5) && window_holds(t, "a", 5), "one ms");
     check(!window_holds(t, "a", 6) && t->count == 1, "is over the next, and forgotten");
@@ -2314,7 +2448,8 @@ test_http_requests(void)
         const char *proxy = t.field[0].data, *url = t.field[2].data;
         struct player p = {.proxy = proxy ? url_of(proxy) : (struct url){0}};
         player_begin(&p, t.field[1].data, url, CALL_RESOLVE);
-        p.call.request = (struct http_request){held(&json), "msg_1", field_yes(t.field[3])};
+        p.call.request = (struct http_request){
+            .json = held(&json), .id = "msg_1", .is_test = field_yes(t.field[3])};
         call_send(&p.call);
         buf_add(&p.wrote, "", 0);
         const char *target = strchr(strchr(p.wrote.data, ' ') + (proxy ? 9 : 0), '/');
@@ -2400,7 +2535,7 @@ test_http_calls(void)
         struct buf json = json_of(held(&datagram));
         memcpy(p.answer, t.field + 6, 6 * sizeof *p.answer);
         player_begin(&p, method, t.field[1].data, CALL_RESOLVE);
-        p.call.request = (struct http_request){held(&json), "msg_1", false};
+        p.call.request = (struct http_request){.json = held(&json), .id = "msg_1"};
         player_run(&p);
         check_text(textf("%s %d %d|%s|%s", ends[res->end], res->status, (int)res->retry_after_s,
                        res->reason.text, res->hint.text),
@@ -2597,7 +2732,7 @@ test_http_loop(void)
     struct webhook_config webhook = {
         .method = METHOD_POST, .url = url_of(textf("http://%s/", addr_text(&addr)))};
     struct buf json = json_of(SLICE(DATAGRAM));
-    struct http_request q = {held(&json), "msg_1", false};
+    struct http_request q = {.json = held(&json), .id = "msg_1"};
     struct http h = {.config = &config};
     struct peer peer = {.http = &h, .webhook = &webhook};
     int begun = 0, clients = 0;
@@ -3938,7 +4073,9 @@ main(void)
                 test_json, test_json_alerts, test_alert_query, test_alert_query_cut,
                 test_alert_matches}},
         {"6. URL", {test_url_parse, test_url_limits, test_url_excepted}},
-        {"7. Configuration", {test_configs, test_config_bounds}},
+        {"7. Configuration",
+            {test_configs, test_config_bounds, test_templates, test_template_random,
+                test_template_bounds}},
         {"8. Windows of time", {test_window_edges, test_window_full}},
         {"9. Journal",
             {test_journal_records, test_line_read, test_journal_appends, test_journal_damage,

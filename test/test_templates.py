@@ -1,0 +1,149 @@
+"""
+Bodies and queries of the user's own: what arrives, whatever a datagram holds, and what is kept of it on the disk.
+unit.c has the forms of templates, data/config/templates-wrong.yaml the mistakes in them.
+"""
+
+import datetime
+import json
+import time
+
+import pytest
+
+import faults_base as base
+import harness
+import words
+
+FIELDS = ('hostName', 'user', 'taskName', 'appName', 'logMessage')
+KEYS = ('event', *FIELDS, 'taskId', 'appId', 'logTimeStamp', 'logLevel', 'executionId', 'kind', 'suppressed', 'receivedAt',
+        'webhookId')
+BODY = {'all': [{key: '<{{%s}}>' % key} for key in KEYS], 'short': '{{logMessage|20}}',
+        "'{{event}}'": {'number': 1.50, 'no': None}}
+UNITS = ['"', '\\', '\\u0041', '{{event}}', '}}', '${env:HOME}', '${file:butler.yaml}', '\n', '\r', '\t', '\x01', '\x7f', '\0',
+         '&', '=', '%41', '+', ' ', '</script>', 'å', '\u2028', '\ufffd', '🚀', 'e\u0301', '\U0010ffff', 'null', ',', '] }']
+
+
+def hostile(rng):
+    return ''.join(rng.choice(UNITS) for _ in range(rng.randrange(20))) + '.'
+
+
+def moment(text):
+    return datetime.datetime.strptime(text, '%Y-%m-%dT%H:%M:%S.%f%z').timestamp()
+
+
+def test_templates(t):
+    """Random fields arrive as they are: in JSON, as text, in a query; and nothing else of the request changes."""
+    rng = base.rng(t)
+    receiver = t.receiver()
+    path, _ = t.config([
+        {'url': receiver.url('/json'), 'body': BODY},
+        {'url': receiver.url('/own'), 'method': 'PUT', 'body': ['{{taskName}}'], 'headers': {'content-type': 'a/x.own'}},
+        {'url': receiver.url('/text'), 'kind': 'aborted', 'method': 'PUT', 'body': '{{kind}}: {{logMessage}}'},
+        {'url': receiver.url('/get?a=1'), 'kind': 'aborted', 'method': 'GET', 'query': {key: '<{{%s}}>' % key for key in KEYS}}])
+    program = t.start(path)
+    for number in range(30):
+        kind = ('failed', 'aborted')[number % 2]
+        fields = {key: hostile(rng) for key in FIELDS}
+        program.send(harness.datagram('/scheduler-task-%s/' % kind, fields['hostName'], fields['taskName'], fields['appName'],
+                                      fields['user'], message=fields['logMessage']))
+        requests = {request.path: request for request in receiver.wait(2 * number + 2)[2 * number:]}
+        t.require('two calls', len(requests) == 2, program.log[-2:])
+        fields = {key: value.replace('\0', '\ufffd') for key, value in fields.items()}
+        if kind == 'failed':
+            fields['user'] = fields['user'].replace('\\\\', '\\')      # as Butler sends it
+            request = requests['/json']
+            got = request.json()
+            values = {key: value[1:-1] for entry in got['all'] for key, value in entry.items()}
+            message = fields['logMessage']
+            t.equal('cut', got['short'], message if len(message) <= 20 else message[:19] + '…')
+            t.check('the rest', request.body.endswith(b',"{{event}}":{"number":1.5,"no":null}}'), request.body[-60:])
+            t.equal('type', request.get('Content-Type'), 'application/json')
+            own = requests['/own']
+            t.equal('its own type', (own.json(), own.get('Content-Type')), ([fields['taskName']], 'a/x.own'))
+        else:
+            request = requests['/get']
+            t.equal('query', request.params()[0], ('a', '1'))
+            values = {key: value[1:-1] for key, value in request.params()[1:]}
+            text = requests['/text']
+            t.equal('text', text.body.decode(), 'aborted: ' + fields['logMessage'])
+            t.equal('its type', text.get('Content-Type'), 'text/plain; charset=utf-8')
+        t.equal('keys', list(values), list(KEYS))
+        t.equal('fields', {key: values[key] for key in FIELDS}, fields)
+        t.equal('others', (values['kind'], values['suppressed'], values['webhookId'], values['event']),
+                ('failure' if kind == 'failed' else kind, '0', request.get('webhook-id'),
+                 'Qlik Sense reload ' + kind))
+        t.check('receivedAt', abs(moment(values['receivedAt']) - time.time()) < 30, values['receivedAt'])
+
+
+def test_template_query(t):
+    """A redirect that repeats the query gets it once. One that is too long for the server is not cut: a dead letter."""
+    def answer(request, connection):
+        if len(request.target) > 2000:
+            return harness.response(414)
+        if request.path == '/hook':
+            return harness.response(307, headers=[('Location', request.target.replace('/hook', '/moved'))])
+        return harness.response(307, headers=[('Location', '/end')]) if request.path == '/moved' else harness.response()
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([{'url': receiver.url('/hook'), 'method': 'GET', 'query': {'q': 'a b {{logMessage}}'}}])
+    program = t.start(path)
+    program.send(harness.datagram(message='x&y'))
+    t.equal('targets', [request.target for request in receiver.wait(3)], [
+        '%s?q=a+b+x%%26y' % place for place in ('/hook', '/moved', '/end')])
+    program.send(harness.datagram(message='x' * 3000))
+    t.check('given up', program.wait_log(words.given_up('failure 1', why='status 414')))
+    t.equal('one call', len(receiver.requests), 4)
+
+
+def test_template_suppressed(t):
+    """How many were held back, and when the alert came, outlive a kill, a stop and --replay; the letter holds the alert's own."""
+    answers = [200, 503, 404, 200]
+    receiver = t.receiver(lambda request, connection: harness.response(
+        answers[len(receiver.requests) - 1], headers=[('Retry-After', '60')]))
+    path, _ = t.config([{'url': receiver.url(), 'body': ['{{suppressed}}', '{{receivedAt}}']}], rateLimit=1)
+    program = t.start(path)
+    task = harness.guid()
+    begin = time.time()
+    program.send(harness.datagram(task_id=task))
+    for number in range(1, 4):
+        program.send(harness.datagram(task_id=task))
+        t.check('held back', program.wait_log(words.HELD_BACK + '.*, %d since the last alert' % number))
+    t.check('in time', time.time() - begin < 1, 'the machine is too slow for this test')
+    time.sleep(max(0, begin + 1.1 - time.time()))
+    program.send(harness.datagram(task_id=task))
+    t.check('tried', program.wait_log(' asked to wait: 503'))
+    program.kill()
+    program = t.start(path)
+    t.check('given up', program.wait_log(words.given_up('failure 1', why='status 404')))
+    letter = base.until(lambda: t.letters(path))[0]
+    t.equal('the letter', (letter['suppressed'], len(letter['alert'])), (3, 11))
+    t.equal('--replay', t.run('--replay', path).returncode, 0)
+    bodies = [json.loads(request.body) for request in receiver.wait(4)]
+    t.equal('suppressed', [body[0] for body in bodies], ['0', '3', '3', '3'])
+    received = [moment(body[1]) for body in bodies]
+    t.check('received', abs(received[2] - received[1]) < 0.05 and received[1] - received[0] > 1, received)
+
+
+@pytest.mark.parametrize('count', [1, 40])
+def test_template_large(t, count):
+    """The largest datagram, as often as a template likes: it arrives as valid JSON of bounded size."""
+    receiver = t.receiver()
+    path, _ = t.config([{'url': receiver.url(), 'body': {'text': '{{logMessage}}' * count, 'end': '{{taskName}}'}}])
+    program = t.start(path)
+    message = '\x01' * (65500 - len(harness.datagram(message='')))
+    program.send(harness.datagram(message=message))
+    body = receiver.wait(1)[0].body
+    got = json.loads(body)
+    t.check('it is whole', got['text'].startswith(message), len(got['text']))
+    t.equal('what follows', got['end'], 'Reload of Sales' if count == 1 else '…')
+    t.check('it is bounded', len(body) < 2_000_000, len(body))
+
+
+def test_template_test(t):
+    """--test sends the template, too."""
+    receiver = t.receiver()
+    body = {'text': '{{taskName}} {{suppressed}} {{kind}}', 'at': '{{receivedAt}}'}
+    path, _ = t.config([{'url': receiver.url(), 'body': body}])
+    t.equal('exit code', t.run('--test', path).returncode, 0)
+    got = receiver.wait(1)[0].json()
+    t.equal('body', got['text'], 'butler_webhook test 0 failure')
+    t.check('receivedAt', abs(moment(got['at']) - time.time()) < 30, got)
