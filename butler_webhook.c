@@ -93,6 +93,7 @@
 #include <time.h>
 
 #include <mbedtls/base64.h>
+#include <mbedtls/md.h>
 #include <mbedtls/platform.h>
 #include <mbedtls/psa_util.h>
 #include <mbedtls/sha256.h>
@@ -175,6 +176,7 @@
 #define PATTERNS_MAX 100           /* in a webhook's match */
 #define PATTERN_MAX 200           /* bytes of one: so many steps for each byte of a field at most */
 #define TEMPLATE_MAX (256u << 10) /* bytes of its texts, and of all fields put into one */
+#define SECRET_MAX 64             /* bytes of a signingSecret, by Standard Webhooks */
 
 #define CUT_PLACES_MAX 32 /* ";" in the names between which every cut is tried, 500 in all */
 
@@ -3146,6 +3148,12 @@ enum http_method { METHOD_GET, METHOD_POST, METHOD_PUT };
 
 static const char *const METHODS[] = {"GET", "POST", "PUT"};
 
+/* What requests are signed with. */
+struct secret {
+    unsigned char bytes[SECRET_MAX];
+    size_t len; /* 0: none */
+};
+
 /* A header line: a label such as "Host: ", and what follows it. value NULL: it is not sent. */
 struct header {
     const char *label, *value;
@@ -3177,14 +3185,15 @@ struct webhook_config {
     struct client *client;                /* what they hold; NULL: nothing that can be used */
     const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
     bool is_special;                      /* uses a key that Butler does not know */
-    const yaml_node_t *header_map, *retry_list, *match_map, *body,
-        *query;                           /* while the file is read */
+    const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
+    const yaml_node_t *body, *query, *signing;              /* ... as these */
     struct header *header;                /* ends with one without a label; NULL: none */
     const char *user, *password, *bearer; /* NULL: none; what is sent is in url.auth */
     bool retries[100];                    /* statuses from 400 that are not final */
     struct pattern *match;                /* of the alerts that it gets; NULL: all */
     struct template_piece *template;      /* of the body, of a GET the query; NULL: none */
     enum template_form form;              /* of that */
+    struct secret secret[2];              /* two while one replaces the other */
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
@@ -3360,6 +3369,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"", "match", CFG_PAIRS, .offset = AT(match_map), .is_ours = true},
     {"", "body", CFG_NODE, .offset = AT(body), .is_ours = true},
     {"", "query", CFG_PAIRS, .offset = AT(query), .is_ours = true},
+    {"", "signingSecret", CFG_NODE, .offset = AT(signing), .is_ours = true},
     {.name = NULL},
 };
 
@@ -4337,6 +4347,33 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
     w->form = t.form;
 }
 
+/* Reads signingSecret: a text, or a list of two. No error shows any of it. */
+static void
+cfg_read_secrets(struct cfg_reader *r, struct webhook_config *w)
+{
+    const yaml_node_t *n = w->signing;
+    bool is_list = n && n->type == YAML_SEQUENCE_NODE;
+    size_t count = is_list ? cfg_count(n) : n != NULL, good = 0;
+
+    for (size_t i = 0; i < count && i < 2; i++) {
+        struct secret *secret = &w->secret[i];
+        struct buf text = {0};
+        cfg_expand(r, is_list ? cfg_child(r, n, i) : n, &text);
+        if (strncmp(text.data, "whsec_", 6) == 0 &&
+            mbedtls_base64_decode(secret->bytes, SECRET_MAX, &secret->len,
+                (unsigned char *)text.data + 6, text.len - 6) == 0 &&
+            secret->len >= 24)
+            good++;
+        buf_free(&text);
+    }
+    if (n && w->method == METHOD_GET)
+        CFG_ERROR(r, n, "signingSecret is for POST and PUT: a GET has no body to sign");
+    if (n && (good != count || count == 0))
+        CFG_ERROR(r, n,
+            "signingSecret must be whsec_ and 24 to %d bytes in Base64, or a list of two such",
+            SECRET_MAX);
+}
+
 /*
  * Reads an entry of a kind's webhooks list, and adds it to the configuration. Its
  * key brings neither URL nor secret to the disk: SHA-256 of kind, method, URL's
@@ -4384,6 +4421,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_proxy(r, entry, w);
     cfg_read_match(r, w);
     cfg_read_template(r, w);
+    cfg_read_secrets(r, w);
 }
 
 /*
@@ -6208,6 +6246,32 @@ call_content(const struct call *call, struct buf *own)
     return (struct slice){own->data, own->len};
 }
 
+/*
+ * Adds the header webhook-signature (Standard Webhooks, v1) for a body; nothing if the
+ * webhook has no secret. A secret more, and a signature more behind a blank.
+ */
+static void
+call_sign(const struct call *call, const char *timestamp, struct slice body, struct buf *out)
+{
+    const mbedtls_md_info_t *sha256 = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);
+    const struct secret *secret = call->conn.peer->webhook->secret;
+    struct buf text = {0};
+    unsigned char mac[32], base64[48];
+    size_t n;
+
+    if (secret->len > 0) {
+        buf_add_texts(&text, call->request.id, ".", timestamp, ".", NULL);
+        buf_add(&text, body.data, body.len);
+    }
+    for (int i = 0; i < 2 && secret[i].len > 0; i++) {
+        mbedtls_md_hmac(
+            sha256, secret[i].bytes, secret[i].len, (unsigned char *)text.data, text.len, mac);
+        mbedtls_base64_encode(base64, sizeof base64, &n, mac, sizeof mac);
+        buf_add_texts(out, i > 0 ? " v1," : "v1,", (char *)base64, NULL);
+    }
+    buf_free(&text);
+}
+
 /* Writes the alert's request. Then the answer is waited for. */
 static enum call_next
 call_send(struct call *call)
@@ -6218,11 +6282,12 @@ call_send(struct call *call)
     bool has_body = w->method != METHOD_GET, is_own = w->template != NULL;
     const char *type = is_own && w->form == TEMPLATE_TEXT ? "text/plain; charset=utf-8"
                                                           : "application/json";
-    struct buf target = {0}, own = {0};
+    struct buf target = {0}, own = {0}, signature = {0};
     struct slice content = call_content(call, &own), body = has_body ? content : slice_of("");
     struct number length = number_text(body.len);
     struct number timestamp = number_text((uint64_t)(plat_wall_ms() / 1000));
     size_t origin_len = proxy ? strlen(u->origin) : 0;
+    call_sign(call, timestamp.text, body, &signature);
     const struct header headers[] = {
         {"Host: ", strstr(u->origin, "//") + 2},
         {"User-Agent: ", USER_AGENT},
@@ -6233,6 +6298,7 @@ call_send(struct call *call)
         {"Content-Length: ", has_body ? length.text : NULL},
         {"webhook-id: ", q->id},
         {"webhook-timestamp: ", timestamp.text},
+        {"webhook-signature: ", signature.data},
         {"webhook-test: ", q->is_test ? "true" : NULL},
         {NULL, NULL},
     };
@@ -6254,6 +6320,7 @@ call_send(struct call *call)
     call_write(call, METHODS[w->method], target.data, headers, w->header, body);
     buf_free(&target);
     buf_free(&own);
+    buf_free(&signature);
     call->res.end = HTTP_BROKEN;
     call_enter(call, CALL_RECEIVE, call->deadline_ms);
     return CALL_WAIT; /* reading at once would find nothing yet */

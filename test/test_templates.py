@@ -3,8 +3,12 @@ Bodies and queries of the user's own: what arrives, whatever a datagram holds, a
 unit.c has the forms of templates, data/config/templates-wrong.yaml the mistakes in them.
 """
 
+import base64
 import datetime
+import hashlib
+import hmac
 import json
+import os
 import time
 
 import pytest
@@ -147,3 +151,51 @@ def test_template_test(t):
     got = receiver.wait(1)[0].json()
     t.equal('body', got['text'], 'butler_webhook test 0 failure')
     t.check('receivedAt', abs(moment(got['at']) - time.time()) < 30, got)
+
+
+# ---- Signatures -----------------------------------------------------------------------------------------------------
+
+
+def verifies(secret, request, body=None, now=None):
+    """What a receiver does by the text of Standard Webhooks: one of the signatures fits, and the attempt is not old."""
+    stamp = request.get('webhook-timestamp')
+    signed = b'.'.join([request.get('webhook-id').encode(), stamp.encode(), request.body if body is None else body])
+    mac = hmac.new(base64.b64decode(secret[len('whsec_'):]), signed, hashlib.sha256).digest()
+    wanted = 'v1,' + base64.b64encode(mac).decode()
+    return (abs(int(stamp) - (now or time.time())) < 300 and
+            any(hmac.compare_digest(wanted, given) for given in request.get('webhook-signature').split(' ')))
+
+
+def test_signature(t):
+    """Each attempt is signed with its own time, over just the body that arrived, by each secret; and nobody sees a secret."""
+    secrets = ['whsec_' + base64.b64encode(os.urandom(size)).decode() for size in (24, 32, 64, 40)]
+
+    def answer(request, connection):
+        again = [other for other in receiver.requests if other.path == request.path]
+        return harness.response(503 if len(again) == 1 else 200, headers=[('Retry-After', '1')])
+
+    receiver = t.receiver(answer)
+    path, _ = t.config([
+        {'url': receiver.url('/0'), 'signingSecret': secrets[0]},
+        {'url': receiver.url('/1'), 'method': 'PUT', 'signingSecret': ['${env:NEW}', secrets[2]], 'body': ['{{logMessage}}']},
+        {'url': receiver.url('/2'), 'signingSecret': [secrets[3]], 'body': '{{logMessage}}'},
+        {'url': receiver.url('/none')}])
+    env = {'NEW': secrets[1]}
+    program = t.start(path, env=env)
+    program.send(harness.datagram(message='å "\U0001f680'))
+    t.require('each twice', len(receiver.wait(8)) == 8, program.log[-3:])
+    valid = {'/0': [secrets[0]], '/1': secrets[1:3], '/2': [secrets[3]]}
+    for name, good in valid.items():
+        first, second = [request for request in receiver.requests if request.path == name]
+        t.check('%s: the time goes on' % name, int(second.get('webhook-timestamp')) > int(first.get('webhook-timestamp')))
+        t.equal('%s: the rest stays' % name, (second.body, second.get('webhook-id')), (first.body, first.get('webhook-id')))
+        t.check('%s: another signature' % name, first.get('webhook-signature') != second.get('webhook-signature'))
+        for request in (first, second):
+            t.equal('%s: who can verify it' % name, [secret for secret in secrets if verifies(secret, request)], good)
+            t.check('%s: no other body' % name, not verifies(good[0], request, request.body + b' '))
+            t.check('%s: not later' % name, not verifies(good[0], request, now=time.time() + 400))
+    t.equal('the others are not signed', {request.get('webhook-signature') for request in receiver.requests
+                                          if request.path == '/none'}, {None})
+    t.equal('exit code', program.stop(), 0)
+    shown = program.stdout + ''.join(t.run(option, path, env=env).stdout for option in ('--check', '--pending'))
+    t.check('no secret is shown', not [secret for secret in secrets if secret[6:20] in shown], shown)
