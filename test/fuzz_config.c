@@ -30,6 +30,25 @@ check_problems(const struct cfg_reader *r)
     buf_free(&text);
 }
 
+/* A template with any fields makes valid JSON, or a query, of bounded size. */
+static void
+check_template(const struct webhook_config *w)
+{
+    struct slice values[TEMPLATE_FIELDS];
+    struct buf b = {0};
+    cJSON *value;
+
+    for (int i = 0; i < TEMPLATE_FIELDS; i++)
+        values[i] = slice_of(i % 2 ? w->name : "\"\\{{event}}\n\x01\xf0\x9f\x9a\x80&=");
+    template_add(&b, w->form, w->template, values);
+    require(b.len < UNSENT_MAX, "a template that is too long", w->name);
+    value = json_read((struct slice){b.data, b.len});
+    require(value || w->form != TEMPLATE_JSON, "a body that is not JSON", b.data);
+    require(w->form != TEMPLATE_QUERY || strcspn(b.data, " \r\n#?\"") == b.len, "query", b.data);
+    cJSON_Delete(value);
+    buf_free(&b);
+}
+
 /* What the rest of the program counts on. */
 static void
 check_config(const struct config *c)
@@ -53,6 +72,8 @@ check_config(const struct config *c)
             continue;
         require(w->url.host && w->url.origin && w->url.shown, "a webhook without URL", w->name);
         require(strlen(w->key) == 32, "a webhook without key", w->name);
+        if (w->template)
+            check_template(w);
         if (w->url.tls && w->reject_unauthorized && w->cert_enable)
             require(w->ca && w->ca_count > 0, "a webhook without CA", w->name);
     }
