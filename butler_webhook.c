@@ -2318,6 +2318,10 @@ enum alert_field {
     TEMPLATE_FIELDS
 };
 
+#define FIELD_LIST /* for people */                                                                \
+    "event, hostName, user, taskName, taskId, appName, appId, logTimeStamp, logLevel, "            \
+    "executionId, logMessage"
+
 static const char *const FIELD_NAMES[TEMPLATE_FIELDS] = {"event", "hostName", "user", "taskName",
     "taskId", "appName", "appId", "logTimeStamp", "logLevel", "executionId", "logMessage", "kind",
     "suppressed", "receivedAt", "webhookId"};
@@ -2792,15 +2796,28 @@ alert_matches(const struct alert *alert, const struct pattern *patterns)
 
 /* ---- Templates: a body or a query of the user's own, with fields of the alert in it ---- */
 
-/* How texts and fields stand in it. */
+/* What it is, and so how a field stands in it. */
 enum template_form { TEMPLATE_TEXT, TEMPLATE_JSON, TEMPLATE_QUERY };
 
-/* A text in that form, and the field that follows it; a template is an array of these. */
-struct template_piece {
-    char *text;
-    int field;  /* enum alert_field; TEMPLATE_FIELDS: none, this is the last piece */
-    size_t max; /* characters of it */
-};
+/*
+ * Reads the field that text begins with: {{NAME}} or {{NAME|MAX}}. Returns it, its length in
+ * the text and how many characters of it are sent; TEMPLATE_FIELDS: it is none.
+ */
+static int
+template_field(const char *text, size_t *len, size_t *max)
+{
+    struct slice rest = {text + 2, strcspn(text + 2, "}")}, name = slice_take(&rest, '|');
+    bool is_cut = text[2 + name.len] == '|';
+    int64_t most = is_cut ? slice_number(slice_trim(rest, " "), DATAGRAM_MAX) : DATAGRAM_MAX;
+    int field = 0;
+
+    *len = strcspn(text, "}") + 2;
+    *max = (size_t)most;
+    name = slice_trim(name, " ");
+    while (field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[field]))
+        field++;
+    return most > 0 && strncmp(text + *len - 2, "}}", 2) == 0 ? field : TEMPLATE_FIELDS;
+}
 
 /* Adds a text, with a NUL behind it, in the form that it needs; in JSON without its quotes. */
 static void
@@ -2846,23 +2863,24 @@ template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
 }
 
 /*
- * Adds what a template makes of the values of all fields. Those used, together, are cut
- * at TEMPLATE_MAX bytes: each of them once always fits.
+ * Adds what a template, in which every {{ begins a field, makes of the values of all
+ * fields. Those used, together, are cut at TEMPLATE_MAX bytes: each of them once always fits.
  */
 static void
-template_add(struct buf *b, enum template_form form, const struct template_piece *p,
+template_add(struct buf *b, enum template_form form, const char *text,
     const struct slice values[TEMPLATE_FIELDS])
 {
-    size_t room = TEMPLATE_MAX;
+    size_t room = TEMPLATE_MAX, len, max;
     struct buf copy = {0};
 
-    for (; p->field < TEMPLATE_FIELDS; p++) {
-        struct slice value = template_cut(values[p->field], p->max, room, &copy);
-        buf_add_text(b, p->text);
+    for (const char *open; (open = strstr(text, "{{")) != NULL; text = open + len) {
+        int field = template_field(open, &len, &max);
+        struct slice value = template_cut(values[field], max, room, &copy);
+        buf_add(b, text, (size_t)(open - text));
         template_add_text(b, form, value);
         room -= value.len < room ? value.len : room;
     }
-    buf_add_text(b, p->text);
+    buf_add_text(b, text);
     buf_free(&copy);
 }
 
@@ -3191,7 +3209,7 @@ struct webhook_config {
     const char *user, *password, *bearer; /* NULL: none; what is sent is in url.auth */
     bool retries[100];                    /* statuses from 400 that are not final */
     struct pattern *match;                /* of the alerts that it gets; NULL: all */
-    struct template_piece *template;      /* of the body, of a GET the query; NULL: none */
+    char *template;                       /* of the body, of a GET the query; NULL: none */
     enum template_form form;              /* of that */
     struct secret secret[2];              /* two while one replaces the other */
     enum alert_kind kind;
@@ -3610,6 +3628,8 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 {
     const char *text = cfg_text(n);
 
+    if (n->type != YAML_SCALAR_NODE)
+        CFG_ERROR(r, n, "a single value must stand here; put {{...}} in quotes");
     buf_add(out, "", 0);
     while (*text) {
         bool env = strncmp(text, "${env:", 6) == 0, file = strncmp(text, "${file:", 7) == 0;
@@ -3972,7 +3992,7 @@ cfg_set_name(struct webhook_config *w)
 /*
  * Collects the pairs of a map, key and value behind each other, those that "<<" merges
  * behind its own, and those that stand there already not again. Returns their number with
- * the count before; only PAIRS_MAX are stored.
+ * the count before. More than PAIRS_MAX are an error, as a key that is no scalar.
  */
 static size_t
 cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, size_t count)
@@ -3980,16 +4000,17 @@ cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, 
     bool is_list = n->type == YAML_SEQUENCE_NODE;
 
     for (size_t i = 0, k; i < cfg_count(n) && !is_list; i += 2) {
-        const char *name = cfg_text(cfg_child(r, n, i));
-        for (k = 0; k < count && k < PAIRS_MAX && strcmp(cfg_text(pair[2 * k]), name) != 0;)
+        const yaml_node_t *key = cfg_child(r, n, i);
+        for (k = 0; k < count && strcmp(cfg_text(pair[2 * k]), cfg_text(key)) != 0;)
             k++;
-        if (k < count || strcmp(name, "<<") == 0)
-            continue;
-        if (count < PAIRS_MAX) {
-            pair[2 * count] = cfg_child(r, n, i);
-            pair[2 * count + 1] = cfg_child(r, n, i + 1);
+        if (key->type != YAML_SCALAR_NODE || count == PAIRS_MAX)
+            CFG_ERROR(r, key,
+                "a map may hold at most %d keys, each a single value; put {{...}} in quotes",
+                PAIRS_MAX);
+        else if (k == count && strcmp(cfg_text(key), "<<") != 0) {
+            pair[2 * count] = key;
+            pair[2 * count++ + 1] = cfg_child(r, n, i + 1);
         }
-        count++;
     }
     for (size_t i = 0; i < cfg_count(n); i++)
         if (is_list || (i % 2 == 1 && strcmp(cfg_text(cfg_child(r, n, i - 1)), "<<") == 0))
@@ -4020,59 +4041,48 @@ cfg_header_fault(const char *name, const char *value)
     return *name ? NULL : "has no name";
 }
 
-/*
- * Reads what goes into the head of a request: headers and auth. Whoever is named by
- * both, or twice, is an error: only one can be sent.
- */
+/* Reads what goes into the head of a request: headers and auth. Only one of them may say who we are. */
 static void
 cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
     const yaml_node_t *pair[2 * PAIRS_MAX], *auth = cfg_get(r, entry, "auth");
     size_t count = w->header_map ? cfg_pairs(r, w->header_map, pair, 0) : 0;
     int ways = (w->url.auth != NULL) + (w->user != NULL) + (w->bearer != NULL);
+    const char *fault = NULL;
     struct buf plain = {0};
-    const char *fault;
 
-    if (count > PAIRS_MAX)
-        CFG_ERROR(r, w->header_map, "headers may hold at most %d", PAIRS_MAX);
-    count = count > PAIRS_MAX ? 0 : count;
-    w->header = count > 0 ? x_calloc(count + 1, sizeof *w->header) : NULL;
+    w->header = w->header_map ? x_calloc(count + 1, sizeof *w->header) : NULL;
     for (size_t i = 0; i < count; i++) {
-        const char *name = cfg_text(pair[2 * i]);
         struct buf label = {0}, value = {0};
+        buf_add_texts(&label, cfg_text(pair[2 * i]), ": ", NULL);
         cfg_expand(r, pair[2 * i + 1], &value);
-        buf_add_texts(&label, name, ": ", NULL);
         w->header[i] = (struct header){label.data, value.data};
-        ways += strcasecmp(name, "Authorization") == 0;
-        fault = pair[2 * i + 1]->type == YAML_SCALAR_NODE ? cfg_header_fault(name, value.data)
-                                                          : "must be a single value, "
-                                                            "{{webhookId}} in quotes";
-        if (fault)
-            CFG_ERROR(r, pair[2 * i + 1], "headers: %s %s", log_text(slice_of(name)).text, fault);
+        ways += strcasecmp(label.data, "Authorization: ") == 0;
+        if ((fault = cfg_header_fault(cfg_text(pair[2 * i]), value.data)) != NULL)
+            CFG_ERROR(r, pair[2 * i + 1], "headers: %s%s", label.data, fault);
     }
     if (ways > 1)
-        CFG_ERROR(r,
-            auth                ? auth
-                : w->header_map ? w->header_map
-                                : entry,
-            "two ways to authenticate: keep one of auth.basic, auth.bearer, a header Authorization "
-            "and user:password@ in webhookURL");
-    if (auth && auth->type == YAML_MAPPING_NODE && !w->user && !w->bearer)
-        CFG_ERROR(r, auth, "auth must hold basic or bearer");
-    if ((w->user && cfg_header_fault("user", w->user)) ||
-        (w->bearer && cfg_header_fault("bearer", w->bearer)) || (w->user && strchr(w->user, ':')))
-        CFG_ERROR(
-            r, auth, "auth may hold no line end and no other control character, user no colon");
-    if (w->user) {
-        buf_add_texts(&plain, w->user, ":", w->password ? w->password : "", NULL);
-        free(w->url.auth);
-        w->url.auth = url_basic((struct slice){plain.data, plain.len});
-        buf_free(&plain);
-    } else if (w->bearer) {
+        fault = "two ways to authenticate: keep one of auth.basic, auth.bearer, a header "
+                "Authorization and user:password@ in webhookURL";
+    else if (!cfg_is_empty(auth) && !w->user && !w->bearer)
+        fault = "auth must hold basic or bearer";
+    else if ((w->user && (cfg_header_fault("user", w->user) || strchr(w->user, ':'))) ||
+        (w->bearer && cfg_header_fault("bearer", w->bearer)))
+        fault = "auth may hold no control character, and user no colon";
+    else
+        fault = NULL;
+    if (fault)
+        CFG_ERROR(r, auth ? auth : w->header_map, "%s", fault);
+    if (w->bearer)
         buf_add_texts(&plain, "Bearer ", w->bearer, NULL);
+    if (w->user)
+        buf_add_texts(&plain, w->user, ":", w->password ? w->password : "", NULL);
+    if (w->user || w->bearer) {
         free(w->url.auth);
-        w->url.auth = plain.data;
+        w->url.auth = w->user ? url_basic((struct slice){plain.data, plain.len}) : plain.data;
     }
+    if (w->user)
+        buf_free(&plain);
 }
 
 /* Reads which statuses are not final. */
@@ -4094,42 +4104,34 @@ static void
 cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
 {
     const yaml_node_t *pair[2 * PAIRS_MAX];
-    size_t pairs, count = 0;
-    struct buf known = {0};
+    size_t pairs = w->match_map ? cfg_pairs(r, w->match_map, pair, 0) : 0, count = 0;
 
-    if (!w->match_map)
-        return;
-    pairs = cfg_pairs(r, w->match_map, pair, 0);
-    for (int i = 0; i < ALERT_FIELDS; i++)
-        buf_add_texts(&known, i > 0 ? ", " : "", FIELD_NAMES[i], NULL);
-    w->match = x_calloc(PATTERNS_MAX + 1, sizeof *w->match);
-    for (size_t i = 0; i < pairs && i < PAIRS_MAX; i++) { /* behind those are only unknown ones */
-        const yaml_node_t *value = pair[2 * i + 1];
-        const char *name = cfg_text(pair[2 * i]);
+    w->match = w->match_map ? x_calloc(PATTERNS_MAX + 1, sizeof *w->match) : NULL;
+    for (size_t i = 0; i < pairs; i++) {
+        const yaml_node_t *value = pair[2 * i + 1], *n = value;
         bool is_list = value->type == YAML_SEQUENCE_NODE;
-        size_t field = 0, texts = is_list ? cfg_count(value) : 1;
-        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], name) != 0)
+        size_t texts = is_list ? cfg_count(value) : 1, k;
+        int field = 0;
+        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], cfg_text(pair[2 * i])) != 0)
             field++;
         if (field == ALERT_FIELDS)
-            CFG_ERROR(r, pair[2 * i], "match: unknown field \"%s\"; known here: %s",
-                log_text(slice_of(name)).text, known.data);
-        else if (texts == 0 || texts > PATTERNS_MAX - count)
-            CFG_ERROR(r, value, "match: %s must hold a text or more, and match at most %d", name,
-                PATTERNS_MAX);
-        for (size_t k = 0; k < texts && field < ALERT_FIELDS && count < PATTERNS_MAX; k++) {
-            const yaml_node_t *n = is_list ? cfg_child(r, value, k) : value;
+            CFG_ERROR(r, pair[2 * i], "match: unknown field; known here: " FIELD_LIST);
+        for (k = 0; k < texts && field < ALERT_FIELDS && count < PATTERNS_MAX; k++) {
             struct buf text = {0};
+            n = is_list ? cfg_child(r, value, k) : value;
             cfg_expand(r, n, &text);
-            if (n->type != YAML_SCALAR_NODE || text.len > PATTERN_MAX ||
+            if (text.len > PATTERN_MAX ||
                 (text.len == 0 && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE))
                 CFG_ERROR(r, n,
-                    "match: %s must be a text of at most %d bytes, or a list of such; * in it "
+                    "match: a text of at most %d bytes must stand here, or a list of such; * in it "
                     "stands for any characters, ? for one, '' for a field that is empty",
-                    name, PATTERN_MAX);
+                    PATTERN_MAX);
             w->match[count++] = (struct pattern){(enum alert_field)field, text.data};
         }
+        if (field < ALERT_FIELDS && (k < texts || texts == 0))
+            CFG_ERROR(
+                r, value, "match: a text or more for a field, and at most %d in all", PATTERNS_MAX);
     }
-    buf_free(&known);
 }
 
 /* Returns the proxy for a URL of the webhook, its own or one that it has moved to; NULL: none. */
@@ -4174,143 +4176,76 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
 }
 
-/* A template while it is read. */
-struct cfg_template {
-    enum template_form form;
-    struct buf pieces; /* an array of struct template_piece, and ... */
-    struct buf text;   /* ... the text behind the last of them */
-    size_t len;        /* of all texts */
-};
-
-/* Ends a piece of a template with a field. */
+/* Adds the text of a scalar of a template, in which every {{ must begin a field. */
 static void
-cfg_end_piece(struct cfg_template *t, int field, size_t max)
+cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 {
-    struct template_piece piece = {.field = field, .max = max};
+    size_t begin = out->len, len, max;
 
-    buf_add(&t->text, "", 0);
-    piece.text = t->text.data; /* its memory goes with it */
-    t->len += t->text.len;
-    t->text = (struct buf){0};
-    buf_add(&t->pieces, &piece, sizeof piece);
-}
-
-/* Reads the field of a template at text, which begins with "{{". Returns how long it is there. */
-static size_t
-cfg_read_field(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t, const char *text)
-{
-    const char *end = strstr(text, "}}");
-    size_t len = end ? (size_t)(end - text) + 2 : strlen(text);
-    struct slice rest = {text + 2, end ? len - 4 : 0};
-    struct slice name = slice_take(&rest, '|');
-    bool is_cut = end && name.len < len - 4;
-    int64_t max = is_cut ? slice_number(slice_trim(rest, " "), DATAGRAM_MAX) : INT_MAX;
-    struct buf known = {0};
-    int field = 0;
-
-    name = slice_trim(name, " ");
-    while (field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[field]))
-        field++;
-    if (field < TEMPLATE_FIELDS && max > 0) {
-        cfg_end_piece(t, field, (size_t)max);
-        return len;
-    }
-    for (int i = 0; i < TEMPLATE_FIELDS; i++)
-        buf_add_texts(&known, i > 0 ? ", " : "", FIELD_NAMES[i], NULL);
-    CFG_ERROR(r, n,
-        "\"%.*s\" is no field: write {{NAME}}, or {{NAME|1000}} to cut it at 1 to %d characters; "
-        "names: %s",
-        (int)(len < 40 ? len : 40), text, DATAGRAM_MAX, known.data);
-    buf_free(&known);
-    return strlen(text);
-}
-
-/*
- * Adds the text of a scalar, with its fields, to a template. What comes from a file or the
- * environment is text only: no {{ in it means anything.
- */
-static void
-cfg_read_text_piece(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t)
-{
-    const char *text = cfg_text(n);
-
-    while (*text) {
-        const char *open = strstr(text, "{{");
-        yaml_node_t part = *n; /* what stands before the next field */
-        struct buf raw = {0}, plain = {0};
-        if (open == text) {
-            text += cfg_read_field(r, n, t, text);
-            continue;
+    cfg_expand(r, n, out);
+    for (const char *at = out->data + begin; (at = strstr(at, "{{")) != NULL; at += len)
+        if (template_field(at, &len, &max) == TEMPLATE_FIELDS) {
+            CFG_ERROR(r, n,
+                "\"%.*s\" is no field: write {{NAME}}, or {{NAME|1000}} to cut it at 1 to %d "
+                "characters; names: " FIELD_LIST ", kind, suppressed, receivedAt, webhookId",
+                (int)strcspn(at, "}") + 2, at, DATAGRAM_MAX);
+            return;
         }
-        buf_add(&raw, text, open ? (size_t)(open - text) : strlen(text));
-        part.data.scalar.value = (yaml_char_t *)raw.data;
-        part.data.scalar.style = YAML_DOUBLE_QUOTED_SCALAR_STYLE;
-        cfg_expand(r, &part, &plain);
-        template_add_text(&t->text, t->form, (struct slice){plain.data, plain.len});
-        text += raw.len;
-        buf_free(&raw);
-        buf_free(&plain);
-    }
 }
 
 /*
- * Adds a scalar to a template. In JSON a plain number, true, false and null stay what they
- * are, all others become texts.
+ * Returns a value of a template as JSON, which the caller deletes. A plain number, true,
+ * false and null stay what they are, other scalars become texts. Ends early beyond *room
+ * bytes: aliases may repeat a long value many times.
  */
-static void
-cfg_read_scalar(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t)
+static cJSON *
+cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
 {
-    bool is_json = t->form == TEMPLATE_JSON;
-    bool is_plain = is_json && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
-    const char *text = cfg_text(n), *digits = text + (*text == '-'), *dot = strchr(text, '.');
-    cJSON *value = is_plain ? json_read(slice_of(text)) : NULL;
-    bool is_lax = (digits[0] == '0' && isdigit((unsigned char)digits[1])) ||
-        (dot && !isdigit((unsigned char)dot[1])); /* cJSON reads 01 and 1. */
-
-    if (is_plain && (!*text || (value && !is_lax)))
-        buf_add_text(&t->text, *text ? text : "null");
-    else {
-        buf_add_text(&t->text, is_json ? "\"" : "");
-        cfg_read_text_piece(r, n, t);
-        buf_add_text(&t->text, is_json ? "\"" : "");
-    }
-    cJSON_Delete(value);
-}
-
-/*
- * Adds a map or list, and all that it holds, to a template as JSON; a map to a query as its
- * pairs. Ends early beyond TEMPLATE_MAX: aliases may repeat a long value many times.
- */
-static void
-cfg_read_collection(struct cfg_reader *r, const yaml_node_t *n, struct cfg_template *t)
-{
-    const yaml_node_t *pair[2 * PAIRS_MAX], *value;
-    bool is_map = n->type == YAML_MAPPING_NODE, is_json = t->form == TEMPLATE_JSON;
+    const yaml_node_t *pair[2 * PAIRS_MAX];
+    bool is_map = n->type == YAML_MAPPING_NODE, is_text = n->type == YAML_SCALAR_NODE;
+    bool is_plain = is_text && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
     size_t count = is_map ? cfg_pairs(r, n, pair, 0) : cfg_count(n);
+    struct buf text = {0};
+    cJSON *value = is_map ? cJSON_CreateObject() : is_text ? NULL : cJSON_CreateArray();
 
-    if (is_map && count > PAIRS_MAX) {
-        CFG_ERROR(r, n, "a map in body, or query, may hold at most %d keys", PAIRS_MAX);
-        return;
+    for (size_t i = 0; *room > 0 && i < count; i++) {
+        cJSON *item = cfg_read_json(r, is_map ? pair[2 * i + 1] : cfg_child(r, n, i), room);
+        text.len = 0;
+        if (is_map) {
+            cfg_add_template(r, pair[2 * i], &text);
+            cJSON_AddItemToObject(value, text.data, item);
+        } else
+            cJSON_AddItemToArray(value, item);
+        *room = *room > text.len ? *room - text.len : 0;
     }
-    buf_add_text(&t->text, !is_json ? "" : is_map ? "{" : "[");
-    for (size_t i = 0; i < count && t->len + t->text.len + t->pieces.len <= TEMPLATE_MAX; i++) {
-        value = is_map ? pair[2 * i + 1] : cfg_child(r, n, i);
-        buf_add_text(&t->text, i == 0 ? "" : is_json ? "," : "&");
-        if (is_map && pair[2 * i]->type != YAML_SCALAR_NODE)
-            CFG_ERROR(r, pair[2 * i], "a key must be a single value; put {{...}} in quotes");
-        else if (is_map) {
-            buf_add_text(&t->text, is_json ? "\"" : "");
-            template_add_text(&t->text, t->form, slice_of((char *)pair[2 * i]->data.scalar.value));
-            buf_add_text(&t->text, is_json ? "\":" : "=");
-        }
-        if (value->type == YAML_SCALAR_NODE)
-            cfg_read_scalar(r, value, t);
-        else if (is_json)
-            cfg_read_collection(r, value, t);
-        else
-            CFG_ERROR(r, value, "a value in query must be a single one; put {{...}} in quotes");
+    if (is_text) {
+        cfg_add_template(r, n, &text);
+        *room = *room > text.len ? *room - text.len : 0;
     }
-    buf_add_text(&t->text, !is_json ? "" : is_map ? "}" : "]");
+    if (is_plain)
+        value = *cfg_text(n) ? json_read(slice_of(cfg_text(n))) : cJSON_CreateNull();
+    if (!value)
+        value = cJSON_CreateString(text.data);
+    buf_free(&text);
+    return value;
+}
+
+/* Adds a query. In its values {, } and | stay as they are, as fields are made of them. */
+static void
+cfg_add_query(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
+{
+    const yaml_node_t *pair[2 * PAIRS_MAX];
+    size_t count = cfg_pairs(r, n, pair, 0);
+
+    for (size_t i = 0; i < count; i++) {
+        struct buf value = {0};
+        cfg_add_template(r, pair[2 * i + 1], &value);
+        buf_add_text(out, i > 0 ? "&" : "");
+        percent_encode(out, slice_of(cfg_text(pair[2 * i])), QUERY_PLAIN);
+        buf_add_char(out, '=');
+        percent_encode(out, (struct slice){value.data, value.len}, QUERY_PLAIN "{}|");
+        buf_free(&value);
+    }
 }
 
 /* Reads the template of what is sent in place of the standard fields: body or query. */
@@ -4319,32 +4254,33 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
 {
     bool is_get = w->method == METHOD_GET;
     const yaml_node_t *n = is_get ? w->query : w->body, *wrong = is_get ? w->body : w->query;
-    struct cfg_template t = {.form = is_get ? TEMPLATE_QUERY : TEMPLATE_JSON};
+    size_t room = TEMPLATE_MAX;
+    struct buf text = {0};
+    cJSON *json;
 
     if (wrong)
-        CFG_ERROR(r, wrong, "%s",
-            is_get ? "body is for POST and PUT; write query for a GET"
-                   : "query is for a GET; write body for POST and PUT");
+        CFG_ERROR(r, wrong, "body is for POST and PUT, query for a GET");
     if (!n)
         return;
-    if (n->type != YAML_SCALAR_NODE)
-        cfg_read_collection(r, n, &t);
+    w->form = is_get ? TEMPLATE_QUERY : n->type == YAML_SCALAR_NODE ? TEMPLATE_TEXT : TEMPLATE_JSON;
+    buf_add(&text, "", 0);
+    if (w->form == TEMPLATE_QUERY)
+        cfg_add_query(r, n, &text);
+    else if (w->form == TEMPLATE_TEXT)
+        cfg_add_template(r, n, &text);
     else {
-        t.form = TEMPLATE_TEXT;
-        cfg_read_scalar(r, n, &t);
-        for (const struct header *h = w->header; h && h->label; h++)
-            for (const char *p = h->value; *p && strcasecmp(h->label, "Content-Type: ") == 0; p++)
-                if (strncasecmp(p, "json", 4) == 0)
-                    CFG_ERROR(r, n,
-                        "body is a text, but headers call it JSON: write it as a YAML map, so that "
-                        "no field can break it");
+        json = cfg_read_json(r, n, &room);
+        json_print(json, &text);
+        cJSON_Delete(json);
     }
-    cfg_end_piece(&t, TEMPLATE_FIELDS, 0);
-    if (t.len + t.pieces.len > TEMPLATE_MAX)
-        CFG_ERROR(r, n, "%s is too long: at most %u bytes, each field counting as %zu",
-            is_get ? "query" : "body", TEMPLATE_MAX, sizeof(struct template_piece));
-    w->template = (struct template_piece *)(void *)t.pieces.data;
-    w->form = t.form;
+    for (const struct header *h = w->header; h && h->label && w->form == TEMPLATE_TEXT; h++)
+        for (const char *p = h->value; *p && strcasecmp(h->label, "Content-Type: ") == 0; p++)
+            if (strncasecmp(p, "json", 4) == 0)
+                CFG_ERROR(r, n, "body is a text, but headers call it JSON: write it as a YAML map");
+    if (text.len > TEMPLATE_MAX || room == 0)
+        CFG_ERROR(
+            r, n, "%s is too long: at most %u bytes", is_get ? "query" : "body", TEMPLATE_MAX);
+    w->template = text.data;
 }
 
 /* Reads signingSecret: a text, or a list of two. No error shows any of it. */

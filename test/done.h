@@ -36,11 +36,6 @@ cfg_done(struct cfg_reader *r)
         for (struct pattern *p = c->webhook[i].match; p && p->text; p++)
             free(p->text);
         free(c->webhook[i].match);
-        for (struct template_piece *p = c->webhook[i].template; p; p++) {
-            free(p->text);
-            if (p->field == TEMPLATE_FIELDS)
-                break;
-        }
         free(c->webhook[i].template);
         cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
     }
