@@ -16,7 +16,7 @@
  *                                                         v
  *     delivered | later | dead letter   <- verdict <-  HTTP call
  *
- * One round of the loop (section 14)
+ * One round of the loop (section 13)
  *
  *     Everything happens in one thread that never blocks. A round waits for sockets or
  *     the nearest due time, receives, sorts, takes the calls that are ready a step
@@ -63,9 +63,8 @@
  *     10. HTTP client      one call: http_ call_ conn_ peer_ tls_
  *     11. Delivery         what waits, verdicts: backlog_ webhook_ payload_ delivery_ list_
  *     12. Listener         UDP socket, inbox, sorting, throttle of log lines: listen_
- *     13. Metrics          a file for Prometheus: metrics_
- *     14. Loop             start, the round, stop: loop_
- *     15. Command line     --check, --test, --pending, --replay, --install: cli_
+ *     13. Loop             start, the round, stop: loop_
+ *     14. Command line     --check, --test, --pending, --replay, --install: cli_
  */
 
 /* ==== 1. Settings ===========================================================
@@ -155,8 +154,7 @@
 #define LETTERS_FILE_MAX (INT64_C(64) << 20) /* bytes of dead letters in one file */
 #define LETTERS_WAIT_MAX (8u << 20) /* bytes of dead letters that wait for a disk that has failed */
 #define CROWDED_PERCENT 80          /* of the room for waiting alerts: then a warning */
-#define METRICS_MS 15000 /* between two writings of metricsFile: Prometheus comes about as often */
-#define LOOK_MS 1000     /* longest wait of the loop: a replay, ages and names wake nobody */
+#define LOOK_MS 1000 /* longest wait of the loop: a replay, ages and names wake nobody */
 
 #define WINDOW_MAX 10000      /* tasks or executions remembered, for each kind of event */
 #define HELD_MAX 1000000000   /* held back that are counted: the journal takes that, too */
@@ -236,7 +234,6 @@
 #define O_CLOEXEC 0
 #define O_NONBLOCK 0
 #define PLAT_SOCK 0          /* plat_socket knows what we want */
-#define fchmod(file, mode) 0 /* a file has the rights of its folder */
 #define O_NOFOLLOW 0x1000000 /* free in fcntl.h, for plat_file_open */
 #define SO_MEMINFO 0         /* there is no such option: plat_udp_drops is 0 */
 #define SO_RCVBUFFORCE SO_RCVBUF
@@ -3248,7 +3245,6 @@ struct config {
     int64_t rate_limit_s[ALERT_KINDS];
     char *state_directory; /* NULL: alerts are kept in memory only */
     int64_t max_state_mb, max_age_hours, timeout_s, max_concurrent;
-    char *metrics_file;        /* NULL: none */
     const char *heartbeat_url; /* "": none */
     int64_t heartbeat_s;
     struct webhook_config heartbeat; /* url.host NULL: none */
@@ -3341,7 +3337,6 @@ static const struct cfg_key CFG_KEYS[] = {
     {OWN, "maxAgeHours", CFG_INT, AT(max_age_hours), "72", 1, .max = 8760},
     {OWN, "timeoutSeconds", CFG_INT, AT(timeout_s), "10", 1, .max = 300},
     {OWN, "maxConcurrent", CFG_INT, AT(max_concurrent), "4", 1, .max = 16},
-    {OWN, "metricsFile", CFG_PATH, .offset = AT(metrics_file)},
     {OWN, "heartbeatURL", CFG_TEXT, AT(heartbeat_url), .preset = ""},
     {OWN, "heartbeatSeconds", CFG_INT, AT(heartbeat_s), "60", 1, .max = 86400},
     {"", "webhookNotification", CFG_MAP, .required = true},
@@ -4390,11 +4385,6 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
         c->disabled_by = c->webhook_enable ? "udpServerConfig.enable: false"
                                            : "webhookNotification.enable: false";
 
-    at = cfg_get(r, own, "metricsFile");
-    if (c->metrics_file &&
-        (strlen(c->metrics_file) < 5 || !c->state_directory ||
-            strcmp(c->metrics_file + strlen(c->metrics_file) - 5, ".prom") != 0))
-        CFG_ERROR(r, at, "butlerWebhook.metricsFile must end in .prom, and needs a stateDirectory");
     c->heartbeat.reject_unauthorized = true;
     cfg_read_url(r, cfg_get(r, own, "heartbeatURL"), "butlerWebhook.heartbeatURL", c->heartbeat_url,
         &c->heartbeat);
@@ -4671,12 +4661,10 @@ struct disk {
     struct plat_monitor lock;
     atomic_bool busy; /* true is set, and waited for, with the lock */
     const char *folder;
-    int sync;                   /* the loop's handle; -1: not to be synced; ... */
-    bool sync_new, sync_folder; /* ... journal.new and the folder to be synced ... */
-    const struct buf *letters;  /* ... lines for the dead letters; NULL: none ... */
-    const struct buf *metrics;  /* ... and a text for the file of metrics; NULL: none */
-    const char *metrics_file;
-    int sync_error, new_error, letters_error, metrics_error; /* errno; 0: done */
+    int sync;                                 /* the loop's handle; -1: not to be synced; ... */
+    bool sync_new, sync_folder;               /* ... journal.new and the folder to be synced ... */
+    const struct buf *letters;                /* ... and lines for the dead letters; NULL: none */
+    int sync_error, new_error, letters_error; /* errno; 0: done */
 };
 
 /* Lives as long as the process: nothing is closed or freed before its end. */
@@ -4692,7 +4680,7 @@ struct journal {
 
     /* Each was logged when it became true. */
     bool failed; /* alerts go on from memory until a rewriting has succeeded */
-    bool rewrite_failed, letters_failed, replay_failed, metrics_failed;
+    bool rewrite_failed, letters_failed, replay_failed;
     bool wants_rewrite; /* however small the journal is: from the start until it is done */
     int64_t retry_ms;   /* what has failed is tried no sooner */
 
@@ -4706,8 +4694,7 @@ struct journal {
     int damaged;     /* lines */
     int aside;       /* journal.damaged; -1: not open */
 
-    struct buf letters; /* lines for the dead letters; the disk thread's while asked ... */
-    struct buf metrics; /* ... as this is: a text for the file of metrics */
+    struct buf letters; /* lines for the dead letters; the disk thread's while asked */
     struct line_reader replay;
     struct state_path replay_path;
     bool replay_is_read; /* to its end; it is deleted once all is safe */
@@ -4957,26 +4944,6 @@ disk_sync(const struct disk *d, const char *name, int loops)
     return why;
 }
 
-/* Writes the file of metrics whole: who reads it sees the old one or the new one. 0, or an errno. */
-static int
-disk_write_metrics(const struct disk *d)
-{
-    struct buf path = {0};
-    int why = 0, file;
-
-    buf_add_texts(&path, d->metrics_file, ".new", NULL);
-    plat_remove(path.data);
-    file = plat_file_open(path.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (file < 0 || fchmod(file, 0644) != 0 ||
-        plat_write(file, d->metrics->data, d->metrics->len) != 0)
-        why = errno;
-    plat_file_close(file);
-    if (!why && plat_file_replace(path.data, d->metrics_file) != 0)
-        why = errno;
-    buf_free(&path);
-    return why;
-}
-
 /* Runs as long as the process, so what it shares is never freed. */
 static plat_thread
 disk_thread(void *arg)
@@ -4993,7 +4960,6 @@ disk_thread(void *arg)
             d->sync_error = errno;
         d->letters_error = d->letters ? disk_write_letters(d) : 0;
         d->new_error = d->sync_new ? disk_sync(d, "journal.new", -1) : 0;
-        d->metrics_error = d->metrics ? disk_write_metrics(d) : 0;
         d->busy = false;
         plat_wake();
     }
@@ -5033,7 +4999,7 @@ journal_fail_rewrite(struct journal *j, int number, int64_t now_ms)
  * left, and starts the disk thread. -1 with e.
  */
 static int
-journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
+journal_take_folder(struct journal *j, struct err *e)
 {
     int locked;
 
@@ -5052,7 +5018,6 @@ journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
     plat_remove(state_path(j->folder, "journal.new").text);
     j->disk = x_calloc(1, sizeof *j->disk);
     j->disk->folder = j->folder;
-    j->disk->metrics_file = metrics_file;
     plat_monitor_init(&j->disk->lock);
     if (plat_thread_start(disk_thread, j->disk) == 0)
         return 0;
@@ -5082,7 +5047,7 @@ journal_open(struct journal *j, const struct config *c, bool read_only, struct e
         .max = c->max_state_mb * STATE_UNIT};
     if (!j->folder)
         return 0;
-    if (read_only || journal_take_folder(j, c->metrics_file, e) == 0) {
+    if (read_only || journal_take_folder(j, e) == 0) {
         j->file = plat_state_open(
             state_path(j->folder, "journal").text, read_only ? O_RDONLY : O_RDWR | O_CREAT);
         j->reader = (struct line_reader){.file = j->file, .is_complete = true};
@@ -5274,13 +5239,6 @@ journal_take_results(struct journal *j, int64_t now_ms)
         j->letters_failed = false;
         buf_free(&j->letters);
     }
-    if (d->metrics) {
-        j->metrics.len = 0;
-        if (d->metrics_error && !j->metrics_failed)
-            log_line(LOG_ERROR, "cannot write %s: %s; trying again", d->metrics_file,
-                plat_error_text(d->metrics_error));
-        j->metrics_failed = d->metrics_error != 0;
-    }
     if (is_new && d->new_error)
         journal_fail_rewrite(j, d->new_error, now_ms);
     else if (is_new)
@@ -5310,8 +5268,7 @@ journal_upkeep(struct journal *j, uint64_t waiting, int64_t now_ms, int64_t *unt
     d->sync_new = j->new_file >= 0 && now_ms >= j->retry_ms;
     d->letters = j->letters.len > 0 && (!j->letters_failed || now_ms >= j->retry_ms) ? &j->letters
                                                                                      : NULL;
-    d->metrics = j->metrics.len > 0 ? &j->metrics : NULL;
-    j->asked = d->sync >= 0 || d->sync_new || d->letters || d->metrics;
+    j->asked = d->sync >= 0 || d->sync_new || d->letters;
     if (!j->asked) {
         *until_ms = j->sync_ms < *until_ms ? j->sync_ms : *until_ms;
         return;
@@ -5503,7 +5460,6 @@ struct peer {
     mbedtls_ssl_session session; /* of webhookURL's own origin, for one handshake ... */
     bool has_session;            /* ... if there is one */
     struct plat_addr worked;     /* the address that was connected to last */
-    int64_t expires_s;           /* the server's certificate, since 1970; 0: none was seen */
 };
 
 /* A connection and all that waits in it. */
@@ -5581,20 +5537,6 @@ struct http {
 
 /* ---- TLS ---- */
 
-/* Returns a time of a certificate as seconds since 1970. */
-static int64_t
-tls_time(const mbedtls_x509_time *t)
-{
-    struct tm tm = {.tm_year = t->year - 1900,
-        .tm_mon = t->mon - 1,
-        .tm_mday = t->day,
-        .tm_hour = t->hour,
-        .tm_min = t->min,
-        .tm_sec = t->sec};
-
-    return timegm(&tm);
-}
-
 /*
  * Called by the TLS library for each certificate, from the root down to the server's
  * own (depth 0), with what is wrong with it. For an address only an iPAddress counts
@@ -5620,8 +5562,6 @@ tls_check_certificate(void *arg, mbedtls_x509_crt *crt, int depth, uint32_t *fla
     if (depth == 0 && conn->address_len > 0 && !is_named)
         *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
     conn->faults = *flags;
-    if (depth == 0)
-        conn->peer->expires_s = tls_time(until);
     mbedtls_x509_dn_gets(subject, sizeof subject, &crt->subject);
     mbedtls_x509_dn_gets(issuer, sizeof issuer, &crt->issuer);
     err_set(&conn->about, "\"%s\", issued by %s, valid from %04d-%02d-%02d until %04d-%02d-%02d",
@@ -6845,10 +6785,8 @@ struct webhook {
     int64_t wait_until_ms;          /* the least of that; not UP: when the next probe may go */
     int failures;                   /* not UP: probes that failed in a row */
     uint64_t suspect[SUSPECTS_MAX]; /* numbers of different alerts that failed in a row */
-    unsigned long long delivered, given_up, attempts; /* since the start ... */
-    int64_t spent_ms;                                 /* ... and how long those attempts took */
-    struct webhook *today; /* itself, as soon as a key in the journal means it; */
-                           /* of one that is gone: which it has become; NULL: none */
+    struct webhook *today;          /* itself, as soon as a key in the journal means it; */
+                                    /* of one that is gone: which it has become; NULL: none */
 };
 
 /* All that waits. Everything from journal to known is set before the first alert. */
@@ -7144,7 +7082,6 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
         j->folder && !is_kept ? "; too many dead letters wait for the disk" : "",
         is_kept ? "" : "; alert: ", is_kept ? "" : d->payload->json.data);
     b->given_up++;
-    d->webhook->given_up++;
     delivery_set_why(d, why.data);
     buf_free(&why);
     list_remove(&d->webhook->list, d);
@@ -7290,8 +7227,6 @@ webhook_settle(void *owner, const struct http_result *res)
     w->quiet_until_ms = 0;
     d->state = DELIVERY_WAITS;
     d->attempts += res->end != HTTP_OURS;
-    w->attempts += res->end != HTTP_OURS;
-    w->spent_ms += res->end != HTTP_OURS ? res->ms : 0;
     d->tried_ms = d->due_ms = now_ms;
     if (verdict == VERDICT_SICK) {
         while (i < SUSPECTS_MAX && w->suspect[i] && w->suspect[i] != d->payload->number)
@@ -7308,7 +7243,6 @@ webhook_settle(void *owner, const struct http_result *res)
         webhook_is_up(w, now_ms);
     if (verdict == VERDICT_DELIVERED) {
         b->delivered++;
-        w->delivered++;
         b->text.len = 0;
         buf_add_texts(&b->text, "alert ", number_text(d->payload->number).text, " delivered to ",
             w->config->name, ": ", number_text((uint64_t)res->status).text, " in ",
@@ -8047,100 +7981,7 @@ listen_open(struct listener *l, const struct config *c, struct err *e)
     return 0;
 }
 
-/* ==== 13. Metrics ===========================================================
- *
- * What Prometheus' textfile collector (of node_exporter or windows_exporter) reads:
- * the state of everything as text, which the disk thread writes to metricsFile.
- */
-
-/*
- * What is told of each webhook; rows of one name stand together. "butler_webhook_" stands
- * before each name. help NULL: it goes on with the row before.
- */
-static const struct {
-    const char *name, *suffix, *labels;
-    const char *type, *help;
-} METRICS[] = {
-    {"deliveries_total", "", ",outcome=\"delivered\"", "counter",
-        "Alerts that a webhook has taken, or that became dead letters."},
-    {"deliveries_total", "", ",outcome=\"dead_letter\"", NULL, NULL},
-    {"attempt_seconds", "_sum", "", "summary", "Attempts, and their time."},
-    {"attempt_seconds", "_count", "", NULL, NULL},
-    {"up", "", "", "gauge", "1: the webhook takes alerts; 0: it is down."},
-    {"waiting_alerts", "", "", "gauge", "Alerts that wait for a webhook."},
-    {"oldest_waiting_seconds", "", "", "gauge", "Age of the oldest of them."},
-    {"certificate_expiry_timestamp_seconds", "", ",of=\"server\"", "gauge",
-        "When a certificate ends; the server's as the last full TLS handshake has shown it."},
-    {"certificate_expiry_timestamp_seconds", "", ",of=\"client\"", NULL, NULL},
-};
-#define METRICS_ROWS (sizeof METRICS / sizeof *METRICS)
-
-/* What becomes of datagrams, as a label. */
-static const char *const METRICS_FATES[LISTEN_FATES] = {"accepted", "ignored", "malformed",
-    "unknown", "refused", "oversize", "over_rate", "duplicate", "held_back"};
-
-/* Begins a metric. */
-static void
-metrics_begin(struct buf *b, const char *name, const char *type, const char *help)
-{
-    buf_add_texts(b, "# HELP butler_webhook_", name, " ", help, "\n# TYPE butler_webhook_", name,
-        " ", type, "\n", NULL);
-}
-
-/* Adds a metric that has one value. */
-static void
-metrics_add(struct buf *b, const char *name, const char *type, const char *help, double value)
-{
-    metrics_begin(b, name, type, help);
-    buf_format(b, "butler_webhook_%s %.15g\n", name, value);
-}
-
-/*
- * Adds a row of METRICS for a webhook, unless its value is negative. A name holds no
- * control character, but maybe a quote or a backslash.
- */
-static void
-metrics_add_row(struct buf *b, size_t row, const struct webhook *w, int64_t now_ms)
-{
-    const struct delivery *oldest = w->list.oldest;
-    const double value[METRICS_ROWS] = {(double)w->delivered, (double)w->given_up,
-        (double)w->spent_ms / 1000, (double)w->attempts, w->state != WEBHOOK_DOWN,
-        (double)w->list.count, oldest ? (double)(now_ms - oldest->payload->accepted_ms) / 1000 : 0,
-        w->peer.expires_s > 0 ? (double)w->peer.expires_s : -1,
-        w->config->client ? (double)tls_time(&w->config->client->crt.valid_to) : -1};
-
-    if (value[row] < 0)
-        return;
-    buf_format(b, "butler_webhook_%s%s{webhook=\"", METRICS[row].name, METRICS[row].suffix);
-    for (const char *p = w->config->name; *p; p++)
-        buf_format(b, *p == '"' || *p == '\\' ? "\\%c" : "%c", *p);
-    buf_format(b, "\"%s} %.15g\n", METRICS[row].labels, value[row]);
-}
-
-/* Makes the whole text. */
-static void
-metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
-{
-    b->len = 0;
-    metrics_begin(b, "datagrams_total", "counter", "Datagrams, by what became of them.");
-    for (int i = 0; i < LISTEN_FATES; i++)
-        buf_format(b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", METRICS_FATES[i],
-            l->count[i]);
-    metrics_add(b, "kernel_drops_total", "counter", "Datagrams for which the system had no room.",
-        l->drops);
-    for (size_t row = 0; row < METRICS_ROWS; row++) {
-        if (METRICS[row].help)
-            metrics_begin(b, METRICS[row].name, METRICS[row].type, METRICS[row].help);
-        for (size_t i = 0; i < l->backlog->webhooks; i++)
-            metrics_add_row(b, row, &l->backlog->webhook[i], now_ms);
-    }
-    metrics_begin(b, "build_info", "gauge", "The version.");
-    buf_add_text(b, "butler_webhook_build_info{version=\"" VERSION "\"} 1\n");
-    metrics_add(b, "written_timestamp_seconds", "gauge", "When this was written.",
-        (double)(plat_wall_ms() / 1000));
-}
-
-/* ==== 14. Loop ==============================================================
+/* ==== 13. Loop ==============================================================
  *
  * Start, the round, stop. The round is the whole program: everything that happens
  * between two waits stands in loop_round, in its order. No alert is sent, or logged
@@ -8158,9 +7999,8 @@ struct app {
     struct plat_poll poll; /* this round's sockets, the listener's first */
     size_t lost;           /* of what waits, at the end: it stands on no disk */
     struct peer heartbeat;
-    int64_t beat_ms;    /* when the next heartbeat is due */
-    bool is_beating;    /* one is under way */
-    int64_t metrics_ms; /* when the metrics are written next */
+    int64_t beat_ms; /* when the next heartbeat is due */
+    bool is_beating; /* one is under way */
     bool beat_failed;
     bool json; /* --pending is for a program */
 };
@@ -8261,10 +8101,6 @@ loop_round(struct app *app, int64_t until_ms)
     now_ms = plat_now_ms();
     if (!b->stopping)
         loop_beat(app, now_ms);
-    if (app->config.metrics_file && now_ms >= app->metrics_ms && !j->asked) {
-        app->metrics_ms = now_ms + METRICS_MS;
-        metrics_make(l, now_ms, &j->metrics);
-    }
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_expire(&b->webhook[i], now_ms);
     backlog_make_room(b);
@@ -8406,10 +8242,6 @@ loop_stop(struct app *app, int64_t began_ms)
     } while ((now_ms < end_ms && j->asked) ||
         (now_ms < began_ms + STOP_CALLS_MS &&
             (app->http.busy > 0 || (b->batch > 0 && !j->letters_failed))));
-    app->metrics_ms = 0; /* once more */
-    do
-        until_ms = loop_round(app, until_ms);
-    while (j->asked && plat_now_ms() < end_ms);
     loop_log_lost(app, end_ms);
     listen_log_counts(l, began_ms, true);
     the_log.last = true;
@@ -8462,7 +8294,7 @@ loop_run(const char *file)
     return loop_stop(app, stop_ms);
 }
 
-/* ==== 15. Command line ======================================================
+/* ==== 14. Command line ======================================================
  *
  * The commands that look at a configuration or at the state directory without running
  * the service, their table, and main.

@@ -17,7 +17,6 @@ test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-
     shellcheck:shellcheck python3-flake8 python3-pytest python3-pytest-xdist python3-pytest-timeout python3-pytest-rerunfailures
     openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
 bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
-peers) words='prometheus:promtool' ;;
 arm64) words="$build $arm64" ;;
 windows) words="$build $windows" ;;
 archives) words="$build $arm64 $windows git:git python3:python3 zip:zip" ;;
@@ -25,7 +24,7 @@ wine) words='wine:wine wine64' ;;
 vendor) words="$build python3:python3 git:git" ;;
 emulator) words="qemu-user-static:qemu-aarch64-static" ;;
 dist) words="python3:python3 openssl:openssl unzip:unzip qemu-user-static:qemu-aarch64-static wine:wine wine64" ;;
-*) echo "usage: test/install.sh build|demo|test|peers|bench|arm64|windows|archives|wine|vendor|emulator|dist" >&2 && exit 2 ;;
+*) echo "usage: test/install.sh build|demo|test|bench|arm64|windows|archives|wine|vendor|emulator|dist" >&2 && exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -85,7 +84,7 @@ said=$({ $sudo apt-get -q update || :; } 2>&1 && $sudo env DEBIAN_FRONTEND=nonin
     echo "apt-get could not install:$missing" >&2
     exit 1
 }
-for service in nginx webhook prometheus prometheus-node-exporter; do
+for service in nginx webhook; do
     case " $missing " in
     *" $service "*) $sudo systemctl -q disable $service 2>/dev/null || $sudo update-rc.d $service disable 2>/dev/null || : ;;
     esac
