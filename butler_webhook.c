@@ -3163,12 +3163,6 @@ enum http_method { METHOD_GET, METHOD_POST, METHOD_PUT };
 
 static const char *const METHODS[] = {"GET", "POST", "PUT"};
 
-/* What requests are signed with. */
-struct secret {
-    unsigned char bytes[SECRET_MAX];
-    size_t len; /* 0: none */
-};
-
 /* A header line: a label such as "Host: ", and what follows it. value NULL: it is not sent. */
 struct header {
     const char *label, *value;
@@ -3208,7 +3202,10 @@ struct webhook_config {
     struct pattern *match;                /* of the alerts that it gets; NULL: all */
     char *template;                       /* of the body, of a GET the query; NULL: none */
     enum template_form form;              /* of that */
-    struct secret secret[2];              /* two while one replaces the other */
+    struct {
+        unsigned char bytes[SECRET_MAX];
+        size_t len; /* 0: none */
+    } secret[2];    /* what requests are signed with: two while one replaces the other */
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
@@ -3266,7 +3263,6 @@ enum cfg_type {
     CFG_PATH,   /* the same; a relative one starts at the configuration's folder */
     CFG_HOST,   /* const char *, an address or host name */
     CFG_LIST,   /* const yaml_node_t *, of at most max entries */
-    CFG_PAIRS,  /* const yaml_node_t *, a map with keys of its own */
     CFG_NODE,   /* const yaml_node_t *, of any kind */
     CFG_MAP,    /* holds the rows that follow */
     CFG_LEFT,   /* Butler's own, left alone */
@@ -3297,7 +3293,6 @@ static const struct {
     [CFG_PATH] = {.must = "be a single value without control characters, in single quotes"},
     [CFG_HOST] = {.must = "be an address or a host name, without port"},
     [CFG_LIST] = {.must = "be a list, each entry starting with \"- \", their number"},
-    [CFG_PAIRS] = {.must = "hold keys, one a line, indented under it"},
     [CFG_MAP] = {.must = "hold keys, one a line, indented under it"},
 };
 
@@ -3369,7 +3364,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"cert.", "clientKey", CFG_PATH, .offset = AT(client_key), .is_ours = true},
     {"cert.", "passphrase", CFG_TEXT, .offset = AT(passphrase), .is_ours = true},
     {"cert.", "serverName", CFG_HOST, .offset = AT(server_name), .is_ours = true},
-    {"", "headers", CFG_PAIRS, .offset = AT(header_map), .is_ours = true},
+    {"", "headers", CFG_NODE, .offset = AT(header_map), .is_ours = true},
     {"", "auth", .type = CFG_MAP},
     {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
     {"auth.", "basic", .type = CFG_MAP},
@@ -3379,9 +3374,9 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
-    {"", "match", CFG_PAIRS, .offset = AT(match_map), .is_ours = true},
+    {"", "match", CFG_NODE, .offset = AT(match_map), .is_ours = true},
     {"", "body", CFG_NODE, .offset = AT(body), .is_ours = true},
-    {"", "query", CFG_PAIRS, .offset = AT(query), .is_ours = true},
+    {"", "query", CFG_NODE, .offset = AT(query), .is_ours = true},
     {"", "signingSecret", CFG_NODE, .offset = AT(signing), .is_ours = true},
     {.name = NULL},
 };
@@ -3661,64 +3656,51 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 }
 
 /*
- * Stores the text of a scalar at the field of its key. Returns false, with the field
- * unchanged, if it is not what CFG_RULES says. In quotes js-yaml reads neither bool nor
- * number.
+ * Stores a value at the field of its key. Returns false, with the field unchanged,
+ * if it is not what CFG_RULES says. In quotes js-yaml reads neither bool nor number.
  */
-static bool
-cfg_store_text(
-    struct cfg_reader *r, const struct cfg_key *key, const char *text, bool quoted, void *at)
-{
-    const char *const *words = CFG_RULES[key->type].words;
-    int64_t number = words ? -1 : slice_number(slice_of(text), key->max);
-    struct buf full = {0};
-    uint8_t address[16];
-
-    for (int i = 0; words && i <= CFG_RULES[key->type].last; i++)
-        if (strcasecmp(text, words[i]) == 0)
-            number = i;
-    for (const char *p = text; *p && key->type == CFG_PATH; p++)
-        if ((unsigned char)*p < 0x20)
-            return false;
-    if ((key->type <= CFG_METHOD && number < key->min) || (key->type <= CFG_INT && quoted) ||
-        (key->type == CFG_HOST && cfg_read_host(slice_of(text), address) < 0))
-        return false;
-    if (key->type == CFG_BOOL)
-        *(bool *)at = number == 1;
-    else if (key->type == CFG_INT)
-        *(int64_t *)at = number;
-    else if (key->type <= CFG_METHOD)
-        *(int *)at = (int)number;
-    else {
-        if (key->type == CFG_PATH)
-            buf_add(&full, r->file, plat_path_folder_len(r->file, text));
-        buf_add_text(&full, text);
-        free(*(char **)at); /* what this overrides */
-        *(char **)at = full.data;
-    }
-    return true;
-}
-
-/* Stores a value at the field of its key. Returns as cfg_store_text does. */
 static bool
 cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n, void *at)
 {
-    struct buf text = {0};
-    bool ok;
+    const char *const *words = CFG_RULES[key->type].words;
+    bool ok = n->type == YAML_SCALAR_NODE;
+    struct buf text = {0}, full = {0};
+    uint8_t address[16];
+    int64_t number;
 
     if (key->type == CFG_MAP)
         return n->type == YAML_MAPPING_NODE;
-    if (key->type == CFG_LIST || key->type == CFG_PAIRS || key->type == CFG_NODE) {
+    if (key->type == CFG_LIST || key->type == CFG_NODE) {
         ok = key->type == CFG_NODE ||
-            (n->type == (key->type == CFG_LIST ? YAML_SEQUENCE_NODE : YAML_MAPPING_NODE) &&
-                (key->type == CFG_PAIRS || cfg_count(n) <= (size_t)key->max));
+            (n->type == YAML_SEQUENCE_NODE && cfg_count(n) <= (size_t)key->max);
         *(const yaml_node_t **)at = ok ? n : NULL;
         return ok;
     }
-    if (n->type != YAML_SCALAR_NODE)
+    if (!ok)
         return false;
     cfg_expand(r, n, &text);
-    ok = cfg_store_text(r, key, text.data, n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE, at);
+    number = words ? -1 : slice_number(slice_of(text.data), key->max);
+    for (int i = 0; words && i <= CFG_RULES[key->type].last; i++)
+        if (strcasecmp(text.data, words[i]) == 0)
+            number = i;
+    for (const char *p = text.data; *p && key->type == CFG_PATH; p++)
+        ok = ok && (unsigned char)*p >= 0x20;
+    ok = ok && (key->type > CFG_METHOD || number >= key->min) &&
+        (key->type > CFG_INT || n->data.scalar.style <= YAML_PLAIN_SCALAR_STYLE) &&
+        (key->type != CFG_HOST || cfg_read_host(slice_of(text.data), address) >= 0);
+    if (ok && key->type == CFG_BOOL)
+        *(bool *)at = number == 1;
+    else if (ok && key->type == CFG_INT)
+        *(int64_t *)at = number;
+    else if (ok && key->type <= CFG_METHOD)
+        *(int *)at = (int)number;
+    else if (ok) {
+        if (key->type == CFG_PATH)
+            buf_add(&full, r->file, plat_path_folder_len(r->file, text.data));
+        buf_add_text(&full, text.data);
+        free(*(char **)at); /* what this overrides */
+        *(char **)at = full.data;
+    }
     buf_free(&text);
     return ok;
 }
@@ -3907,10 +3889,9 @@ cfg_read_key(struct cfg_reader *r, const char *key, const char *file, struct web
         MBEDTLS_PSA_RANDOM_STATE);
     if (!strstr(pem, "PRIVATE KEY-----"))
         fault = *pem == DER_BEGIN ? "no PEM private key" CFG_NOT_PEM : "no PEM private key";
-    else if (result == MBEDTLS_ERR_PK_PASSWORD_REQUIRED)
-        fault = "the private key is encrypted: cert.passphrase is missing";
-    else if (result == MBEDTLS_ERR_PK_PASSWORD_MISMATCH)
-        fault = "the private key is encrypted, and cert.passphrase is wrong";
+    else if (result == MBEDTLS_ERR_PK_PASSWORD_REQUIRED ||
+        result == MBEDTLS_ERR_PK_PASSWORD_MISMATCH)
+        fault = "the private key is encrypted, and cert.passphrase is missing or wrong";
     else if (result != 0 && strstr(pem, "ENCRYPTED")) /* one of 256 wrong ones seems to fit */
         fault =
             "the private key is encrypted in an old way, or cert.passphrase is wrong; to encrypt "
@@ -3926,52 +3907,33 @@ cfg_read_key(struct cfg_reader *r, const char *key, const char *file, struct web
     free(pem);
 }
 
-/* Frees a client certificate and its key. NULL is legal. */
-static void
-cfg_free_client(struct client *client)
-{
-    if (client) {
-        mbedtls_x509_crt_free(&client->crt);
-        mbedtls_pk_free(&client->key);
-    }
-    free(client);
-}
-
-/*
- * Reads the client certificate of a webhook and its key, and wipes the passphrase. For http,
- * which uses neither, mistakes are only warnings.
- */
+/* Reads the client certificate of a webhook and its key, and wipes the passphrase. */
 static void
 cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
     const yaml_node_t *cert = cfg_get(r, entry, "cert"), *at = cfg_get(r, cert, "clientCert");
-    bool matters = w->url.tls || !w->url.host;
     struct err why = {""};
 
-    if ((w->client_cert || w->server_name) && !matters)
+    if ((w->client_cert || w->server_name) && w->url.host && !w->url.tls)
         CFG_WARN(r, cert, "webhookURL is http: cert.clientCert and cert.serverName are not used");
     if ((w->client_key || w->passphrase) && !w->client_cert)
-        cfg_problem(r, matters, cert->start_mark,
+        CFG_ERROR(r, cert,
             "cert.clientCert is missing: clientKey and passphrase are those of its private key");
-    if (w->client_cert) {
-        w->client = x_calloc(1, sizeof *w->client);
-        mbedtls_x509_crt_init(&w->client->crt);
-        mbedtls_pk_init(&w->client->key);
-        cfg_read_pem(r, "cert.clientCert", w->client_cert, &w->client->crt, &why);
-        if (!*why.text && w->client_key) {
-            at = cfg_get(r, cert, "clientKey");
-            cfg_read_key(r, "cert.clientKey", w->client_key, w, &why);
-        } else if (!*why.text)
-            cfg_read_key(r, "cert.clientCert", w->client_cert, w, &why);
-    }
-    if (*why.text) {
-        cfg_problem(r, matters, at->start_mark, "%s", why.text);
-        cfg_free_client(w->client);
-        w->client = NULL;
-    }
-    if (w->client && mbedtls_x509_time_is_past(&w->client->crt.valid_to))
-        CFG_WARN(r, cfg_get(r, cert, "clientCert"),
-            "cert.clientCert: the certificate in %s has expired", w->client_cert);
+    if (!w->client_cert)
+        return;
+    w->client = x_calloc(1, sizeof *w->client);
+    mbedtls_x509_crt_init(&w->client->crt);
+    mbedtls_pk_init(&w->client->key);
+    cfg_read_pem(r, "cert.clientCert", w->client_cert, &w->client->crt, &why);
+    if (!*why.text && mbedtls_x509_time_is_past(&w->client->crt.valid_to))
+        CFG_WARN(r, at, "cert.clientCert: the certificate in %s has expired", w->client_cert);
+    if (!*why.text && w->client_key) {
+        at = cfg_get(r, cert, "clientKey");
+        cfg_read_key(r, "cert.clientKey", w->client_key, w, &why);
+    } else if (!*why.text)
+        cfg_read_key(r, "cert.clientCert", w->client_cert, w, &why);
+    if (*why.text)
+        CFG_ERROR(r, at, "%s", why.text);
     if (w->passphrase)
         mbedtls_platform_zeroize(w->passphrase, strlen(w->passphrase));
 }
@@ -3994,6 +3956,8 @@ cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, 
 {
     bool is_list = n->type == YAML_SEQUENCE_NODE;
 
+    if (n->type == YAML_SCALAR_NODE)
+        CFG_ERROR(r, n, "keys must stand here, one a line, indented");
     for (size_t i = 0, k; i < cfg_count(n) && !is_list; i += 2) {
         const yaml_node_t *key = cfg_child(r, n, i);
         for (k = 0; k < count && strcmp(cfg_text(pair[2 * k]), cfg_text(key)) != 0;)
@@ -4017,13 +3981,10 @@ cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, 
 static const char *
 cfg_header_fault(const char *name, const char *value)
 {
-    static const char *const ours[] = {
-        "Host", "Content-Length", "Connection", "Transfer-Encoding", "webhook-"};
+    static const char ours[] = "Host Content-Length Connection Transfer-Encoding";
 
-    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
-        if (strncasecmp(name, ours[i], strlen(ours[i])) == 0 &&
-            (name[strlen(ours[i])] == '\0' || i == 4))
-            return "is ours to send: Host, Content-Length, Connection, Transfer-Encoding, webhook-*";
+    if (alert_is_one_of(slice_of(name), ours) || strncasecmp(name, "webhook-", 8) == 0)
+        return "is ours to send: Host, Content-Length, Connection, Transfer-Encoding, webhook-*";
     for (const char *p = name; *p; p++)
         if (!isalnum((unsigned char)*p) && !strchr("!#$%&'*+-.^_`|~", *p))
             return "is no name of a header: letters, digits and - may stand in one";
@@ -4287,13 +4248,12 @@ cfg_read_secrets(struct cfg_reader *r, struct webhook_config *w)
     size_t count = is_list ? cfg_count(n) : n != NULL, good = 0;
 
     for (size_t i = 0; i < count && i < 2; i++) {
-        struct secret *secret = &w->secret[i];
         struct buf text = {0};
         cfg_expand(r, is_list ? cfg_child(r, n, i) : n, &text);
         if (strncmp(text.data, "whsec_", 6) == 0 &&
-            mbedtls_base64_decode(secret->bytes, SECRET_MAX, &secret->len,
+            mbedtls_base64_decode(w->secret[i].bytes, SECRET_MAX, &w->secret[i].len,
                 (unsigned char *)text.data + 6, text.len - 6) == 0 &&
-            secret->len >= 24)
+            w->secret[i].len >= 24)
             good++;
         buf_free(&text);
     }
@@ -6072,6 +6032,7 @@ static void
 call_write(struct call *call, const char *method, const char *target, const struct header *headers,
     const struct header *own, struct slice body)
 {
+    const struct slice values[TEMPLATE_FIELDS] = {[FIELD_WEBHOOK_ID] = slice_of(call->request.id)};
     struct buf *out = &call->conn.peer->http->request;
 
     out->len = 0;
@@ -6080,13 +6041,9 @@ call_write(struct call *call, const char *method, const char *target, const stru
         if (h->value && !http_has_header(own, h->label))
             buf_add_texts(out, h->label, h->value, "\r\n", NULL);
     for (const struct header *h = own; h && h->label; h++) {
-        const char *value = h->value, *id;
         buf_add_text(out, h->label);
-        for (; (id = strstr(value, "{{webhookId}}")) != NULL; value = id + 13) {
-            buf_add(out, value, (size_t)(id - value));
-            buf_add_text(out, call->request.id);
-        }
-        buf_add_texts(out, value, "\r\n", NULL);
+        template_add(out, TEMPLATE_TEXT, h->value, values);
+        buf_add_text(out, "\r\n");
     }
     buf_add_text(out, "\r\n");
     buf_add(out, body.data, body.len);
@@ -6130,18 +6087,17 @@ static void
 call_sign(const struct call *call, const char *timestamp, struct slice body, struct buf *out)
 {
     const mbedtls_md_info_t *sha256 = mbedtls_md_info_from_type(MBEDTLS_MD_SHA256);
-    const struct secret *secret = call->conn.peer->webhook->secret;
+    const struct webhook_config *w = call->conn.peer->webhook;
     struct buf text = {0};
     unsigned char mac[32], base64[48];
     size_t n;
 
-    if (secret->len > 0) {
+    for (int i = 0; i < 2 && w->secret[i].len > 0; i++) {
+        text.len = 0;
         buf_add_texts(&text, call->request.id, ".", timestamp, ".", NULL);
         buf_add(&text, body.data, body.len);
-    }
-    for (int i = 0; i < 2 && secret[i].len > 0; i++) {
-        mbedtls_md_hmac(
-            sha256, secret[i].bytes, secret[i].len, (unsigned char *)text.data, text.len, mac);
+        mbedtls_md_hmac(sha256, w->secret[i].bytes, w->secret[i].len, (unsigned char *)text.data,
+            text.len, mac);
         mbedtls_base64_encode(base64, sizeof base64, &n, mac, sizeof mac);
         buf_add_texts(out, i > 0 ? " v1," : "v1,", (char *)base64, NULL);
     }
