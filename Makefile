@@ -26,11 +26,12 @@ RUN = @mkdir -p $(@D) && $(if $(V),set -x,echo "$@") &&
 
 # What is compiled of the libraries; of Mbed TLS it is what vendor/mbedtls_config.h needs.
 MBEDTLS = aes aesce aesni asn1parse asn1write base64 bignum bignum_core bignum_mod bignum_mod_raw \
-	block_cipher chacha20 chachapoly cipher cipher_wrap constant_time ecdh ecdsa ecp ecp_curves gcm hkdf md oid \
-	pem pk pk_ecc pk_wrap pkcs5 pkparse platform platform_util poly1305 psa_crypto psa_crypto_aead \
-	psa_crypto_cipher psa_crypto_client psa_crypto_driver_wrappers_no_static psa_crypto_ecp psa_crypto_hash psa_crypto_mac \
-	psa_crypto_rsa psa_crypto_slot_management psa_util rsa rsa_alt_helpers sha1 sha256 sha512 ssl_ciphersuites \
-	ssl_client ssl_msg ssl_tls ssl_tls12_client ssl_tls13_client ssl_tls13_generic ssl_tls13_keys x509 x509_crt
+	block_cipher chacha20 chachapoly cipher cipher_wrap constant_time ecdh ecdsa ecp ecp_curves gcm hkdf \
+	md oid pem pk pk_ecc pk_wrap pkcs5 pkparse platform platform_util poly1305 psa_crypto \
+	psa_crypto_aead psa_crypto_cipher psa_crypto_client psa_crypto_driver_wrappers_no_static \
+	psa_crypto_ecp psa_crypto_hash psa_crypto_mac psa_crypto_rsa psa_crypto_slot_management psa_util rsa \
+	rsa_alt_helpers sha1 sha256 sha512 ssl_ciphersuites ssl_client ssl_msg ssl_tls ssl_tls12_client \
+	ssl_tls13_client ssl_tls13_generic ssl_tls13_keys x509 x509_crt
 LIBYAML = api loader parser reader scanner
 LIBS = $(MBEDTLS:%=mbedtls/library/%.o) $(LIBYAML:%=libyaml/src/%.o) cjson/cJSON.o
 

@@ -2835,21 +2835,18 @@ template_add_text(struct buf *b, enum template_form form, struct slice text)
 }
 
 /*
- * Returns value, if it has at most max characters and room bytes, else its first
- * characters with an ellipsis as the last, which stand in copy.
+ * Returns value, which is UTF-8, if it has at most max characters and room bytes, else its
+ * first characters with an ellipsis as the last, which stand in copy.
  */
 static struct slice
 template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
 {
-    size_t len = 0, kept = 0, n;
+    size_t len = 0, kept = 0;
     uint32_t point;
 
-    if (value.len <= max && value.len <= room)
-        return value;
     for (size_t count = 0; count < max && len < value.len && len <= room; count++) {
         kept = len;
-        n = utf8_read(value.data + len, value.len - len, &point);
-        len += n > 0 ? n : 1;
+        len += utf8_read(value.data + len, value.len - len, &point);
     }
     if (len == value.len && len <= room)
         return value;
@@ -3242,10 +3239,7 @@ struct config {
     int64_t rate_limit_s[ALERT_KINDS];
     char *state_directory; /* NULL: alerts are kept in memory only */
     int64_t max_state_mb, max_age_hours, timeout_s, max_concurrent;
-    const char *heartbeat_url; /* "": none */
-    int64_t heartbeat_s;
-    struct webhook_config heartbeat; /* url.host NULL: none */
-    struct webhook_config *webhook;  /* failures first, each kind in the file's order */
+    struct webhook_config *webhook; /* failures first, each kind in the file's order */
     size_t webhooks;
     struct url proxy[2]; /* for http, for https; host NULL: none */
     const char *no_proxy;
@@ -3332,8 +3326,6 @@ static const struct cfg_key CFG_KEYS[] = {
     {OWN, "maxAgeHours", CFG_INT, AT(max_age_hours), "72", 1, .max = 8760},
     {OWN, "timeoutSeconds", CFG_INT, AT(timeout_s), "10", 1, .max = 300},
     {OWN, "maxConcurrent", CFG_INT, AT(max_concurrent), "4", 1, .max = 16},
-    {OWN, "heartbeatURL", CFG_TEXT, AT(heartbeat_url), .preset = ""},
-    {OWN, "heartbeatSeconds", CFG_INT, AT(heartbeat_s), "60", 1, .max = 86400},
     {"", "webhookNotification", CFG_MAP, .required = true},
     {NOTIFY, "enable", CFG_BOOL, AT(webhook_enable), "true", .required = true},
     {NOTIFY, "reloadTaskFailure", .type = CFG_MAP},
@@ -3997,7 +3989,7 @@ cfg_header_fault(const char *name, const char *value)
     return *name ? NULL : "has no name";
 }
 
-/* Reads what goes into the head of a request: headers and auth. Only one of them may say who we are. */
+/* Reads headers and auth, of which only one may say who we are. */
 static void
 cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
@@ -4099,20 +4091,6 @@ cfg_proxy(const struct config *c, const struct webhook_config *w, const struct u
     return c->proxy[u->tls].host && !url_is_excepted(u, c->no_proxy) ? &c->proxy[u->tls] : NULL;
 }
 
-/* Reads the URL of what is called, which stood at a node, and finds the proxy for it. */
-static void
-cfg_read_url(struct cfg_reader *r, const yaml_node_t *n, const char *key, const char *text,
-    struct webhook_config *w)
-{
-    struct err e;
-
-    if (*text && url_parse(slice_of(text), NULL, &w->url, &e) != 0)
-        CFG_ERROR(r, n,
-            "%s is not a URL: %s; write it as http://host/path or https://host:port/path", key,
-            e.text);
-    w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
-}
-
 /* Reads proxyURL, and settles the webhook's proxy. '' is no proxy, but no value is no key. */
 static void
 cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
@@ -4142,9 +4120,9 @@ cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
     for (const char *at = out->data + begin; (at = strstr(at, "{{")) != NULL; at += len)
         if (template_field(at, &len, &max) == TEMPLATE_FIELDS) {
             CFG_ERROR(r, n,
-                "\"%.*s\" is no field: write {{NAME}}, or {{NAME|1000}} to cut it at 1 to %d "
+                "{{...}} here is no field: write {{NAME}}, or {{NAME|1000}} to cut it at 1 to %d "
                 "characters; names: " FIELD_LIST ", kind, suppressed, receivedAt, webhookId",
-                (int)strcspn(at, "}") + 2, at, DATAGRAM_MAX);
+                DATAGRAM_MAX);
             return;
         }
 }
@@ -4280,6 +4258,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
+    struct err e;
 
     cfg_read_keys(r, CFG_WEBHOOK_KEYS, "", entry, w);
     w->is_special = r->ours > ours;
@@ -4304,7 +4283,10 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     buf_free(&key);
     hex_write(hash, (sizeof w->key - 1) / 2, w->key);
     cfg_set_name(w);
-    cfg_read_url(r, cfg_get(r, entry, "webhookURL"), "webhookURL", w->url_text, w);
+    if (*w->url_text && url_parse(slice_of(w->url_text), NULL, &w->url, &e) != 0)
+        CFG_ERROR(r, cfg_get(r, entry, "webhookURL"),
+            "webhookURL is not a URL: %s; write it as http://host/path or https://host:port/path",
+            e.text);
     cfg_read_cert(r, entry, w);
     cfg_read_client(r, entry, w);
     cfg_read_headers(r, entry, w);
@@ -4344,10 +4326,6 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     else if (!c->webhook_enable || !c->udp_enable)
         c->disabled_by = c->webhook_enable ? "udpServerConfig.enable: false"
                                            : "webhookNotification.enable: false";
-
-    c->heartbeat.reject_unauthorized = true;
-    cfg_read_url(r, cfg_get(r, own, "heartbeatURL"), "butlerWebhook.heartbeatURL", c->heartbeat_url,
-        &c->heartbeat);
 
     cfg_read_sources(r);
     at = cfg_get(r, udp, "allowedSources");
@@ -6342,7 +6320,8 @@ static const struct {
 } HTTP_HINTS[] = {
     {401, "check the credentials (auth, headers, or user:password@ in webhookURL)"},
     {403,
-        "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's permissions"},
+        "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's "
+        "permissions"},
     {404, "check webhookURL"},
     {405, "check httpMethod"},
     {410, "gone: remove or change webhookURL"},
@@ -7954,11 +7933,7 @@ struct app {
     struct listener listener;
     struct plat_poll poll; /* this round's sockets, the listener's first */
     size_t lost;           /* of what waits, at the end: it stands on no disk */
-    struct peer heartbeat;
-    int64_t beat_ms; /* when the next heartbeat is due */
-    bool is_beating; /* one is under way */
-    bool beat_failed;
-    bool json; /* --pending is for a program */
+    bool json;             /* --pending is for a program */
 };
 
 static struct app *the_app; /* what loop_load made; loop_hung needs it */
@@ -7988,38 +7963,6 @@ loop_hung(void)
 
     plat_report(PLAT_FAILED, text);
     plat_console_write(STDERR_FILENO, text, (size_t)len, 0);
-}
-
-/* Calls heartbeatURL when it is due, so that somebody notices when this program is dead. */
-static void
-loop_beat(struct app *app, int64_t now_ms)
-{
-    const struct http_request request = {.id = "heartbeat"};
-
-    if (!app->config.heartbeat.url.host || app->is_beating || now_ms < app->beat_ms)
-        return;
-    app->is_beating = true;
-    app->beat_ms = now_ms + app->config.heartbeat_s * 1000;
-    call_begin(&app->heartbeat, &request, app, now_ms);
-}
-
-/* Takes the result of a call: of a delivery, or of a heartbeat, of which only changes are logged. */
-static void
-loop_settle(void *owner, const struct http_result *res)
-{
-    struct app *app = the_app;
-    bool failed = res->end != HTTP_ANSWERED || res->status / 100 != 2;
-
-    if (owner != app) {
-        webhook_settle(owner, res);
-        return;
-    }
-    if (failed && !app->beat_failed)
-        log_line(LOG_WARN, "heartbeat failed: %s", res->reason.text);
-    else if (!failed && app->beat_failed)
-        log_line(LOG_INFO, "heartbeat works again");
-    app->is_beating = false;
-    app->beat_failed = failed;
 }
 
 /*
@@ -8053,10 +7996,8 @@ loop_round(struct app *app, int64_t until_ms)
     listen_look_up(&app->config, now_ms);
     listen_sort(l, now_ms);
     listen_log_counts(l, now_ms, false);
-    http_step(&app->http, &app->poll, loop_settle);
+    http_step(&app->http, &app->poll, webhook_settle);
     now_ms = plat_now_ms();
-    if (!b->stopping)
-        loop_beat(app, now_ms);
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_expire(&b->webhook[i], now_ms);
     backlog_make_room(b);
@@ -8122,9 +8063,6 @@ loop_start(struct app *app, struct err *e)
     plat_catch_stop(loop_hung); /* until here, also in a look-up that hangs, a stop just ends */
     backlog_init(b, c, j, &app->windows, &app->http);
     app->listener.backlog = b;
-    app->heartbeat = (struct peer){.http = &app->http, .webhook = &c->heartbeat};
-    if (c->heartbeat.url.tls)
-        tls_init(&app->heartbeat);
     if (b->webhooks == 0)
         log_line(LOG_WARN, "no webhook is configured: nothing will be called");
     if (!j->folder) {
@@ -8282,10 +8220,6 @@ cli_check(struct app *app)
         printf("keeps alerts in memory only: butlerWebhook.stateDirectory is ''\n");
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
-    if (c->heartbeat.url.host)
-        printf("heartbeat: GET %s every %lld s%s%s\n", c->heartbeat.url.shown,
-            (long long)c->heartbeat_s, c->heartbeat.proxy ? ", through " : "",
-            c->heartbeat.proxy ? c->heartbeat.proxy->shown : "");
     if (app->reader.ours > 0 && app->reader.is_shared)
         printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
             app->reader.ours);

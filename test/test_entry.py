@@ -89,18 +89,3 @@ def test_entry_retry_status(t):
     t.check('given up at once', program.wait_log(words.given_up('failure 2', why='status 404')))
     t.check('delivered in the end', program.wait_log(words.delivered('failure 1', status=r'200 in \d+ ms, attempt 3'), 20))
     t.equal('down', program.lines(words.down()), [])
-
-
-def test_heartbeat(t):
-    """One call every so many seconds, with nothing in it; that it fails, and works again, is told once."""
-    answers = [response(200), response(500), response(500), response(204)]
-    receiver = t.receiver(lambda request, connection: answers.pop(0) if answers else response(200))
-    path, _ = t.config([], butlerWebhook={'heartbeatURL': receiver.url('/ping?a=b', 'me:x'), 'heartbeatSeconds': 1})
-    program = t.start(path)
-    t.check('it fails', program.wait_log(r' warn: heartbeat failed: status 500$'))
-    t.check('it works again', program.wait_log(r' info: heartbeat works again$'))
-    t.equal('requests', {(r.method, r.target, r.body, r.get('Authorization')) for r in receiver.requests},
-            {('GET', '/ping?a=b', b'', 'Basic bWU6eA==')})
-    t.equal('each change once', len(program.lines('heartbeat')), 2)
-    t.equal('exit code', program.stop(), 0)
-    t.check('about one a second', len(receiver.requests) <= 10, len(receiver.requests))
