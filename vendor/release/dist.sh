@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
     folder=$tmp/$name/$inside
     mkdir -p "$folder/samples"
     cp LICENSE README.md "$folder/"
-    (cd samples && cp LocalLogConfig*.xml butler_webhook.service full.yaml minimal.yaml "$folder/samples/")
+    (cd samples && cp LocalLogConfig*.xml butler_webhook.service ./*.yaml "$folder/samples/")
     # shellcheck disable=SC2086
     python3 vendor/release/sbom.py platform "$name" "$compiler" $libraries >"$tmp/$name.cdx.json"
     cp "$tmp/$name.cdx.json" "$folder/sbom.cdx.json"
