@@ -112,6 +112,8 @@ check-short: all test
 	$(PART) $(PYTEST) -n 8 --slow=2 $(FAULTS)
 check-faults: all test
 	$(PART) $(PYTEST) -n 8 --long $(FAULTS)
+check-peers: all test | install-peers
+	$(PART) $(PYTEST) -n 4 test/test_receivers.py
 update: | install-vendor
 	@vendor/update.sh
 check-vendor: build/src/.done install-vendor

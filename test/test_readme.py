@@ -361,8 +361,11 @@ def test_file_empty_root(t):
 def test_samples_valid(t):
     """Without a warning; and who changes a key of Butler's in full.yaml gets what that key says: none of our own overrides it."""
     demo.make_certificates()
-    for path in ('samples/minimal.yaml', 'samples/full.yaml', 'test/demo.yaml'):
-        done = t.run('--check', os.path.join(harness.ROOT, path))
+    receivers = ['samples/receivers/' + name for name in os.listdir(os.path.join(SAMPLES, 'receivers')) if name.endswith('.yaml')]
+    for path in ('samples/minimal.yaml', 'samples/full.yaml', 'test/demo.yaml', *receivers):
+        variables = re.findall(r'\$\{env:(\w+)\}', text_of(harness.ROOT, path))
+        env = {name: 'https://x.example/y' if name.endswith('_URL') else 'whsec_' + 'A' * 32 for name in variables}
+        done = t.run('--check', os.path.join(harness.ROOT, path), env=env)
         t.equal('%s: exit code and problems' % path, (done.returncode, done.stderr), (0, ''))
         t.check('%s calls a webhook' % path, re.search('(?m)^failure 1 ', done.stdout), done.stdout)
     t.check('the small one is small', text_of(SAMPLES, 'minimal.yaml').count('\n') < 15)

@@ -32,9 +32,10 @@ while [ $# -gt 0 ]; do
     *) inside=$top ;;
     esac
     folder=$tmp/$name/$inside
-    mkdir -p "$folder/samples"
+    mkdir -p "$folder/samples/receivers"
     cp LICENSE README.md "$folder/"
     (cd samples && cp LocalLogConfig*.xml butler_webhook.service ./*.yaml "$folder/samples/")
+    cp samples/receivers/README.md samples/receivers/*.yaml "$folder/samples/receivers/"
     # shellcheck disable=SC2086
     python3 vendor/release/sbom.py platform "$name" "$compiler" $libraries >"$tmp/$name.cdx.json"
     cp "$tmp/$name.cdx.json" "$folder/sbom.cdx.json"
@@ -44,7 +45,8 @@ while [ $# -gt 0 ]; do
         vendor/notices.sh build/src windows text >"$folder/NOTICES.txt"
         rm "$folder"/samples/*.service
         # The Notepad of Windows Server 2012 R2 shows text with other line ends as one line.
-        sed -i 's/\r*$/\r/' "$folder/README.md" "$folder/LICENSE" "$folder/NOTICES.txt" "$folder"/samples/*
+        sed -i 's/\r*$/\r/' "$folder/README.md" "$folder/LICENSE" "$folder/NOTICES.txt"
+        find "$folder/samples" -type f -exec sed -i 's/\r*$/\r/' {} +
         ;;
     *)
         cp "$file" "$folder/butler_webhook"

@@ -1,0 +1,188 @@
+"""
+samples/receivers: what each sample sends fits the receiver's documented limits, whatever Qlik Sense's names hold; and those that
+can be had here take the alert. data/receivers/NAME.schema.json says what a receiver takes, of what our sample uses, and where it
+is written. It lets a field stand only where the receiver shows plain text. Run by `make check-peers`.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import time
+import urllib.request
+
+import jsonschema
+import pytest
+
+import harness
+import servers
+import words
+from harness import datagram
+
+FOLDER = os.path.join(harness.ROOT, 'samples/receivers')
+SCHEMAS = os.path.join(harness.ROOT, 'test/data/receivers')
+NAMES = sorted(name[:-len('.yaml')] for name in os.listdir(FOLDER) if name.endswith('.yaml'))
+STANDARD = ('node-red', 'signed')       # they get the standard body
+SECRET = b'0123456789abcdef0123456789abcdef'
+VARIABLES = {
+    'SLACK_WEBHOOK_URL': 'https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX',
+    'TEAMS_WORKFLOW_URL': 'https://example.environment.api.powerplatform.com/workflows/0123456789abcdef/triggers?sig=Very-secret',
+    'DISCORD_WEBHOOK_URL': 'https://discord.com/api/webhooks/123456789012345678/XXXXXXXXXXXXXXXXXXXXXXXX',
+    'PAGERDUTY_ROUTING_KEY': 'R0123456789abcdef0123456789abcde', 'SERVICENOW_PASSWORD': 'pass-4711', 'JSM_API_KEY': 'key-4711',
+    'SPLUNK_HEC_TOKEN': 'token-4711', 'NTFY_TOPIC': 'qlik-4711', 'NODE_RED_PASSWORD': 'pass-4711',
+    'BUTLER_SIGNING_SECRET': 'whsec_' + base64.b64encode(SECRET).decode()}
+AUTHORIZATION = {'servicenow': 'Basic cWxpay5hbGVydHM6cGFzcy00NzEx', 'node-red': 'Basic cWxpazpwYXNzLTQ3MTE=',
+                 'jira-service-management': 'GenieKey key-4711', 'splunk': 'Splunk token-4711'}
+ALERT = {'host': 'qliksrv1', 'task': 'Reload of Sales', 'app': 'Sales', 'user': 'LAB\\anna', 'message': 'Max retries reached'}
+MARKUP = '<!channel> @everyone [x](y) <b>&amp {{taskName}} {{x}} ${x} ${env:HOME} "\\\'\u2028\r\n\t'
+# What is longest in characters, in UTF-16 and in JSON, and what may act.
+FILLINGS = ('x', '😀', '\x01', MARKUP)
+FIELDS = ('host', 'task', 'app', 'user', 'date', 'level', 'execution_id', 'message')
+
+
+def max_length(_, limit, value, __):
+    """Some receivers count UTF-16: so do we, which is never less than characters."""
+    if isinstance(value, str) and len(value.encode('utf-16-le')) > 2 * limit:
+        yield jsonschema.ValidationError('%d of at most %d: %.60r' % (len(value.encode('utf-16-le')) // 2, limit, value))
+
+
+def max_bytes(_, limit, value, __):
+    if isinstance(value, str) and len(value.encode()) > limit:
+        yield jsonschema.ValidationError('%d bytes of at most %d: %.60r' % (len(value.encode()), limit, value))
+
+
+VALIDATOR = jsonschema.validators.extend(jsonschema.Draft202012Validator, {'maxLength': max_length, 'maxBytes': max_bytes})
+
+
+def schema_of(name):
+    with open(os.path.join(SCHEMAS, '%s.schema.json' % ('standard' if name in STANDARD else name)), encoding='utf-8') as file:
+        return json.load(file)
+
+
+def start(t, name, url, action=None):
+    """Starts the program on the sample, or runs an action such as --test; only its port and the webhook's URL are others."""
+    with open(os.path.join(FOLDER, name + '.yaml'), encoding='utf-8') as file:
+        text = file.read()
+    for old, new in (('webhookURL: .*', 'webhookURL: ' + url),
+                     (r'udpServerConfig:\n    enable: true\n', r'\g<0>    portTaskFailure: %d\n' % t.port())):
+        text, count = re.subn(old, new, text)
+        t.equal('%s: places with %s' % (name, old), count, 1)
+    path = servers.write_file(os.path.join(t.tmp, 'butler.yaml'), text)
+    return t.run(action, path, env=VARIABLES) if action else t.start(path, env=VARIABLES)
+
+
+def strings(value):
+    """All texts in some JSON, one a line."""
+    if isinstance(value, (dict, list)):
+        return '\n'.join(map(strings, value.values() if isinstance(value, dict) else value))
+    return str(value)
+
+
+def full(fields, filling):
+    """A datagram of the greatest size, with so much of the filling in these fields that it is full."""
+    empty = len(datagram(**{field: '' for field in fields})) + len(fields)      # a letter before each
+    room = (65507 - empty) // len(fields) // len(filling.encode())
+    return datagram(**{field: 'x' + filling * room for field in fields})
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_secrets(t, name):
+    """--check shows nothing of what stands in the variables, and the file's first lines name them all."""
+    path = os.path.join(FOLDER, name + '.yaml')
+    done = t.run('--check', path, env=VARIABLES)
+    t.equal('--check', (done.returncode, done.stderr), (0, ''))
+    t.check('no secret', not re.search('4711|Very-secret|XXXXXXXX|R0123456|whsec', done.stdout), done.stdout)
+    first, _, rest = servers.read_bytes(path).decode().partition('Butler:')
+    for variable in re.findall(r'\$\{env:(\w+)\}', rest):
+        t.check('the first lines name %s' % variable, variable == 'NTFY_TOKEN' or variable in first)
+
+
+@harness.limit(120)
+@pytest.mark.parametrize('name', NAMES)
+def test_limits(t, name):
+    """An ordinary alert of each kind arrives whole; whatever fills a datagram stays within what the receiver takes."""
+    schema = schema_of(name)
+    t.check('the schema names its source and its date', re.search(r'https?://.*20\d\d-\d\d-\d\d|README', schema['$comment']))
+    validator = VALIDATOR(schema)
+    receiver = t.receiver()
+    program = start(t, name, receiver.url('/hook'))
+
+    def sent(what, data):
+        count = len(receiver.requests) + 1
+        program.send(data)
+        requests = receiver.wait(count)
+        t.require('%s arrives' % what, len(requests) == count, program.log[-2:])
+        body = requests[-1].json()
+        for error in validator.iter_errors(body):
+            t.check('%s: %s' % (what, '/'.join(map(str, error.path))), False, error.message[:300])
+        t.check('%s: bytes' % what, len(requests[-1].body) <= schema.get('maxBytes', 1 << 20), len(requests[-1].body))
+        return requests[-1], strings(body)
+
+    for kind in ('failed', 'aborted'):
+        execution = harness.guid()
+        request, text = sent(kind, datagram('/scheduler-task-%s/' % kind, execution_id=execution, **ALERT))
+        for value in ('Qlik Sense reload ' + kind, execution, *ALERT.values()):
+            t.check('%s is told' % value, value in text, text)
+        t.equal('Authorization', request.get('Authorization'), AUTHORIZATION.get(name))
+        if name == 'signed':
+            to_sign = '%s.%s.' % (request.get('webhook-id'), request.get('webhook-timestamp'))
+            digest = hmac.new(SECRET, to_sign.encode() + request.body, hashlib.sha256).digest()
+            t.equal('signature', request.get('webhook-signature'), 'v1,' + base64.b64encode(digest).decode())
+            t.equal('its own header', request.get('X-Source'), 'qlik-production')
+    for filling in FILLINGS:
+        for fields in ((field,) for field in FIELDS):
+            sent('%r in %s' % (filling, fields[0]), full(fields, filling))
+        _, text = sent('%r in all' % filling, full(FIELDS, filling))
+        t.check('what is sent of it is as it was', 'x' + (filling * 60)[:48] in text, text[:300])
+    sent('nothing in any field', datagram(task_id='', app_id=harness.guid(), **dict.fromkeys(FIELDS, '')))
+
+
+def get(url):
+    """The JSON that a GET brings."""
+    with urllib.request.urlopen(url, timeout=10 * harness.SLOW) as answer:
+        return json.load(answer)
+
+
+class Alertmanager(servers.Server):
+    """prometheus-alertmanager on a port of its own, which knows the alerts of API v2 that it has."""
+
+    def __init__(self, t):
+        self.port = t.port()
+        config = servers.write_file(os.path.join(t.tmp, 'alertmanager.yml'),
+                                    'route: { receiver: none }\nreceivers: [ { name: none } ]\n')
+        super().__init__([servers.need(t, 'prometheus-alertmanager'), '--config.file=' + config, '--cluster.listen-address=',
+                          '--storage.path=' + os.path.join(t.tmp, 'data'), '--web.listen-address=127.0.0.1:%d' % self.port])
+        self.wait_listening(self.port)
+        self.url = 'http://127.0.0.1:%d/api/v2/alerts' % self.port
+
+    def alerts(self, count):
+        """Its alerts by the name of their task, once there are so many."""
+        deadline = time.monotonic() + 10 * harness.SLOW
+        while len(alerts := get(self.url)) < count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return {alert['labels'].get('task'): alert for alert in alerts}
+
+
+def test_alertmanager(t):
+    """It takes our alerts, hostile ones too, and resolves them after its resolve_timeout; --test makes one as well."""
+    server = t.add(Alertmanager(t))
+    program = start(t, 'alertmanager', server.url)
+    task_id = harness.guid()
+    program.send(datagram(task_id=task_id, **ALERT))
+    servers.says(t, program, words.delivered())
+    program.send(datagram(task='x' + MARKUP * 9, message=MARKUP * 500))
+    alerts = server.alerts(2)
+    t.require('both are there', len(alerts) == 2, alerts)
+    alert = alerts[ALERT['task']]
+    t.equal('labels', alert['labels'], {'alertname': 'QlikSenseReload', 'kind': 'failure', 'severity': 'warning',
+                                        'task': ALERT['task'], 'taskId': task_id})
+    t.equal('annotations', [alert['annotations'].get(key) for key in ('summary', 'app', 'user', 'server', 'message')],
+            ['Qlik Sense reload failed: Reload of Sales', 'Sales', 'LAB\\anna', 'qliksrv1', ALERT['message']])
+    t.equal('markup stays text', [task for task in alerts if task != ALERT['task']], ['x' + (MARKUP * 9)[:198] + '…'])
+    begin, end = (time.mktime(time.strptime(alert[key][:19], '%Y-%m-%dT%H:%M:%S')) for key in ('updatedAt', 'endsAt'))
+    t.check('it ends after 5 minutes by itself', 298 <= end - begin <= 302, alert)
+    done = start(t, 'alertmanager', server.url, '--test')
+    t.equal('--test', done.returncode, 0)
+    t.check('--test is a real alert', 'butler_webhook test' in server.alerts(3))
