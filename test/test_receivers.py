@@ -10,6 +10,7 @@ import hmac
 import json
 import os
 import re
+import subprocess
 import time
 import urllib.request
 
@@ -23,6 +24,7 @@ from harness import datagram
 
 FOLDER = os.path.join(harness.ROOT, 'samples/receivers')
 SCHEMAS = os.path.join(harness.ROOT, 'test/data/receivers')
+NPM = os.path.join(harness.ROOT, 'build/npm')     # make check-npm installs there what test/npm/package.json names
 NAMES = sorted(name[:-len('.yaml')] for name in os.listdir(FOLDER) if name.endswith('.yaml'))
 STANDARD = ('node-red', 'signed')       # they get the standard body
 SECRET = b'0123456789abcdef0123456789abcdef'
@@ -139,9 +141,12 @@ def test_limits(t, name):
     sent('nothing in any field', datagram(task_id='', app_id=harness.guid(), **dict.fromkeys(FIELDS, '')))
 
 
-def get(url):
+def get(url, password=None):
     """The JSON that a GET brings."""
-    with urllib.request.urlopen(url, timeout=10 * harness.SLOW) as answer:
+    request = urllib.request.Request(url)
+    if password:
+        request.add_header('Authorization', 'Basic ' + base64.b64encode(password.encode()).decode())
+    with urllib.request.urlopen(request, timeout=10 * harness.SLOW) as answer:
         return json.load(answer)
 
 
@@ -186,3 +191,64 @@ def test_alertmanager(t):
     done = start(t, 'alertmanager', server.url, '--test')
     t.equal('--test', done.returncode, 0)
     t.check('--test is a real alert', 'butler_webhook test' in server.alerts(3))
+
+
+# Node-RED's settings, and a flow as the sample wants it, with a way to ask for what it has got.
+SETTINGS = """module.exports = {
+    uiHost: '127.0.0.1', uiPort: PORT, httpAdminRoot: false, userDir: __dirname, flowFile: 'flows.json',
+    httpNodeAuth: { user: 'qlik', pass: require('NPM/node_modules/bcryptjs').hashSync('pass-4711', 4) },
+    logging: { console: { level: 'info' } }, telemetry: { enabled: false, updateNotification: false },
+    externalModules: { palette: { allowInstall: false } } };
+"""
+KEEP = "flow.set('got', (flow.get('got') || []).concat(msg.payload)); msg.payload = {}; return msg;"
+TELL = "msg.payload = flow.get('got') || []; return msg;"
+FLOW = [{'id': 'flow', 'type': 'tab', 'label': 'Qlik'},
+        {'id': 'in', 'z': 'flow', 'type': 'http in', 'url': '/qlik', 'method': 'post', 'wires': [['keep']]},
+        {'id': 'keep', 'z': 'flow', 'type': 'function', 'func': KEEP, 'outputs': 1, 'wires': [['out']]},
+        {'id': 'ask', 'z': 'flow', 'type': 'http in', 'url': '/got', 'method': 'get', 'wires': [['tell']]},
+        {'id': 'tell', 'z': 'flow', 'type': 'function', 'func': TELL, 'outputs': 1, 'wires': [['out']]},
+        {'id': 'out', 'z': 'flow', 'type': 'http response', 'statusCode': '', 'wires': []}]
+
+
+class NodeRed(servers.Server):
+    """Node-RED with that flow, on a port of its own."""
+
+    def __init__(self, t):
+        self.port = t.port()
+        script = os.path.join(NPM, 'node_modules/node-red/red.js')
+        t.require('make check-peers has installed Node-RED', os.path.exists(script))
+        servers.write_file(os.path.join(t.tmp, 'flows.json'), json.dumps(FLOW))
+        settings = SETTINGS.replace('PORT', str(self.port)).replace('NPM', NPM)
+        settings = servers.write_file(os.path.join(t.tmp, 'settings.js'), settings)
+        super().__init__([servers.need(t, 'node'), script, '--settings', settings], cwd=t.tmp)
+        self.wait_ready(lambda: b'Started flows' in self._output)
+
+
+def test_node_red(t):
+    """It takes the standard body, hostile fields too, with the password that its settings ask for."""
+    server = t.add(NodeRed(t))
+    url = 'http://127.0.0.1:%d' % server.port
+    program = start(t, 'node-red', url + '/qlik')
+    program.send(datagram(**ALERT))
+    program.send(full(('task', 'message'), MARKUP))
+    servers.says(t, program, words.delivered(), count=2)
+    got = sorted(get(url + '/got', 'qlik:pass-4711'), key=lambda alert: alert['taskName'])
+    t.equal('the ordinary one', [got[0].get(key) for key in ('event', 'hostName', 'taskName', 'appName', 'user', 'logMessage')],
+            ['Qlik Sense reload failed', *(ALERT[key] for key in ('host', 'task', 'app', 'user', 'message'))])
+    t.check('the hostile one is as it was', got[1]['taskName'] == 'x' + MARKUP * (got[1]['taskName'].count('<!channel>')), got[1])
+    t.equal('and no other', len(got), 2)
+
+
+def test_teams_card(t):
+    """Microsoft's own library for Adaptive Cards has nothing against ours, and understands all of it."""
+    t.require('make check-npm has installed adaptivecards', os.path.isdir(os.path.join(NPM, 'node_modules/adaptivecards')))
+    receiver = t.receiver()
+    program = start(t, 'teams', receiver.url('/hook'))
+    for data in (datagram(**ALERT), full(FIELDS, MARKUP)):
+        count = len(receiver.requests) + 1
+        program.send(data)
+        card = receiver.wait(count)[-1].json()['attachments'][0]['content']
+        done = subprocess.run([servers.need(t, 'node'), os.path.join(harness.ROOT, 'test/npm/card.js'), NPM], capture_output=True,
+                              input=json.dumps(card), text=True, timeout=30 * harness.SLOW)
+        t.equal('the library', (done.returncode, done.stderr), (0, ''))
+        t.equal('what it says, and the card', json.loads(done.stdout), {'problems': [], 'card': card})
