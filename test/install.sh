@@ -26,7 +26,7 @@ wine) words='wine:wine wine64' ;;
 vendor) words="$build python3:python3 git:git" ;;
 emulator) words="qemu-user-static:qemu-aarch64-static" ;;
 dist) words="python3:python3 openssl:openssl unzip:unzip qemu-user-static:qemu-aarch64-static wine:wine wine64" ;;
-*) echo "usage: test/install.sh build|demo|test|bench|arm64|windows|archives|wine|vendor|emulator|dist" >&2 && exit 2 ;;
+*) echo "usage: test/install.sh build|demo|test|peers|npm|bench|arm64|windows|archives|wine|vendor|emulator|dist" >&2 && exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -5,8 +5,9 @@
 ## The parts of make check: check-lint, check-unit, check-system, check-alone, check-asan, check-tsan,
 ## check-short, check-vendor, check-fuzz, check-binary, check-readme, check-demo.
 ## make check-long: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a
-## soak), a minute for each fuzzer, check-windows (in wine), check-arm64 (in an emulator), check-dist (the
-## archives, and that another folder and another user make the same bytes).
+## soak), a minute for each fuzzer, check-peers (receivers that Debian has), check-windows (in wine),
+## check-arm64 (in an emulator), check-dist (the archives, and that another folder and another user make the
+## same bytes). make check-npm: receivers that npm has.
 ## make update: looks for newer libraries and root certificates, shows what changed, rewrites vendor/lock.
 ## make coverage: which lines and branches the tests run. make mutants: which small changes of the program no
 ## test notices (SEED=1 COUNT=100 MUTANTS='--only unit' or --help).
@@ -80,7 +81,7 @@ FAULTS = $(addprefix test/test_,journal.py disk.py letters.py network.py load.py
 # Each check prints what fails and ends with `N passed, N failed`; test/run.sh adds up what several count.
 PART = @test/part.sh $(@:check-%=%)
 check-long: all install-test test fuzz
-	+@FUZZ_SECONDS=60 test/run.sh analyzer tsan-rest faults fuzz windows arm64 dist
+	+@FUZZ_SECONDS=60 test/run.sh analyzer tsan-rest faults fuzz peers windows arm64 dist
 check-lint: install-test $(GEN) | build/musl-linux/lib/libc.a
 	+$(PART) test/lint.sh $(OWN_FLAGS)
 check-analyzer: install-test $(GEN)
@@ -175,8 +176,8 @@ check-windows-demo:
 	$(PART) sh -c 'BUTLER_BINARY=build/butler_webhook.exe python3 test/demo.py && echo "1 passed, 0 failed"'
 
 # What test/install.sh installs, if it is missing.
-INSTALL = install-build install-demo install-test install-bench install-arm64 install-windows \
-	install-archives install-wine install-emulator install-vendor install-dist
+INSTALL = install-build install-demo install-test install-peers install-npm install-bench install-arm64 \
+	install-windows install-archives install-wine install-emulator install-vendor install-dist
 $(INSTALL): install-%:
 	@test/install.sh $*
 
