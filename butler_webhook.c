@@ -8406,6 +8406,7 @@ cli_install(struct app *app)
     const struct buf *files = &app->reader.files;
     struct plat_right *right = x_calloc(files->len + 3, sizeof *right); /* more than enough */
     size_t n = 1;
+    int result;
 
     right[0].path = app->reader.file;
     for (size_t at = 0; at < files->len; at += strlen(files->data + at) + 1)
@@ -8413,7 +8414,9 @@ cli_install(struct app *app)
     if (c->state_directory)
         right[n++] = (struct plat_right){c->state_directory, true};
     right[n++] = (struct plat_right){c->log_directory, true};
-    return plat_service_install(right, n);
+    result = plat_service_install(right, n);
+    free(right);
+    return result;
 }
 
 static const char CLI_HELP[] =

@@ -115,8 +115,8 @@ check-faults: all test
 	$(PART) $(PYTEST) -n 8 --long $(FAULTS)
 check-peers: all test | install-peers
 	$(PART) $(PYTEST) -n 4 -k 'not ($(OF_NPM))' test/test_receivers.py
-# Not part of check-long, as npm's registry cannot be reached everywhere: the receivers that npm has. Their lock
-# file names no registry, and no script of theirs runs.
+# The receivers that npm has. Not part of check-long, as npm's registry cannot be reached everywhere. Their
+# lock file names no registry, and no script of theirs runs.
 OF_NPM = node_red or teams_card
 check-npm: all test build/npm/.done
 	$(PART) $(PYTEST) -k '$(OF_NPM)' test/test_receivers.py

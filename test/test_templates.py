@@ -59,7 +59,8 @@ def test_templates(t):
             values = {key: value[1:-1] for entry in got['all'] for key, value in entry.items()}
             message = fields['logMessage']
             t.equal('cut', got['short'], message if len(message) <= 20 else message[:19] + '…')
-            t.check('the rest', request.body.endswith(b',"Qlik Sense reload failed":{"number":1.5,"no":null}}'), request.body[-60:])
+            rest = b',"Qlik Sense reload failed":{"number":1.5,"no":null}}'
+            t.check('the rest', request.body.endswith(rest), request.body[-60:])
             t.equal('type', request.get('Content-Type'), 'application/json')
             own = requests['/own']
             t.equal('its own type', (own.json(), own.get('Content-Type')), ([fields['taskName']], 'a/x.own'))
