@@ -2796,24 +2796,41 @@ alert_matches(const struct alert *alert, const struct pattern *patterns)
 /* What it is, and so how a field stands in it. */
 enum template_form { TEMPLATE_TEXT, TEMPLATE_JSON, TEMPLATE_QUERY };
 
-/*
- * Reads the field that text begins with: {{NAME}} or {{NAME|MAX}}. Returns it, its length in
- * the text and how many characters of it are sent; TEMPLATE_FIELDS: it is none.
- */
-static int
-template_field(const char *text, size_t *len, size_t *max)
-{
-    struct slice rest = {text + 2, strcspn(text + 2, "}")}, name = slice_take(&rest, '|');
-    bool is_cut = text[2 + name.len] == '|';
-    int64_t most = is_cut ? slice_number(slice_trim(rest, " "), DATAGRAM_MAX) : DATAGRAM_MAX;
-    int field = 0;
+/* A text of a template, and the field behind it; a template is an array of these. */
+struct template_piece {
+    struct slice text;
+    int field;  /* TEMPLATE_FIELDS: none, it is the last piece */
+    size_t max; /* characters of the field that are sent */
+};
 
-    *len = strcspn(text, "}") + 2;
-    *max = (size_t)most;
-    name = slice_trim(name, " ");
-    while (field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[field]))
-        field++;
-    return most > 0 && strncmp(text + *len - 2, "}}", 2) == 0 ? field : TEMPLATE_FIELDS;
+/*
+ * Reads a template, in which every {{ begins a field: {{NAME}} or {{NAME|MAX}}. Returns its
+ * pieces, which point into text, and free frees them; NULL: one is no field.
+ */
+static struct template_piece *
+template_read(const char *text)
+{
+    struct template_piece p;
+    struct buf pieces = {0};
+
+    for (const char *open, *end; (open = strstr(text, "{{")) != NULL; text = end + 2) {
+        struct slice max = {open, strcspn(open, "}")}, name = slice_take(&max, '|');
+        int64_t most = open[name.len] == '|' ? slice_number(slice_trim(max, " "), DATAGRAM_MAX)
+                                             : DATAGRAM_MAX;
+        end = open + strcspn(open, "}");
+        name = slice_trim(name, "{ ");
+        p = (struct template_piece){{text, (size_t)(open - text)}, 0, (size_t)most};
+        while (p.field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[p.field]))
+            p.field++;
+        if (p.field == TEMPLATE_FIELDS || most <= 0 || strncmp(end, "}}", 2) != 0) {
+            buf_free(&pieces);
+            return NULL;
+        }
+        buf_add(&pieces, &p, sizeof p);
+    }
+    p = (struct template_piece){slice_of(text), TEMPLATE_FIELDS, 0};
+    buf_add(&pieces, &p, sizeof p);
+    return (struct template_piece *)(void *)pieces.data;
 }
 
 /* Adds a text, with a NUL behind it, in the form that it needs; in JSON without its quotes. */
@@ -2830,7 +2847,6 @@ template_add_text(struct buf *b, enum template_form form, struct slice text)
         json_print(&(cJSON){.type = cJSON_String, .valuestring = (char *)text.data}, b);
         b->len -= 2;
         memmove(b->data + begin, b->data + begin + 1, b->len - begin);
-        b->data[b->len] = '\0';
     }
 }
 
@@ -2844,6 +2860,8 @@ template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
     size_t len = 0, kept = 0;
     uint32_t point;
 
+    if (value.len <= max && value.len <= room)
+        return value;
     for (size_t count = 0; count < max && len < value.len && len <= room; count++) {
         kept = len;
         len += utf8_read(value.data + len, value.len - len, &point);
@@ -2857,24 +2875,23 @@ template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
 }
 
 /*
- * Adds what a template, in which every {{ begins a field, makes of the values of all
- * fields. Those used, together, are cut at TEMPLATE_MAX bytes: each of them once always fits.
+ * Adds what a template makes of the values of all fields. Those used, together, are cut
+ * at TEMPLATE_MAX bytes: each of them once always fits.
  */
 static void
-template_add(struct buf *b, enum template_form form, const char *text,
+template_add(struct buf *b, enum template_form form, const struct template_piece *p,
     const struct slice values[TEMPLATE_FIELDS])
 {
-    size_t room = TEMPLATE_MAX, len, max;
+    size_t room = TEMPLATE_MAX;
     struct buf copy = {0};
 
-    for (const char *open; (open = strstr(text, "{{")) != NULL; text = open + len) {
-        int field = template_field(open, &len, &max);
-        struct slice value = template_cut(values[field], max, room, &copy);
-        buf_add(b, text, (size_t)(open - text));
+    for (; p->field < TEMPLATE_FIELDS; p++) {
+        struct slice value = template_cut(values[p->field], p->max, room, &copy);
+        buf_add(b, p->text.data, p->text.len);
         template_add_text(b, form, value);
         room -= value.len < room ? value.len : room;
     }
-    buf_add_text(b, text);
+    buf_add(b, p->text.data, p->text.len);
     buf_free(&copy);
 }
 
@@ -3187,18 +3204,19 @@ struct webhook_config {
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
     const char *client_cert, *client_key; /* paths; NULL: none, or the key is in client_cert */
-    char *passphrase;                     /* of the key; NULL: none; wiped after use */
+    const char *passphrase;               /* of the key */
     struct client *client;                /* what they hold; NULL: nothing that can be used */
     const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
     bool is_special;                      /* uses a key that Butler does not know */
     const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
     const yaml_node_t *body, *query, *signing;              /* ... as these */
-    struct header *header;                /* ends with one without a label; NULL: none */
-    const char *user, *password, *bearer; /* NULL: none; what is sent is in url.auth */
-    bool retries[100];                    /* statuses from 400 that are not final */
-    struct pattern *match;                /* of the alerts that it gets; NULL: all */
-    char *template;                       /* of the body, of a GET the query; NULL: none */
-    enum template_form form;              /* of that */
+    struct header *header;                 /* ends with one without a label; NULL: none */
+    const char *user, *password, *bearer;  /* NULL: none; what is sent is in url.auth */
+    bool retries[100];                     /* statuses from 400 that are not final */
+    struct pattern *match;                 /* of the alerts that it gets; NULL: all */
+    char *template_text;                   /* of the body, of a GET the query; NULL: none */
+    const struct template_piece *template; /* what that was read as */
+    enum template_form form;               /* of that */
     struct {
         unsigned char bytes[SECRET_MAX];
         size_t len; /* 0: none */
@@ -3825,8 +3843,6 @@ cfg_read_pem(
                     : "is damaged, or of a kind that is not supported");
         good += result == 0;
     }
-    if (pem) /* a private key may be in it, too */
-        mbedtls_platform_zeroize(pem, len);
     free(pem);
     return good;
 }
@@ -3895,11 +3911,10 @@ cfg_read_key(struct cfg_reader *r, const char *key, const char *file, struct web
         fault = "the private key does not belong to the first certificate of cert.clientCert";
     if (fault)
         err_set(why, "%s: %s: %s", key, file, fault);
-    mbedtls_platform_zeroize(pem, len);
     free(pem);
 }
 
-/* Reads the client certificate of a webhook and its key, and wipes the passphrase. */
+/* Reads the client certificate of a webhook and its key. */
 static void
 cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
@@ -3926,8 +3941,6 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
         cfg_read_key(r, "cert.clientCert", w->client_cert, w, &why);
     if (*why.text)
         CFG_ERROR(r, at, "%s", why.text);
-    if (w->passphrase)
-        mbedtls_platform_zeroize(w->passphrase, strlen(w->passphrase));
 }
 
 /* Sets what people call a webhook. */
@@ -3996,7 +4009,7 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     const yaml_node_t *pair[2 * PAIRS_MAX], *auth = cfg_get(r, entry, "auth");
     size_t count = w->header_map ? cfg_pairs(r, w->header_map, pair, 0) : 0;
     int ways = (w->url.auth != NULL) + (w->user != NULL) + (w->bearer != NULL);
-    const char *fault = NULL;
+    const char *fault = NULL, *wrong;
     struct buf plain = {0};
 
     w->header = w->header_map ? x_calloc(count + 1, sizeof *w->header) : NULL;
@@ -4006,8 +4019,8 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
         cfg_expand(r, pair[2 * i + 1], &value);
         w->header[i] = (struct header){label.data, value.data};
         ways += strcasecmp(label.data, "Authorization: ") == 0;
-        if ((fault = cfg_header_fault(cfg_text(pair[2 * i]), value.data)) != NULL)
-            CFG_ERROR(r, pair[2 * i + 1], "headers: %s%s", label.data, fault);
+        if ((wrong = cfg_header_fault(cfg_text(pair[2 * i]), value.data)) != NULL)
+            CFG_ERROR(r, pair[2 * i + 1], "headers: %s%s", label.data, wrong);
     }
     if (ways > 1)
         fault = "two ways to authenticate: keep one of auth.basic, auth.bearer, a header "
@@ -4017,8 +4030,6 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     else if ((w->user && (cfg_header_fault("user", w->user) || strchr(w->user, ':'))) ||
         (w->bearer && cfg_header_fault("bearer", w->bearer)))
         fault = "auth may hold no control character, and user no colon";
-    else
-        fault = NULL;
     if (fault)
         CFG_ERROR(r, auth ? auth : w->header_map, "%s", fault);
     if (w->bearer)
@@ -4110,21 +4121,20 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
 }
 
-/* Adds the text of a scalar of a template, in which every {{ must begin a field. */
+/* Adds the text of a scalar of a template. */
 static void
 cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 {
-    size_t begin = out->len, len, max;
+    struct template_piece *pieces;
+    size_t begin = out->len;
 
     cfg_expand(r, n, out);
-    for (const char *at = out->data + begin; (at = strstr(at, "{{")) != NULL; at += len)
-        if (template_field(at, &len, &max) == TEMPLATE_FIELDS) {
-            CFG_ERROR(r, n,
-                "{{...}} here is no field: write {{NAME}}, or {{NAME|1000}} to cut it at 1 to %d "
-                "characters; names: " FIELD_LIST ", kind, suppressed, receivedAt, webhookId",
-                DATAGRAM_MAX);
-            return;
-        }
+    pieces = template_read(out->data + begin);
+    if (!pieces)
+        CFG_ERROR(r, n,
+            "{{...}} here is no field: write {{NAME}}, or {{NAME|1000}} to cut it at so many "
+            "characters; names: " FIELD_LIST ", kind, suppressed, receivedAt, webhookId");
+    free(pieces);
 }
 
 /*
@@ -4136,30 +4146,28 @@ static cJSON *
 cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
 {
     const yaml_node_t *pair[2 * PAIRS_MAX];
-    bool is_map = n->type == YAML_MAPPING_NODE, is_text = n->type == YAML_SCALAR_NODE;
-    bool is_plain = is_text && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
+    bool is_map = n->type == YAML_MAPPING_NODE;
     size_t count = is_map ? cfg_pairs(r, n, pair, 0) : cfg_count(n);
     struct buf text = {0};
-    cJSON *value = is_map ? cJSON_CreateObject() : is_text ? NULL : cJSON_CreateArray();
+    cJSON *value = NULL;
 
+    if (n->type == YAML_SCALAR_NODE) {
+        cfg_add_template(r, n, &text);
+        if (n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
+            value = *cfg_text(n) ? json_read(slice_of(cfg_text(n))) : cJSON_CreateNull();
+        value = value ? value : cJSON_CreateString(text.data);
+    } else
+        value = is_map ? cJSON_CreateObject() : cJSON_CreateArray();
     for (size_t i = 0; *room > 0 && i < count; i++) {
         cJSON *item = cfg_read_json(r, is_map ? pair[2 * i + 1] : cfg_child(r, n, i), room);
-        text.len = 0;
+        size_t key = text.len;
         if (is_map) {
             cfg_add_template(r, pair[2 * i], &text);
-            cJSON_AddItemToObject(value, text.data, item);
+            cJSON_AddItemToObject(value, text.data + key, item);
         } else
             cJSON_AddItemToArray(value, item);
-        *room = *room > text.len ? *room - text.len : 0;
     }
-    if (is_text) {
-        cfg_add_template(r, n, &text);
-        *room = *room > text.len ? *room - text.len : 0;
-    }
-    if (is_plain)
-        value = *cfg_text(n) ? json_read(slice_of(cfg_text(n))) : cJSON_CreateNull();
-    if (!value)
-        value = cJSON_CreateString(text.data);
+    *room -= text.len < *room ? text.len : *room;
     buf_free(&text);
     return value;
 }
@@ -4214,7 +4222,8 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
     if (text.len > TEMPLATE_MAX || room == 0)
         CFG_ERROR(
             r, n, "%s is too long: at most %u bytes", is_get ? "query" : "body", TEMPLATE_MAX);
-    w->template = text.data;
+    w->template_text = text.data;
+    w->template = template_read(text.data);
 }
 
 /* Reads signingSecret: a text, or a list of two. No error shows any of it. */
@@ -4235,11 +4244,10 @@ cfg_read_secrets(struct cfg_reader *r, struct webhook_config *w)
             good++;
         buf_free(&text);
     }
-    if (n && w->method == METHOD_GET)
-        CFG_ERROR(r, n, "signingSecret is for POST and PUT: a GET has no body to sign");
-    if (n && (good != count || count == 0))
+    if (n && (good != count || count == 0 || w->method == METHOD_GET))
         CFG_ERROR(r, n,
-            "signingSecret must be whsec_ and 24 to %d bytes in Base64, or a list of two such",
+            "signingSecret must be whsec_ and 24 to %d bytes in Base64, or a list of two such; a GET "
+            "has no body to sign",
             SECRET_MAX);
 }
 
@@ -4269,9 +4277,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
         bool is_twin = v->kind == kind && v->method == w->method &&
             v->is_special == w->is_special && strcmp(v->url_text, w->url_text) == 0;
         if (is_twin && w->is_special && strcmp(v->description, w->description) == 0)
-            CFG_ERROR(r, entry,
-                "it needs a description that entry %zu, with the same method and URL, "
-                "does not have",
+            CFG_ERROR(r, entry, "entry %zu has the same method, URL and description: change one",
                 v->place + 1);
         twins += is_twin && !w->is_special;
     }
@@ -4526,7 +4532,7 @@ window_open(struct window_table *t, const struct window_key *key, int64_t begin_
     while (before > 0 && before + WINDOW_MAX > t->last) {
         const struct window_entry *entry = &t->entry[before % WINDOW_MAX];
         bool is_same = memcmp(entry->key.bytes, key->bytes, sizeof key->bytes) == 0;
-        held = !is_same ? 0 : entry->held < HELD_MAX ? entry->held : HELD_MAX;
+        held = is_same ? entry->held : 0;
         before = is_same ? 0 : entry->older;
     }
     t->count += t->count < WINDOW_MAX;
@@ -4746,7 +4752,6 @@ journal_read_letter(struct slice line, struct webhook_config *was, struct alert 
     cJSON *o = line.len <= JOURNAL_LINE_MAX ? json_read(line) : NULL;
     const cJSON *place = cJSON_GetObjectItemCaseSensitive(o, "place");
     const cJSON *listed = cJSON_GetObjectItemCaseSensitive(o, "count");
-    const cJSON *held = cJSON_GetObjectItemCaseSensitive(o, "suppressed");
     struct buf json = {0};
     bool is_alert;
 
@@ -4757,9 +4762,6 @@ journal_read_letter(struct slice line, struct webhook_config *was, struct alert 
         .listed = listed ? (size_t)listed->valueint : 0,
         .description = json_text(o, "description")};
     snprintf(was->key, sizeof was->key, "%s", json_text(o, "webhookKey"));
-    alert->suppressed = held && held->valueint > 0 && held->valueint < HELD_MAX
-        ? (uint32_t)held->valueint
-        : 0;
     buf_free(&json);
     if (is_alert)
         return o;
@@ -5830,8 +5832,7 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
             struct slice way = slice_trim(slice_take(&value, ','), " \t");
             way = slice_take(&way, ' ');
             h->proxy_takes_basic = h->proxy_takes_basic || slice_is(way, "Basic");
-            h->proxy_takes_ntlm = h->proxy_takes_ntlm || slice_is(way, "NTLM") ||
-                slice_is(way, "Negotiate");
+            h->proxy_takes_ntlm = h->proxy_takes_ntlm || alert_is_one_of(way, "NTLM Negotiate");
         }
 }
 
@@ -6010,7 +6011,6 @@ static void
 call_write(struct call *call, const char *method, const char *target, const struct header *headers,
     const struct header *own, struct slice body)
 {
-    const struct slice values[TEMPLATE_FIELDS] = {[FIELD_WEBHOOK_ID] = slice_of(call->request.id)};
     struct buf *out = &call->conn.peer->http->request;
 
     out->len = 0;
@@ -6019,9 +6019,13 @@ call_write(struct call *call, const char *method, const char *target, const stru
         if (h->value && !http_has_header(own, h->label))
             buf_add_texts(out, h->label, h->value, "\r\n", NULL);
     for (const struct header *h = own; h && h->label; h++) {
+        const char *value = h->value, *id;
         buf_add_text(out, h->label);
-        template_add(out, TEMPLATE_TEXT, h->value, values);
-        buf_add_text(out, "\r\n");
+        for (; (id = strstr(value, "{{webhookId}}")) != NULL; value = id + 13) {
+            buf_add(out, value, (size_t)(id - value));
+            buf_add_text(out, call->request.id);
+        }
+        buf_add_texts(out, value, "\r\n", NULL);
     }
     buf_add_text(out, "\r\n");
     buf_add(out, body.data, body.len);
@@ -6973,8 +6977,6 @@ delivery_print(const struct delivery *d, struct buf *out)
     json_put(o, "webhookId", id);
     json_put(o, "webhook", c->name);
     delivery_put_time(o, "acceptedAt", d->payload->accepted_ms);
-    if (d->payload->suppressed > 0)
-        cJSON_AddNumberToObject(o, "suppressed", d->payload->suppressed);
     cJSON_AddNumberToObject(o, "attempts", d->attempts);
     if (d->state == DELIVERY_DEAD) {
         delivery_put_time(o, "deadAt", plat_now_ms());
@@ -7615,7 +7617,6 @@ struct listener {
     unsigned long long unmatched;          /* alerts that are only for webhooks they do not match */
     int64_t log_ms;                        /* when the minute of what follows began */
     unsigned long long told[LISTEN_FATES]; /* only the first LOG_MINUTE_MAX got a line */
-    unsigned long long told_unmatched;
 };
 
 /* True if a datagram may come from there. */
@@ -7675,7 +7676,8 @@ listen_judge(struct listener *l, const uint8_t from[16], struct slice datagram, 
         return LISTEN_DUPLICATE;
     open = window_find(&t[WINDOW_RATE], &task, now_ms);
     if (open) {
-        err_set(why, ", %u since the last alert", ++open->held);
+        open->held += open->held < HELD_MAX;
+        err_set(why, ", %u since the last alert", open->held);
         return LISTEN_HELD_BACK;
     }
     window_open(&t[WINDOW_SEEN], &run, now_ms);
@@ -7871,10 +7873,10 @@ listen_log_counts(struct listener *l, int64_t now_ms, bool at_end)
                 l->told[i] - LOG_MINUTE_MAX, LISTEN_LOG[i].what);
         l->told[i] = 0;
     }
-    if (l->unmatched > l->told_unmatched)
-        log_line(LOG_WARN, "alerts that no webhook's match fits, and so not sent: %llu",
-            l->unmatched - l->told_unmatched);
-    l->told_unmatched = l->unmatched;
+    if (l->unmatched > 0)
+        log_line(
+            LOG_WARN, "alerts that no webhook's match fits, and so not sent: %llu", l->unmatched);
+    l->unmatched = 0;
 }
 
 /*

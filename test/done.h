@@ -40,7 +40,8 @@ cfg_done(struct cfg_reader *r)
         for (struct pattern *p = c->webhook[i].match; p && p->text; p++)
             free(p->text);
         free(c->webhook[i].match);
-        free(c->webhook[i].template);
+        free((void *)(uintptr_t)c->webhook[i].template);
+        free(c->webhook[i].template_text);
         cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
     }
     for (size_t i = 0; i < c->sources; i++)

@@ -1548,9 +1548,9 @@ test_window_edges(void)
     }
     windows_begin(length);
     check_number(window_open(t, &a_key, 0), 0, "nothing was held back before the first");
-    window_find(t, &a_key, 1)->held = UINT32_MAX;
+    window_find(t, &a_key, 1)->held = HELD_MAX;
     window_holds(t, "b", 1);
-    check_number(window_open(t, &a_key, length), HELD_MAX, "by the one before, as far as counted");
+    check_number(window_open(t, &a_key, length), HELD_MAX, "by the one before");
     check_number(window_open(t, &a_key, 9 * length), 0, "not by the one before that");
     window_find(t, &a_key, 9 * length)->held = 2;
     for (unsigned i = 1; i < WINDOW_MAX; i++)
