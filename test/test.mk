@@ -120,8 +120,8 @@ check-peers: all test | install-peers
 OF_NPM = node_red or teams_card
 check-npm: all test build/npm/.done
 	$(PART) $(PYTEST) -k '$(OF_NPM)' test/test_receivers.py
-build/npm/.done: test/npm/package-lock.json test/npm/package.json | install-npm
-	$(RUN) cp test/npm/package*.json build/npm/ && cd build/npm && \
+build/npm/.done: test/data/npm/package-lock.json test/data/npm/package.json | install-npm
+	$(RUN) cp test/data/npm/package*.json build/npm/ && cd build/npm && \
 		npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && touch .done
 update: | install-vendor
 	@vendor/update.sh

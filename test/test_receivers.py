@@ -24,7 +24,7 @@ from harness import datagram
 
 FOLDER = os.path.join(harness.ROOT, 'samples/receivers')
 SCHEMAS = os.path.join(harness.ROOT, 'test/data/receivers')
-NPM = os.path.join(harness.ROOT, 'build/npm')     # make check-npm installs there what test/npm/package.json names
+NPM = os.path.join(harness.ROOT, 'build/npm')     # where make check-npm installs what test/data/npm names
 NAMES = sorted(name[:-len('.yaml')] for name in os.listdir(FOLDER) if name.endswith('.yaml'))
 STANDARD = ('node-red', 'signed')       # they get the standard body
 SECRET = b'0123456789abcdef0123456789abcdef'
@@ -248,7 +248,8 @@ def test_teams_card(t):
         count = len(receiver.requests) + 1
         program.send(data)
         card = receiver.wait(count)[-1].json()['attachments'][0]['content']
-        done = subprocess.run([servers.need(t, 'node'), os.path.join(harness.ROOT, 'test/npm/card.js'), NPM], capture_output=True,
-                              input=json.dumps(card), text=True, timeout=30 * harness.SLOW)
+        script = os.path.join(harness.ROOT, 'test/data/npm/card.js')
+        done = subprocess.run([servers.need(t, 'node'), script, NPM], capture_output=True, text=True,
+                              input=json.dumps(card), timeout=30 * harness.SLOW)
         t.equal('the library', (done.returncode, done.stderr), (0, ''))
         t.equal('what it says, and the card', json.loads(done.stdout), {'problems': [], 'card': card})
