@@ -3635,6 +3635,7 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         bool env = strncmp(text, "${env:", 6) == 0, file = strncmp(text, "${file:", 7) == 0;
         size_t begin = env ? 6 : 7, end = env || file ? strcspn(text, "}") : 0;
         struct buf name = {0}, value = {0};
+        const char *known;
         if (end == 0 || !text[end]) {
             buf_add_char(out, *text++);
             continue;
@@ -3642,10 +3643,11 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         if (file)
             buf_add(&name, r->file, plat_path_folder_len(r->file, text + begin));
         buf_add(&name, text + begin, end - begin);
+        known = env ? getenv(name.data) : NULL;
         if (file && cfg_read_file(r, name.data, VALUE_FILE_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error());
-        else if (env && getenv(name.data))
-            buf_add_text(&value, getenv(name.data));
+        else if (known)
+            buf_add_text(&value, known);
         else if (env)
             CFG_ERROR(r, n, "the environment has no variable %s", name.data);
         if (memchr(value.data ? value.data : "-", 0, value.len) ||
@@ -3986,9 +3988,8 @@ cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, 
 static const char *
 cfg_header_fault(const char *name, const char *value)
 {
-    static const char ours[] = "Host Content-Length Connection Transfer-Encoding";
-
-    if (alert_is_one_of(slice_of(name), ours) || strncasecmp(name, "webhook-", 8) == 0)
+    if (alert_is_one_of(slice_of(name), "Host Content-Length Connection Transfer-Encoding") ||
+        strncasecmp(name, "webhook-", 8) == 0)
         return "is ours to send: Host, Content-Length, Connection, Transfer-Encoding, webhook-*";
     for (const char *p = name; *p; p++)
         if (!isalnum((unsigned char)*p) && !strchr("!#$%&'*+-.^_`|~", *p))
@@ -6003,9 +6004,8 @@ http_has_header(const struct header *h, const char *label)
 }
 
 /*
- * Writes a request to the connection. headers end with one without a label; own, which
- * may be NULL, too: they replace those of the same name, and {{webhookId}} in them is
- * replaced.
+ * Writes a request to the connection. headers end with one without a label, as own, which
+ * may be NULL: with {{webhookId}} filled in they replace those of the same name.
  */
 static void
 call_write(struct call *call, const char *method, const char *target, const struct header *headers,
