@@ -4068,7 +4068,7 @@ cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
 
     w->match = w->match_map ? x_calloc(PATTERNS_MAX + 1, sizeof *w->match) : NULL;
     for (size_t i = 0; i < pairs; i++) {
-        const yaml_node_t *value = pair[2 * i + 1], *n = value;
+        const yaml_node_t *value = pair[2 * i + 1], *n;
         bool is_list = value->type == YAML_SEQUENCE_NODE;
         size_t texts = is_list ? cfg_count(value) : 1, k;
         int field = 0;
@@ -4113,7 +4113,7 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     struct err e;
 
     w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
-    if (*text &&
+    if (n && *text &&
         (url_parse(slice_of(text), NULL, u, &e) != 0 || u->tls || strcmp(u->target, "/") != 0))
         CFG_ERROR(r, n,
             "proxyURL must be http://host:port or http://user:password@host:port, or '' for none; "
