@@ -167,12 +167,9 @@
 #define CONFIG_ANCHORS_MAX 1000  /* and %TAG lines: libyaml compares each with all before it */
 #define CONFIG_NODES_MAX 20000   /* values read, aliases counted each time; Butler's file has 600 */
 #define CONFIG_WEBHOOKS_MAX 200  /* for one kind of event */
-#define DER_BEGIN 0x30           /* first byte of certificates and keys that are not PEM */
 #define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
-#define VALUE_FILE_MAX (64u << 10) /* bytes of a file that stands for a value */
-#define PAIRS_MAX 64               /* keys in a map of ours, such as headers */
-#define PATTERNS_MAX 100           /* in a webhook's match */
-#define PATTERN_MAX 200           /* bytes of one: so many steps for each byte of a field at most */
+#define PAIRS_MAX 64             /* keys in a map of ours, such as headers */
+#define PATTERNS_MAX 100         /* in a webhook's match */
 #define TEMPLATE_MAX (256u << 10) /* bytes of its texts, and of all fields put into one */
 #define SECRET_MAX 64             /* bytes of a signingSecret, by Standard Webhooks */
 
@@ -2814,11 +2811,11 @@ template_read(const char *text)
     struct buf pieces = {0};
 
     for (const char *open, *end; (open = strstr(text, "{{")) != NULL; text = end + 2) {
-        struct slice max = {open, strcspn(open, "}")}, name = slice_take(&max, '|');
-        int64_t most = open[name.len] == '|' ? slice_number(slice_trim(max, " "), DATAGRAM_MAX)
-                                             : DATAGRAM_MAX;
+        struct slice max = {open + 2, strcspn(open + 2, "}")}, name = slice_take(&max, '|');
+        int64_t most = open[2 + name.len] == '|' ? slice_number(slice_trim(max, " "), DATAGRAM_MAX)
+                                                 : DATAGRAM_MAX;
         end = open + strcspn(open, "}");
-        name = slice_trim(name, "{ ");
+        name = slice_trim(name, " ");
         p = (struct template_piece){{text, (size_t)(open - text)}, 0, (size_t)most};
         while (p.field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[p.field]))
             p.field++;
@@ -3208,6 +3205,7 @@ struct webhook_config {
     struct client *client;                /* what they hold; NULL: nothing that can be used */
     const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
     bool is_special;                      /* uses a key that Butler does not know */
+    struct buf hidden;                    /* what is never shown: texts, each with its NUL */
     const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
     const yaml_node_t *body, *query, *signing;              /* ... as these */
     struct header *header;                 /* ends with one without a label; NULL: none */
@@ -3379,8 +3377,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
     {"auth.", "basic", .type = CFG_MAP},
     {"auth.basic.", "user", CFG_TEXT, .offset = AT(user), .required = true, .is_ours = true},
-    {"auth.basic.", "password", CFG_TEXT, .offset = AT(password), .required = true,
-        .is_ours = true},
+    {"auth.basic.", "password", CFG_TEXT, .offset = AT(password), .is_ours = true},
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
@@ -3408,8 +3405,9 @@ struct cfg_reader {
     int ours;       /* keys that Butler refuses ... */
     bool is_shared; /* ... in a file that has sections which only Butler reads */
     yaml_document_t yaml;
-    size_t visited;   /* values of it, aliases counted each time */
-    struct buf files; /* paths of the other files that were read, each with its NUL */
+    size_t visited;      /* values of it, aliases counted each time */
+    struct buf files;    /* paths of the other files that were read, each with its NUL */
+    struct buf expanded; /* what ${env:...} and ${file:...} held in an entry, the same */
 };
 
 /* Adds a problem at a place of the file, once: a value may be read again through an alias. */
@@ -3644,23 +3642,23 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
             buf_add(&name, r->file, plat_path_folder_len(r->file, text + begin));
         buf_add(&name, text + begin, end - begin);
         known = env ? getenv(name.data) : NULL;
-        if (file && cfg_read_file(r, name.data, VALUE_FILE_MAX, &value.data, &value.len) != 0)
+        if (file && cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error());
-        else if (known)
+        if (known)
             buf_add_text(&value, known);
-        else if (env)
-            CFG_ERROR(r, n, "the environment has no variable %s", name.data);
-        if (memchr(value.data ? value.data : "-", 0, value.len) ||
-            !utf8_is_valid(value.data, value.len))
-            CFG_ERROR(r, n, "%s holds no text in UTF-8", name.data);
-        if (out->len + value.len > CONFIG_MAX) {
-            CFG_ERROR(
-                r, n, "a value of more than 512 KB, with what ${env:...} and ${file:...} hold");
-            end = strlen(text) - 1;
-        }
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
+        if ((env || value.data) &&
+            (value.len == 0 || memchr(value.data, 0, value.len) ||
+                !utf8_is_valid(value.data, value.len)))
+            CFG_ERROR(r, n, "%s: no such variable, empty, or no text in UTF-8", name.data);
+        if (out->len + value.len > CONFIG_MAX) {
+            CFG_ERROR(r, n, "a value may have at most 512 KB");
+            end = strlen(text) - 1;
+        }
         buf_add(out, value.data, value.len);
+        buf_add(&r->expanded, value.data, value.len);
+        buf_add_char(&r->expanded, '\0');
         buf_free(&name);
         buf_free(&value);
         text += end + 1;
@@ -3830,8 +3828,8 @@ cfg_read_pem(
     else if (strstr(pem, begin))
         *why = (struct err){""};
     else
-        err_set(
-            why, "%s: %s: no PEM certificate%s", key, file, *pem == DER_BEGIN ? CFG_NOT_PEM : "");
+        err_set(why, "%s: %s: no PEM certificate%s", key, file,
+            *pem == '0' /* DER */ ? CFG_NOT_PEM : "");
     for (char *at = pem ? strstr(pem, begin) : NULL; at; at = next, count++) {
         if ((next = strstr(at + 1, begin)) != NULL)
             *next = '\0';
@@ -3877,14 +3875,12 @@ cfg_read_cert(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_con
         cfg_problem(r, checked && w->ca_count == 0, (ca ? ca : cert)->start_mark, "%s", why.text);
 }
 
-/*
- * Reads the private key of a client certificate from the PEM file that a key of the
- * configuration names. why tells what is wrong with it, else it stays as it is.
- */
+/* Reads the private key of a client certificate. why tells what is wrong, else it stays as it is. */
 static void
-cfg_read_key(struct cfg_reader *r, const char *key, const char *file, struct webhook_config *w,
-    struct err *why)
+cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
 {
+    const char *key = w->client_key ? "cert.clientKey" : "cert.clientCert";
+    const char *file = w->client_key ? w->client_key : w->client_cert;
     const char *pass = w->passphrase ? w->passphrase : "", *fault = NULL;
     char *pem;
     size_t len;
@@ -3898,7 +3894,7 @@ cfg_read_key(struct cfg_reader *r, const char *key, const char *file, struct web
         (const unsigned char *)pass, strlen(pass), mbedtls_psa_get_random,
         MBEDTLS_PSA_RANDOM_STATE);
     if (!strstr(pem, "PRIVATE KEY-----"))
-        fault = *pem == DER_BEGIN ? "no PEM private key" CFG_NOT_PEM : "no PEM private key";
+        fault = *pem == '0' ? "no PEM private key" CFG_NOT_PEM : "no PEM private key";
     else if (result == MBEDTLS_ERR_PK_PASSWORD_REQUIRED ||
         result == MBEDTLS_ERR_PK_PASSWORD_MISMATCH)
         fault = "the private key is encrypted, and cert.passphrase is missing or wrong";
@@ -3923,8 +3919,6 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
     const yaml_node_t *cert = cfg_get(r, entry, "cert"), *at = cfg_get(r, cert, "clientCert");
     struct err why = {""};
 
-    if ((w->client_cert || w->server_name) && w->url.host && !w->url.tls)
-        CFG_WARN(r, cert, "webhookURL is http: cert.clientCert and cert.serverName are not used");
     if ((w->client_key || w->passphrase) && !w->client_cert)
         CFG_ERROR(r, cert,
             "cert.clientCert is missing: clientKey and passphrase are those of its private key");
@@ -3936,11 +3930,10 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
     cfg_read_pem(r, "cert.clientCert", w->client_cert, &w->client->crt, &why);
     if (!*why.text && mbedtls_x509_time_is_past(&w->client->crt.valid_to))
         CFG_WARN(r, at, "cert.clientCert: the certificate in %s has expired", w->client_cert);
-    if (!*why.text && w->client_key) {
-        at = cfg_get(r, cert, "clientKey");
-        cfg_read_key(r, "cert.clientKey", w->client_key, w, &why);
-    } else if (!*why.text)
-        cfg_read_key(r, "cert.clientCert", w->client_cert, w, &why);
+    if (!*why.text) {
+        at = w->client_key ? cfg_get(r, cert, "clientKey") : at;
+        cfg_read_key(r, w, &why);
+    }
     if (*why.text)
         CFG_ERROR(r, at, "%s", why.text);
 }
@@ -3995,8 +3988,8 @@ cfg_header_fault(const char *name, const char *value)
         if (!isalnum((unsigned char)*p) && !strchr("!#$%&'*+-.^_`|~", *p))
             return "is no name of a header: letters, digits and - may stand in one";
     for (const char *p = value; *p; p++)
-        if (((unsigned char)*p < ' ' && *p != '\t') || *p == 0x7f)
-            return "may hold no line end and no other control character";
+        if (((unsigned char)*p < ' ' && *p != '\t') || *p == 0x7f || p - value > URL_MAX)
+            return "may hold no control character, and at most 8 KB";
     for (const char *p = value; (p = strstr(p, "{{")) != NULL; p += 2)
         if (strncmp(p, "{{webhookId}}", 13) != 0)
             return "may hold no field but {{webhookId}}";
@@ -4080,12 +4073,9 @@ cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
             struct buf text = {0};
             n = is_list ? cfg_child(r, value, k) : value;
             cfg_expand(r, n, &text);
-            if (text.len > PATTERN_MAX ||
-                (text.len == 0 && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE))
-                CFG_ERROR(r, n,
-                    "match: a text of at most %d bytes must stand here, or a list of such; * in it "
-                    "stands for any characters, ? for one, '' for a field that is empty",
-                    PATTERN_MAX);
+            if (text.len == 0 && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
+                CFG_ERROR(
+                    r, n, "match: a text must stand here, or a list of such; '' is an empty field");
             w->match[count++] = (struct pattern){(enum alert_field)field, text.data};
         }
         if (field < ALERT_FIELDS && (k < texts || texts == 0))
@@ -4149,13 +4139,21 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
     const yaml_node_t *pair[2 * PAIRS_MAX];
     bool is_map = n->type == YAML_MAPPING_NODE;
     size_t count = is_map ? cfg_pairs(r, n, pair, 0) : cfg_count(n);
+    const char *plain = cfg_text(n);
     struct buf text = {0};
     cJSON *value = NULL;
 
     if (n->type == YAML_SCALAR_NODE) {
         cfg_add_template(r, n, &text);
         if (n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
-            value = *cfg_text(n) ? json_read(slice_of(cfg_text(n))) : cJSON_CreateNull();
+            value = *plain ? json_read(slice_of(plain)) : cJSON_CreateNull();
+        if (cJSON_IsNumber(value)) { /* all its digits, but not 01 nor 1., which cJSON takes */
+            const char *digits = plain + (*plain == '-'), *dot = strchr(plain, '.');
+            bool is_json = (digits[0] != '0' || !isdigit((unsigned char)digits[1])) &&
+                (!dot || isdigit((unsigned char)dot[1]));
+            cJSON_Delete(value);
+            value = is_json ? cJSON_CreateRaw(plain) : NULL;
+        }
         value = value ? value : cJSON_CreateString(text.data);
     } else
         value = is_map ? cJSON_CreateObject() : cJSON_CreateArray();
@@ -4173,7 +4171,7 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
     return value;
 }
 
-/* Adds a query. In its values {, } and | stay as they are, as fields are made of them. */
+/* Adds a query: of the names and the texts between fields what a URL may hold. */
 static void
 cfg_add_query(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 {
@@ -4182,11 +4180,18 @@ cfg_add_query(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 
     for (size_t i = 0; i < count; i++) {
         struct buf value = {0};
+        struct template_piece *pieces, *p;
         cfg_add_template(r, pair[2 * i + 1], &value);
         buf_add_text(out, i > 0 ? "&" : "");
         percent_encode(out, slice_of(cfg_text(pair[2 * i])), QUERY_PLAIN);
         buf_add_char(out, '=');
-        percent_encode(out, (struct slice){value.data, value.len}, QUERY_PLAIN "{}|");
+        for (p = pieces = template_read(value.data); p;
+             p = p->field < TEMPLATE_FIELDS ? p + 1 : NULL) {
+            percent_encode(out, p->text, QUERY_PLAIN);
+            if (p->field < TEMPLATE_FIELDS)
+                buf_format(out, "{{%s|%zu}}", FIELD_NAMES[p->field], p->max);
+        }
+        free(pieces);
         buf_free(&value);
     }
 }
@@ -4264,6 +4269,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct config *c = r->config;
     struct webhook_config *w = &c->webhook[c->webhooks++];
     const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place);
+    const yaml_node_t *at = cfg_get(r, entry, "webhookURL");
     struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
@@ -4282,16 +4288,15 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
                 v->place + 1);
         twins += is_twin && !w->is_special;
     }
-    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method],
-        cfg_text(cfg_get(r, entry, "webhookURL")));
+    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method], cfg_text(at));
     buf_format(&key, w->is_special ? "-%s" : "%s",
         w->is_special ? w->description : number_text((uint64_t)twins).text);
     mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
     buf_free(&key);
     hex_write(hash, (sizeof w->key - 1) / 2, w->key);
     cfg_set_name(w);
-    if (*w->url_text && url_parse(slice_of(w->url_text), NULL, &w->url, &e) != 0)
-        CFG_ERROR(r, cfg_get(r, entry, "webhookURL"),
+    if (*cfg_text(at) && url_parse(slice_of(w->url_text), NULL, &w->url, &e) != 0)
+        CFG_ERROR(r, at,
             "webhookURL is not a URL: %s; write it as http://host/path or https://host:port/path",
             e.text);
     cfg_read_cert(r, entry, w);
@@ -4302,6 +4307,8 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_match(r, w);
     cfg_read_template(r, w);
     cfg_read_secrets(r, w);
+    w->hidden = r->expanded;
+    r->expanded = (struct buf){0};
 }
 
 /*
@@ -5820,10 +5827,9 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
         while (value.len > 0)
             h->keep = !slice_is(slice_trim(slice_take(&value, ','), " \t"), "close") && h->keep;
     else if (slice_is(name, "Content-Type")) {
-        struct slice type = slice_trim(slice_take(&value, ';'), " \t"), kind = type;
-        slice_take(&kind, '/');
-        h->is_text = (strncasecmp(type.data, "text/", 5) == 0 && !slice_is(kind, "html")) ||
-            (kind.len >= 4 && strncasecmp(kind.data + kind.len - 4, "json", 4) == 0);
+        struct slice type = slice_trim(slice_take(&value, ';'), " \t");
+        h->is_text = slice_is(type, "text/plain") ||
+            (type.len > 4 && strncasecmp(type.data + type.len - 4, "json", 4) == 0);
     } else if (slice_is(name, "Location"))
         h->location = (struct slice){value.data, h->location.data ? 0 : value.len};
     else if (slice_is(name, "Retry-After") && !h->retry_after.data)
@@ -5899,31 +5905,20 @@ http_chunk_size(struct slice line)
                                                                                    : BODY_BAD;
 }
 
-/* Adds the body at the front of in, or what there is of it, without chunk sizes. */
-static void
-http_add_body(const struct http_head *h, struct slice in, struct buf *out)
+/* Returns the body at the front of in, or what there is of it; of chunks the first one. */
+static struct slice
+http_body(const struct http_head *h, struct slice in)
 {
-    int64_t size = h->length == -1 ? INT64_MAX : h->length;
-    struct slice rest = in;
+    int64_t size = h->chunked ? http_chunk_size(slice_take(&in, '\n')) : h->length;
 
-    if (!h->chunked) {
-        size = size < (int64_t)in.len ? size : (int64_t)in.len;
-        buf_add(out, in.data, size > 0 ? (size_t)size : 0);
-        return;
-    }
-    while ((size = http_chunk_size(slice_take(&rest, '\n'))) > 0) {
-        size_t len = size < (int64_t)rest.len ? (size_t)size : rest.len;
-        buf_add(out, rest.data, len);
-        rest = (struct slice){rest.data + len, rest.len - len};
-        if (slice_trim(slice_take(&rest, '\n'), "\r").len > 0)
-            return;
-    }
+    in.len = size == -1 || size > (int64_t)in.len ? in.len : size < 0 ? 0 : (size_t)size;
+    return in;
 }
 
 /*
  * Returns the length of the body at the front of in, chunk sizes (RFC 9112, 7.1)
- * included; BODY_MORE if not all of it has come, BODY_BAD if its length is broken.
- * Only for h->keep: other bodies end with the connection.
+ * included; BODY_MORE if not all of it has come, or it ends with the connection,
+ * BODY_BAD if its length is broken.
  */
 static int64_t
 http_body_len(const struct http_head *h, struct slice in)
@@ -6395,7 +6390,8 @@ call_receive(struct call *call, int64_t now_ms)
         return call_enter(call, CALL_RESOLVE, call->deadline_ms);
     call->res.end = HTTP_ANSWERED;
     buf_drop(&conn->in, h->len);
-    return call_enter(call, CALL_REASON, now_ms + BODY_MS);
+    return call_enter(call, CALL_REASON,
+        now_ms + BODY_MS < call->deadline_ms ? now_ms + BODY_MS : call->deadline_ms);
 }
 
 /* Overwrites what somebody has echoed of ours. What is very short is no secret. */
@@ -6417,7 +6413,6 @@ call_add_reason(struct call *call)
 {
     const struct webhook_config *w = call->conn.peer->webhook;
     struct slice in = {call->conn.in.data, call->conn.in.len}, rest = slice_of(w->url.target);
-    struct slice basic;
     struct err *e = &call->res.reason;
     const char *auth = w->url.auth ? strchr(w->url.auth, ' ') + 1 : "";
     unsigned char plain[1024] = "";
@@ -6425,12 +6420,16 @@ call_add_reason(struct call *call)
     size_t n = 0;
 
     in.len = in.len < REASON_MAX ? in.len : REASON_MAX;
-    http_add_body(&call->head, in, &text);
+    in = http_body(&call->head, in);
+    buf_add(&text, in.data, in.len);
     call_hide(&text, slice_of(auth));
-    mbedtls_base64_decode(plain, sizeof plain, &n, (const unsigned char *)auth, strlen(auth));
-    basic = (struct slice){(char *)plain, n};
-    slice_take(&basic, ':');
-    call_hide(&text, basic); /* the password */
+    if (mbedtls_base64_decode(plain, sizeof plain, &n, (const void *)auth, strlen(auth)) == 0) {
+        struct slice basic = {(char *)plain, n};
+        call_hide(&text, slice_take(&basic, ':'));
+        call_hide(&text, basic); /* the password */
+    }
+    for (size_t at = 0; at < w->hidden.len; at += strlen(w->hidden.data + at) + 1)
+        call_hide(&text, slice_of(w->hidden.data + at));
     for (const struct header *h = w->header; h && h->label; h++) {
         const char *word = strchr(h->value, ' '); /* as in "Bearer TOKEN" */
         call_hide(&text, slice_of(h->value));
@@ -6459,9 +6458,9 @@ call_reason(struct call *call, int64_t now_ms)
     int n = 1;
 
     while (speaks && n > 0 && conn->in.len < REASON_MAX &&
-        (!h->keep || http_body_len(h, (struct slice){conn->in.data, conn->in.len}) == BODY_MORE))
+        http_body_len(h, (struct slice){conn->in.data, conn->in.len}) == BODY_MORE)
         n = conn_fill(conn);
-    if (speaks && n == PLAT_AGAIN && now_ms < call->until_ms && now_ms < call->deadline_ms)
+    if (speaks && n == PLAT_AGAIN && now_ms < call->until_ms)
         return CALL_WAIT;
     if (speaks)
         call_add_reason(call);
@@ -7303,7 +7302,7 @@ backlog_match(struct backlog *b, const struct webhook_config *was, bool waiting)
             named = is_free ? w : NULL;
             count++;
         }
-        if (is_free && c->place == was->place && c->listed == was->listed)
+        if (is_free && !c->is_special && c->place == was->place && c->listed == was->listed)
             placed = w;
     }
     return count == 1 && named ? named : placed;

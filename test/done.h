@@ -42,6 +42,7 @@ cfg_done(struct cfg_reader *r)
         free(c->webhook[i].match);
         free((void *)(uintptr_t)c->webhook[i].template);
         free(c->webhook[i].template_text);
+        buf_free(&c->webhook[i].hidden);
         cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
     }
     for (size_t i = 0; i < c->sources; i++)
@@ -51,6 +52,7 @@ cfg_done(struct cfg_reader *r)
         free(p->text);
         free(p);
     }
+    buf_free(&r->expanded);
     url_done(&c->proxy[0]);
     url_done(&c->proxy[1]);
     cfg_free_texts(CFG_KEYS, c);

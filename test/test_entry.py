@@ -89,3 +89,29 @@ def test_entry_retry_status(t):
     t.check('given up at once', program.wait_log(words.given_up('failure 2', why='status 404')))
     t.check('delivered in the end', program.wait_log(words.delivered('failure 1', status=r'200 in \d+ ms, attempt 3'), 20))
     t.equal('down', program.lines(words.down()), [])
+
+
+def test_entry_refusals(t):
+    """Secrets of a body, long ones, and the parts of user:password are hidden, too; numbers keep their digits."""
+    def refuse(request, connection):
+        given = base64.b64decode(request.get('Authorization', 'Basic eDp5').split()[1])
+        return response(400, b'%s | %s |' % (given, request.body), [('Content-Type', 'text/plain')], close=True)
+    receiver = t.receiver(refuse)
+    program, path = with_secrets(t, [
+        entry(receiver, '/body', body={'key': '${env:TOKEN}', 'n': 12345678901234567890}),
+        entry(receiver, '/long', auth={'basic': {'user': 'apikey', 'password': 'L0ng' * 150}})])
+    program.send(datagram())
+    for to, what in (('failure 1', r'x:y \| {"key":"\*+","n":12345678901234567890} \|$'), ('failure 2', r'\*{6}:\*+')):
+        t.check(to, program.wait_log(words.given_up(to, why='status 400: ' + what)), program.stdout)
+    t.equal('exit code', program.stop(), 0)
+    t.equal('secrets', [line for line in program.log + [str(t.letters(path))] if 'Hush' in line or 'L0ng' in line], [])
+
+
+def test_entry_empty(t):
+    """A variable that is empty is told, as it would be if it were not there, and nothing is started with it."""
+    path, _ = t.config([{'url': '${env:NOTHING}', 'auth': {'basic': {'user': 'key', 'password': ''}}}])
+    done = t.run('--check', path, env={'NOTHING': ''})
+    t.equal('exit code', done.returncode, 2)
+    t.equal('problems', [line.split('error: ')[1] for line in done.stderr.splitlines()],
+            ['NOTHING: no such variable, empty, or no text in UTF-8',
+             'webhookURL is not a URL: it is empty; write it as http://host/path or https://host:port/path'])

@@ -1012,11 +1012,11 @@ test_alert_matches(void)
     check(!alert_matches(&alert, patterns), "one field does not match");
     alert_done(&alert);
     add_many(&text, DATAGRAM_MAX, "a"); /* the worst that can be does not take for ever */
-    for (size_t stars = 1; stars < PATTERN_MAX / 2; stars += PATTERN_MAX / 2 - 2) {
+    for (size_t stars = 1; stars < 200 / 2; stars += 200 / 2 - 2) {
         int64_t began_ms = plat_now_ms();
         pattern.len = 0;
         add_many(&pattern, (int)stars, "*a");
-        add_many(&pattern, (int)(PATTERN_MAX - 1 - pattern.len), "a");
+        add_many(&pattern, (int)(200 - 1 - pattern.len), "a");
         buf_add_text(&pattern, "b");
         check(!alert_text_matches(text.data, pattern.data), "almost");
         check(plat_now_ms() - began_ms < 4000, "%d ms", (int)(plat_now_ms() - began_ms));
