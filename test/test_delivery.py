@@ -423,13 +423,14 @@ def test_max_calls_per_minute(t):
     """
     limited, free = t.receiver(), t.receiver()
     program = start(t, hook(limited, maxCallsPerMinute=3), hook(free), binary=t.binary_test, maxConcurrent=1)
+    began = time.monotonic()
     sent = send_many(program, 12)
     says(t, program, words.delivered('failure 2'), 12)
-    t.equal('meanwhile', len(limited.requests), 3)
+    t.check('meanwhile', 3 <= len(limited.requests) <= 3 + 2 * (time.monotonic() - began), len(limited.requests))
     says(t, program, words.delivered('failure 1'), 9)
     end(t, program, accepted=12, delivered=21, waiting=3)
     times = [request.time for request in limited.requests]
-    t.check('three in a minute', all(later - time > 1.4 for time, later in zip(times, times[3:])), times)
+    t.check('three in a minute', all(later - time > 1 for time, later in zip(times, times[3:])), times)
     t.check('and no fewer', times[-1] - times[0] < 4.4 * harness.SLOW, times)
     t.equal('what else the log says', program.lines(' (warn|error): (?!.*udpServerConfig)'), [])
     program = t.start(program.config, binary=t.binary_test)
