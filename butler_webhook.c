@@ -6405,8 +6405,8 @@ call_hide(struct buf *text, struct slice secret)
 
 /*
  * Puts the start of a refusal's body behind the reason, without what only the webhook
- * should know: credentials, own headers, the URL's query and the parts of its path that
- * url_describe hides.
+ * should know: credentials, own headers, what ${env:...} and ${file:...} held, the URL's
+ * query and the parts of its path that url_describe hides.
  */
 static void
 call_add_reason(struct call *call)

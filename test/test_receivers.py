@@ -29,9 +29,9 @@ NAMES = sorted(name[:-len('.yaml')] for name in os.listdir(FOLDER) if name.endsw
 STANDARD = ('node-red', 'signed')       # they get the standard body
 SECRET = b'0123456789abcdef0123456789abcdef'
 VARIABLES = {
-    'SLACK_WEBHOOK_URL': 'https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX',
+    'SLACK_WEBHOOK_URL': 'https://hooks.slack.com/services/T00000000/B00000000/Zx81Zx81Zx81Zx81Zx81Zx81',
     'TEAMS_WORKFLOW_URL': 'https://example.environment.api.powerplatform.com/workflows/0123456789abcdef/triggers?sig=Very-secret',
-    'DISCORD_WEBHOOK_URL': 'https://discord.com/api/webhooks/123456789012345678/XXXXXXXXXXXXXXXXXXXXXXXX',
+    'DISCORD_WEBHOOK_URL': 'https://discord.com/api/webhooks/123456789012345678/Zx81Zx81Zx81Zx81Zx81Zx81',
     'PAGERDUTY_ROUTING_KEY': 'R0123456789abcdef0123456789abcde', 'SERVICENOW_PASSWORD': 'pass-4711', 'JSM_API_KEY': 'key-4711',
     'SPLUNK_HEC_TOKEN': 'token-4711', 'NTFY_TOPIC': 'qlik-4711', 'NODE_RED_PASSWORD': 'pass-4711',
     'BUTLER_SIGNING_SECRET': 'whsec_' + base64.b64encode(SECRET).decode()}
@@ -95,7 +95,7 @@ def test_secrets(t, name):
     path = os.path.join(FOLDER, name + '.yaml')
     done = t.run('--check', path, env=VARIABLES)
     t.equal('--check', (done.returncode, done.stderr), (0, ''))
-    t.check('no secret', not re.search('4711|Very-secret|XXXXXXXX|R0123456|whsec', done.stdout), done.stdout)
+    t.check('no secret', not re.search('4711|Very-secret|Zx81Zx81|R0123456|whsec', done.stdout), done.stdout)
     first, _, rest = servers.read_bytes(path).decode().partition('Butler:')
     for variable in re.findall(r'\$\{env:(\w+)\}', rest):
         t.check('the first lines name %s' % variable, variable == 'NTFY_TOKEN' or variable in first)
