@@ -16,7 +16,7 @@
  *                                                         v
  *     delivered | later | dead letter   <- verdict <-  HTTP call
  *
- * One round of the loop (section 13)
+ * One round of the loop (section 14)
  *
  *     Everything happens in one thread that never blocks. A round waits for sockets or
  *     the nearest due time, receives, sorts, takes the calls that are ready a step
@@ -63,8 +63,9 @@
  *     10. HTTP client      one call: http_ call_ conn_ peer_ tls_
  *     11. Delivery         what waits, verdicts: backlog_ webhook_ payload_ delivery_ list_
  *     12. Listener         UDP socket, inbox, sorting, throttle of log lines: listen_
- *     13. Loop             start, the round, stop: loop_
- *     14. Command line     --check, --test, --pending, --replay, --install: cli_
+ *     13. Metrics          a file for Prometheus: metrics_
+ *     14. Loop             start, the round, stop: loop_
+ *     15. Command line     --check, --test, --pending, --replay, --install: cli_
  */
 
 /* ==== 1. Settings ===========================================================
@@ -154,7 +155,8 @@
 #define LETTERS_FILE_MAX (INT64_C(64) << 20) /* bytes of dead letters in one file */
 #define LETTERS_WAIT_MAX (8u << 20) /* bytes of dead letters that wait for a disk that has failed */
 #define CROWDED_PERCENT 80          /* of the room for waiting alerts: then a warning */
-#define LOOK_MS 1000 /* longest wait of the loop: a replay, ages and names wake nobody */
+#define METRICS_MS 15000 /* between two writings of metricsFile: Prometheus comes about as often */
+#define LOOK_MS 1000     /* longest wait of the loop: a replay, ages and names wake nobody */
 
 #define WINDOW_MAX 10000      /* tasks or executions remembered, for each kind of event */
 #define HELD_MAX 1000000000   /* held back that are counted: the journal takes that, too */
@@ -231,6 +233,7 @@
 #define O_CLOEXEC 0
 #define O_NONBLOCK 0
 #define PLAT_SOCK 0          /* plat_socket knows what we want */
+#define fchmod(file, mode) 0 /* a file has the rights of its folder */
 #define O_NOFOLLOW 0x1000000 /* free in fcntl.h, for plat_file_open */
 #define SO_MEMINFO 0         /* there is no such option: plat_udp_drops is 0 */
 #define SO_RCVBUFFORCE SO_RCVBUF
@@ -2848,20 +2851,21 @@ template_add_text(struct buf *b, enum template_form form, struct slice text)
 }
 
 /*
- * Returns value, which is UTF-8, if it has at most max characters and room bytes, else its
- * first characters with an ellipsis as the last, which stand in copy.
+ * Returns value, if it has at most max characters and room bytes, else its first
+ * characters with an ellipsis as the last, which stand in copy.
  */
 static struct slice
 template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
 {
-    size_t len = 0, kept = 0;
+    size_t len = 0, kept = 0, n;
     uint32_t point;
 
     if (value.len <= max && value.len <= room)
         return value;
     for (size_t count = 0; count < max && len < value.len && len <= room; count++) {
         kept = len;
-        len += utf8_read(value.data + len, value.len - len, &point);
+        n = utf8_read(value.data + len, value.len - len, &point);
+        len += n > 0 ? n : 1;
     }
     if (len == value.len && len <= room)
         return value;
@@ -3255,7 +3259,11 @@ struct config {
     int64_t rate_limit_s[ALERT_KINDS];
     char *state_directory; /* NULL: alerts are kept in memory only */
     int64_t max_state_mb, max_age_hours, timeout_s, max_concurrent;
-    struct webhook_config *webhook; /* failures first, each kind in the file's order */
+    char *metrics_file;        /* NULL: none */
+    const char *heartbeat_url; /* "": none */
+    int64_t heartbeat_s;
+    struct webhook_config heartbeat; /* url.host NULL: none */
+    struct webhook_config *webhook;  /* failures first, each kind in the file's order */
     size_t webhooks;
     struct url proxy[2]; /* for http, for https; host NULL: none */
     const char *no_proxy;
@@ -3342,6 +3350,9 @@ static const struct cfg_key CFG_KEYS[] = {
     {OWN, "maxAgeHours", CFG_INT, AT(max_age_hours), "72", 1, .max = 8760},
     {OWN, "timeoutSeconds", CFG_INT, AT(timeout_s), "10", 1, .max = 300},
     {OWN, "maxConcurrent", CFG_INT, AT(max_concurrent), "4", 1, .max = 16},
+    {OWN, "metricsFile", CFG_PATH, .offset = AT(metrics_file)},
+    {OWN, "heartbeatURL", CFG_TEXT, AT(heartbeat_url), .preset = ""},
+    {OWN, "heartbeatSeconds", CFG_INT, AT(heartbeat_s), "60", 1, .max = 86400},
     {"", "webhookNotification", CFG_MAP, .required = true},
     {NOTIFY, "enable", CFG_BOOL, AT(webhook_enable), "true", .required = true},
     {NOTIFY, "reloadTaskFailure", .type = CFG_MAP},
@@ -3996,7 +4007,7 @@ cfg_header_fault(const char *name, const char *value)
     return *name ? NULL : "has no name";
 }
 
-/* Reads headers and auth, of which only one may say who we are. */
+/* Reads what goes into the head of a request: headers and auth. Only one of them may say who we are. */
 static void
 cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
@@ -4091,6 +4102,20 @@ cfg_proxy(const struct config *c, const struct webhook_config *w, const struct u
     if (w->has_proxy_key)
         return w->proxy_url.host ? &w->proxy_url : NULL;
     return c->proxy[u->tls].host && !url_is_excepted(u, c->no_proxy) ? &c->proxy[u->tls] : NULL;
+}
+
+/* Reads the URL of what is called, which stood at a node, and finds the proxy for it. */
+static void
+cfg_read_url(struct cfg_reader *r, const yaml_node_t *n, const char *key, const char *text,
+    struct webhook_config *w)
+{
+    struct err e;
+
+    if (*cfg_text(n) && url_parse(slice_of(text), NULL, &w->url, &e) != 0)
+        CFG_ERROR(r, n,
+            "%s is not a URL: %s; write it as http://host/path or https://host:port/path", key,
+            e.text);
+    w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
 }
 
 /* Reads proxyURL, and settles the webhook's proxy. '' is no proxy, but no value is no key. */
@@ -4273,7 +4298,6 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
-    struct err e;
 
     cfg_read_keys(r, CFG_WEBHOOK_KEYS, "", entry, w);
     w->is_special = r->ours > ours;
@@ -4295,10 +4319,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     buf_free(&key);
     hex_write(hash, (sizeof w->key - 1) / 2, w->key);
     cfg_set_name(w);
-    if (*cfg_text(at) && url_parse(slice_of(w->url_text), NULL, &w->url, &e) != 0)
-        CFG_ERROR(r, at,
-            "webhookURL is not a URL: %s; write it as http://host/path or https://host:port/path",
-            e.text);
+    cfg_read_url(r, cfg_get(r, entry, "webhookURL"), "webhookURL", w->url_text, w);
     cfg_read_cert(r, entry, w);
     cfg_read_client(r, entry, w);
     cfg_read_headers(r, entry, w);
@@ -4340,6 +4361,15 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     else if (!c->webhook_enable || !c->udp_enable)
         c->disabled_by = c->webhook_enable ? "udpServerConfig.enable: false"
                                            : "webhookNotification.enable: false";
+
+    at = cfg_get(r, own, "metricsFile");
+    if (c->metrics_file &&
+        (strlen(c->metrics_file) < 5 || !c->state_directory ||
+            strcmp(c->metrics_file + strlen(c->metrics_file) - 5, ".prom") != 0))
+        CFG_ERROR(r, at, "butlerWebhook.metricsFile must end in .prom, and needs a stateDirectory");
+    c->heartbeat.reject_unauthorized = true;
+    cfg_read_url(r, cfg_get(r, own, "heartbeatURL"), "butlerWebhook.heartbeatURL", c->heartbeat_url,
+        &c->heartbeat);
 
     cfg_read_sources(r);
     at = cfg_get(r, udp, "allowedSources");
@@ -4613,10 +4643,12 @@ struct disk {
     struct plat_monitor lock;
     atomic_bool busy; /* true is set, and waited for, with the lock */
     const char *folder;
-    int sync;                                 /* the loop's handle; -1: not to be synced; ... */
-    bool sync_new, sync_folder;               /* ... journal.new and the folder to be synced ... */
-    const struct buf *letters;                /* ... and lines for the dead letters; NULL: none */
-    int sync_error, new_error, letters_error; /* errno; 0: done */
+    int sync;                   /* the loop's handle; -1: not to be synced; ... */
+    bool sync_new, sync_folder; /* ... journal.new and the folder to be synced ... */
+    const struct buf *letters;  /* ... lines for the dead letters; NULL: none ... */
+    const struct buf *metrics;  /* ... and a text for the file of metrics; NULL: none */
+    const char *metrics_file;
+    int sync_error, new_error, letters_error, metrics_error; /* errno; 0: done */
 };
 
 /* Lives as long as the process: nothing is closed or freed before its end. */
@@ -4632,7 +4664,7 @@ struct journal {
 
     /* Each was logged when it became true. */
     bool failed; /* alerts go on from memory until a rewriting has succeeded */
-    bool rewrite_failed, letters_failed, replay_failed;
+    bool rewrite_failed, letters_failed, replay_failed, metrics_failed;
     bool wants_rewrite; /* however small the journal is: from the start until it is done */
     int64_t retry_ms;   /* what has failed is tried no sooner */
 
@@ -4646,7 +4678,8 @@ struct journal {
     int damaged;     /* lines */
     int aside;       /* journal.damaged; -1: not open */
 
-    struct buf letters; /* lines for the dead letters; the disk thread's while asked */
+    struct buf letters; /* lines for the dead letters; the disk thread's while asked ... */
+    struct buf metrics; /* ... as this is: a text for the file of metrics */
     struct line_reader replay;
     struct state_path replay_path;
     bool replay_is_read; /* to its end; it is deleted once all is safe */
@@ -4892,6 +4925,26 @@ disk_sync(const struct disk *d, const char *name, int loops)
     return why;
 }
 
+/* Writes the file of metrics whole: who reads it sees the old one or the new one. 0, or an errno. */
+static int
+disk_write_metrics(const struct disk *d)
+{
+    struct buf path = {0};
+    int why = 0, file;
+
+    buf_add_texts(&path, d->metrics_file, ".new", NULL);
+    plat_remove(path.data);
+    file = plat_file_open(path.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (file < 0 || fchmod(file, 0644) != 0 ||
+        plat_write(file, d->metrics->data, d->metrics->len) != 0)
+        why = errno;
+    plat_file_close(file);
+    if (!why && plat_file_replace(path.data, d->metrics_file) != 0)
+        why = errno;
+    buf_free(&path);
+    return why;
+}
+
 /* Runs as long as the process, so what it shares is never freed. */
 static plat_thread
 disk_thread(void *arg)
@@ -4908,6 +4961,7 @@ disk_thread(void *arg)
             d->sync_error = errno;
         d->letters_error = d->letters ? disk_write_letters(d) : 0;
         d->new_error = d->sync_new ? disk_sync(d, "journal.new", -1) : 0;
+        d->metrics_error = d->metrics ? disk_write_metrics(d) : 0;
         d->busy = false;
         plat_wake();
     }
@@ -4947,7 +5001,7 @@ journal_fail_rewrite(struct journal *j, int number, int64_t now_ms)
  * left, and starts the disk thread. -1 with e.
  */
 static int
-journal_take_folder(struct journal *j, struct err *e)
+journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
 {
     int locked;
 
@@ -4966,6 +5020,7 @@ journal_take_folder(struct journal *j, struct err *e)
     plat_remove(state_path(j->folder, "journal.new").text);
     j->disk = x_calloc(1, sizeof *j->disk);
     j->disk->folder = j->folder;
+    j->disk->metrics_file = metrics_file;
     plat_monitor_init(&j->disk->lock);
     if (plat_thread_start(disk_thread, j->disk) == 0)
         return 0;
@@ -4995,7 +5050,7 @@ journal_open(struct journal *j, const struct config *c, bool read_only, struct e
         .max = c->max_state_mb * STATE_UNIT};
     if (!j->folder)
         return 0;
-    if (read_only || journal_take_folder(j, e) == 0) {
+    if (read_only || journal_take_folder(j, c->metrics_file, e) == 0) {
         j->file = plat_state_open(
             state_path(j->folder, "journal").text, read_only ? O_RDONLY : O_RDWR | O_CREAT);
         j->reader = (struct line_reader){.file = j->file, .is_complete = true};
@@ -5187,6 +5242,13 @@ journal_take_results(struct journal *j, int64_t now_ms)
         j->letters_failed = false;
         buf_free(&j->letters);
     }
+    if (d->metrics) {
+        j->metrics.len = 0;
+        if (d->metrics_error && !j->metrics_failed)
+            log_line(LOG_ERROR, "cannot write %s: %s; trying again", d->metrics_file,
+                plat_error_text(d->metrics_error));
+        j->metrics_failed = d->metrics_error != 0;
+    }
     if (is_new && d->new_error)
         journal_fail_rewrite(j, d->new_error, now_ms);
     else if (is_new)
@@ -5216,7 +5278,8 @@ journal_upkeep(struct journal *j, uint64_t waiting, int64_t now_ms, int64_t *unt
     d->sync_new = j->new_file >= 0 && now_ms >= j->retry_ms;
     d->letters = j->letters.len > 0 && (!j->letters_failed || now_ms >= j->retry_ms) ? &j->letters
                                                                                      : NULL;
-    j->asked = d->sync >= 0 || d->sync_new || d->letters;
+    d->metrics = j->metrics.len > 0 ? &j->metrics : NULL;
+    j->asked = d->sync >= 0 || d->sync_new || d->letters || d->metrics;
     if (!j->asked) {
         *until_ms = j->sync_ms < *until_ms ? j->sync_ms : *until_ms;
         return;
@@ -5408,6 +5471,7 @@ struct peer {
     mbedtls_ssl_session session; /* of webhookURL's own origin, for one handshake ... */
     bool has_session;            /* ... if there is one */
     struct plat_addr worked;     /* the address that was connected to last */
+    int64_t expires_s;           /* the server's certificate, since 1970; 0: none was seen */
 };
 
 /* A connection and all that waits in it. */
@@ -5485,6 +5549,20 @@ struct http {
 
 /* ---- TLS ---- */
 
+/* Returns a time of a certificate as seconds since 1970. */
+static int64_t
+tls_time(const mbedtls_x509_time *t)
+{
+    struct tm tm = {.tm_year = t->year - 1900,
+        .tm_mon = t->mon - 1,
+        .tm_mday = t->day,
+        .tm_hour = t->hour,
+        .tm_min = t->min,
+        .tm_sec = t->sec};
+
+    return timegm(&tm);
+}
+
 /*
  * Called by the TLS library for each certificate, from the root down to the server's
  * own (depth 0), with what is wrong with it. For an address only an iPAddress counts
@@ -5510,6 +5588,8 @@ tls_check_certificate(void *arg, mbedtls_x509_crt *crt, int depth, uint32_t *fla
     if (depth == 0 && conn->address_len > 0 && !is_named)
         *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
     conn->faults = *flags;
+    if (depth == 0)
+        conn->peer->expires_s = tls_time(until);
     mbedtls_x509_dn_gets(subject, sizeof subject, &crt->subject);
     mbedtls_x509_dn_gets(issuer, sizeof issuer, &crt->issuer);
     err_set(&conn->about, "\"%s\", issued by %s, valid from %04d-%02d-%02d until %04d-%02d-%02d",
@@ -6319,8 +6399,7 @@ static const struct {
 } HTTP_HINTS[] = {
     {401, "check the credentials (auth, headers, or user:password@ in webhookURL)"},
     {403,
-        "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's "
-        "permissions"},
+        "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's permissions"},
     {404, "check webhookURL"},
     {405, "check httpMethod"},
     {410, "gone: remove or change webhookURL"},
@@ -6723,8 +6802,10 @@ struct webhook {
     int64_t wait_until_ms;          /* the least of that; not UP: when the next probe may go */
     int failures;                   /* not UP: probes that failed in a row */
     uint64_t suspect[SUSPECTS_MAX]; /* numbers of different alerts that failed in a row */
-    struct webhook *today;          /* itself, as soon as a key in the journal means it; */
-                                    /* of one that is gone: which it has become; NULL: none */
+    unsigned long long delivered, given_up, attempts; /* since the start ... */
+    int64_t spent_ms;                                 /* ... and how long those attempts took */
+    struct webhook *today; /* itself, as soon as a key in the journal means it; */
+                           /* of one that is gone: which it has become; NULL: none */
 };
 
 /* All that waits. Everything from journal to known is set before the first alert. */
@@ -7018,6 +7099,7 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
         j->folder && !is_kept ? "; too many dead letters wait for the disk" : "",
         is_kept ? "" : "; alert: ", is_kept ? "" : d->payload->json.data);
     b->given_up++;
+    d->webhook->given_up++;
     delivery_set_why(d, why.data);
     buf_free(&why);
     list_remove(&d->webhook->list, d);
@@ -7163,6 +7245,8 @@ webhook_settle(void *owner, const struct http_result *res)
     w->quiet_until_ms = 0;
     d->state = DELIVERY_WAITS;
     d->attempts += res->end != HTTP_OURS;
+    w->attempts += res->end != HTTP_OURS;
+    w->spent_ms += res->end != HTTP_OURS ? res->ms : 0;
     d->tried_ms = d->due_ms = now_ms;
     if (verdict == VERDICT_SICK) {
         while (i < SUSPECTS_MAX && w->suspect[i] && w->suspect[i] != d->payload->number)
@@ -7179,6 +7263,7 @@ webhook_settle(void *owner, const struct http_result *res)
         webhook_is_up(w, now_ms);
     if (verdict == VERDICT_DELIVERED) {
         b->delivered++;
+        w->delivered++;
         b->text.len = 0;
         buf_add_texts(&b->text, "alert ", number_text(d->payload->number).text, " delivered to ",
             w->config->name, ": ", number_text((uint64_t)res->status).text, " in ",
@@ -7917,7 +8002,100 @@ listen_open(struct listener *l, const struct config *c, struct err *e)
     return 0;
 }
 
-/* ==== 13. Loop ==============================================================
+/* ==== 13. Metrics ===========================================================
+ *
+ * What Prometheus' textfile collector (of node_exporter or windows_exporter) reads:
+ * the state of everything as text, which the disk thread writes to metricsFile.
+ */
+
+/*
+ * What is told of each webhook; rows of one name stand together. "butler_webhook_" stands
+ * before each name. help NULL: it goes on with the row before.
+ */
+static const struct {
+    const char *name, *suffix, *labels;
+    const char *type, *help;
+} METRICS[] = {
+    {"deliveries_total", "", ",outcome=\"delivered\"", "counter",
+        "Alerts that a webhook has taken, or that became dead letters."},
+    {"deliveries_total", "", ",outcome=\"dead_letter\"", NULL, NULL},
+    {"attempt_seconds", "_sum", "", "summary", "Attempts, and their time."},
+    {"attempt_seconds", "_count", "", NULL, NULL},
+    {"up", "", "", "gauge", "1: the webhook takes alerts; 0: it is down."},
+    {"waiting_alerts", "", "", "gauge", "Alerts that wait for a webhook."},
+    {"oldest_waiting_seconds", "", "", "gauge", "Age of the oldest of them."},
+    {"certificate_expiry_timestamp_seconds", "", ",of=\"server\"", "gauge",
+        "When a certificate ends; the server's as the last full TLS handshake has shown it."},
+    {"certificate_expiry_timestamp_seconds", "", ",of=\"client\"", NULL, NULL},
+};
+#define METRICS_ROWS (sizeof METRICS / sizeof *METRICS)
+
+/* What becomes of datagrams, as a label. */
+static const char *const METRICS_FATES[LISTEN_FATES] = {"accepted", "ignored", "malformed",
+    "unknown", "refused", "oversize", "over_rate", "duplicate", "held_back"};
+
+/* Begins a metric. */
+static void
+metrics_begin(struct buf *b, const char *name, const char *type, const char *help)
+{
+    buf_add_texts(b, "# HELP butler_webhook_", name, " ", help, "\n# TYPE butler_webhook_", name,
+        " ", type, "\n", NULL);
+}
+
+/* Adds a metric that has one value. */
+static void
+metrics_add(struct buf *b, const char *name, const char *type, const char *help, double value)
+{
+    metrics_begin(b, name, type, help);
+    buf_format(b, "butler_webhook_%s %.15g\n", name, value);
+}
+
+/*
+ * Adds a row of METRICS for a webhook, unless its value is negative. A name holds no
+ * control character, but maybe a quote or a backslash.
+ */
+static void
+metrics_add_row(struct buf *b, size_t row, const struct webhook *w, int64_t now_ms)
+{
+    const struct delivery *oldest = w->list.oldest;
+    const double value[METRICS_ROWS] = {(double)w->delivered, (double)w->given_up,
+        (double)w->spent_ms / 1000, (double)w->attempts, w->state != WEBHOOK_DOWN,
+        (double)w->list.count, oldest ? (double)(now_ms - oldest->payload->accepted_ms) / 1000 : 0,
+        w->peer.expires_s > 0 ? (double)w->peer.expires_s : -1,
+        w->config->client ? (double)tls_time(&w->config->client->crt.valid_to) : -1};
+
+    if (value[row] < 0)
+        return;
+    buf_format(b, "butler_webhook_%s%s{webhook=\"", METRICS[row].name, METRICS[row].suffix);
+    for (const char *p = w->config->name; *p; p++)
+        buf_format(b, *p == '"' || *p == '\\' ? "\\%c" : "%c", *p);
+    buf_format(b, "\"%s} %.15g\n", METRICS[row].labels, value[row]);
+}
+
+/* Makes the whole text. */
+static void
+metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
+{
+    b->len = 0;
+    metrics_begin(b, "datagrams_total", "counter", "Datagrams, by what became of them.");
+    for (int i = 0; i < LISTEN_FATES; i++)
+        buf_format(b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", METRICS_FATES[i],
+            l->count[i]);
+    metrics_add(b, "kernel_drops_total", "counter", "Datagrams for which the system had no room.",
+        l->drops);
+    for (size_t row = 0; row < METRICS_ROWS; row++) {
+        if (METRICS[row].help)
+            metrics_begin(b, METRICS[row].name, METRICS[row].type, METRICS[row].help);
+        for (size_t i = 0; i < l->backlog->webhooks; i++)
+            metrics_add_row(b, row, &l->backlog->webhook[i], now_ms);
+    }
+    metrics_begin(b, "build_info", "gauge", "The version.");
+    buf_add_text(b, "butler_webhook_build_info{version=\"" VERSION "\"} 1\n");
+    metrics_add(b, "written_timestamp_seconds", "gauge", "When this was written.",
+        (double)(plat_wall_ms() / 1000));
+}
+
+/* ==== 14. Loop ==============================================================
  *
  * Start, the round, stop. The round is the whole program: everything that happens
  * between two waits stands in loop_round, in its order. No alert is sent, or logged
@@ -7934,7 +8112,12 @@ struct app {
     struct listener listener;
     struct plat_poll poll; /* this round's sockets, the listener's first */
     size_t lost;           /* of what waits, at the end: it stands on no disk */
-    bool json;             /* --pending is for a program */
+    struct peer heartbeat;
+    int64_t beat_ms;    /* when the next heartbeat is due */
+    bool is_beating;    /* one is under way */
+    int64_t metrics_ms; /* when the metrics are written next */
+    bool beat_failed;
+    bool json; /* --pending is for a program */
 };
 
 static struct app *the_app; /* what loop_load made; loop_hung needs it */
@@ -7964,6 +8147,38 @@ loop_hung(void)
 
     plat_report(PLAT_FAILED, text);
     plat_console_write(STDERR_FILENO, text, (size_t)len, 0);
+}
+
+/* Calls heartbeatURL when it is due, so that somebody notices when this program is dead. */
+static void
+loop_beat(struct app *app, int64_t now_ms)
+{
+    const struct http_request request = {.id = "heartbeat", .json = {"", 0}};
+
+    if (!app->config.heartbeat.url.host || app->is_beating || now_ms < app->beat_ms)
+        return;
+    app->is_beating = true;
+    app->beat_ms = now_ms + app->config.heartbeat_s * 1000;
+    call_begin(&app->heartbeat, &request, app, now_ms);
+}
+
+/* Takes the result of a call: of a delivery, or of a heartbeat, of which only changes are logged. */
+static void
+loop_settle(void *owner, const struct http_result *res)
+{
+    struct app *app = the_app;
+    bool failed = res->end != HTTP_ANSWERED || res->status / 100 != 2;
+
+    if (owner != app) {
+        webhook_settle(owner, res);
+        return;
+    }
+    if (failed && !app->beat_failed)
+        log_line(LOG_WARN, "heartbeat failed: %s", res->reason.text);
+    else if (!failed && app->beat_failed)
+        log_line(LOG_INFO, "heartbeat works again");
+    app->is_beating = false;
+    app->beat_failed = failed;
 }
 
 /*
@@ -7997,8 +8212,14 @@ loop_round(struct app *app, int64_t until_ms)
     listen_look_up(&app->config, now_ms);
     listen_sort(l, now_ms);
     listen_log_counts(l, now_ms, false);
-    http_step(&app->http, &app->poll, webhook_settle);
+    http_step(&app->http, &app->poll, loop_settle);
     now_ms = plat_now_ms();
+    if (!b->stopping)
+        loop_beat(app, now_ms);
+    if (app->config.metrics_file && now_ms >= app->metrics_ms && !j->asked) {
+        app->metrics_ms = now_ms + METRICS_MS;
+        metrics_make(l, now_ms, &j->metrics);
+    }
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_expire(&b->webhook[i], now_ms);
     backlog_make_room(b);
@@ -8064,6 +8285,9 @@ loop_start(struct app *app, struct err *e)
     plat_catch_stop(loop_hung); /* until here, also in a look-up that hangs, a stop just ends */
     backlog_init(b, c, j, &app->windows, &app->http);
     app->listener.backlog = b;
+    app->heartbeat = (struct peer){.http = &app->http, .webhook = &c->heartbeat};
+    if (c->heartbeat.url.tls)
+        tls_init(&app->heartbeat);
     if (b->webhooks == 0)
         log_line(LOG_WARN, "no webhook is configured: nothing will be called");
     if (!j->folder) {
@@ -8137,6 +8361,10 @@ loop_stop(struct app *app, int64_t began_ms)
     } while ((now_ms < end_ms && j->asked) ||
         (now_ms < began_ms + STOP_CALLS_MS &&
             (app->http.busy > 0 || (b->batch > 0 && !j->letters_failed))));
+    app->metrics_ms = 0; /* once more */
+    do
+        until_ms = loop_round(app, until_ms);
+    while (j->asked && plat_now_ms() < end_ms);
     loop_log_lost(app, end_ms);
     listen_log_counts(l, began_ms, true);
     the_log.last = true;
@@ -8189,7 +8417,7 @@ loop_run(const char *file)
     return loop_stop(app, stop_ms);
 }
 
-/* ==== 14. Command line ======================================================
+/* ==== 15. Command line ======================================================
  *
  * The commands that look at a configuration or at the state directory without running
  * the service, their table, and main.
@@ -8221,6 +8449,10 @@ cli_check(struct app *app)
         printf("keeps alerts in memory only: butlerWebhook.stateDirectory is ''\n");
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
+    if (c->heartbeat.url.host)
+        printf("heartbeat: GET %s every %lld s%s%s\n", c->heartbeat.url.shown,
+            (long long)c->heartbeat_s, c->heartbeat.proxy ? ", through " : "",
+            c->heartbeat.proxy ? c->heartbeat.proxy->shown : "");
     if (app->reader.ours > 0 && app->reader.is_shared)
         printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
             app->reader.ours);

@@ -26,7 +26,7 @@ LINKED = {'mbedtls', 'libyaml', 'cjson', 'certdata', 'libgcc'}
 BUILT = {'linux-x64': ('linux', 'butler_webhook'), 'linux-arm64': ('arm64', 'butler_webhook-arm64'),
          'windows-x64': ('windows', 'butler_webhook.exe')}
 FILES = ['LICENSE', 'NOTICES.txt', 'README.md', 'samples/LocalLogConfig-with-Butler.xml', 'samples/LocalLogConfig.xml',
-         'samples/full.yaml', 'samples/minimal.yaml', 'sbom.cdx.json',
+         'samples/full.yaml', 'samples/minimal.yaml', 'samples/prometheus_rules.yaml', 'sbom.cdx.json',
          *(f'samples/receivers/{name}' for name in os.listdir(os.path.join(ROOT, 'samples/receivers')) if '.yaml' in name),
          'samples/receivers/README.md']
 

@@ -53,6 +53,7 @@ cfg_done(struct cfg_reader *r)
         free(p);
     }
     buf_free(&r->expanded);
+    url_done(&c->heartbeat.url);
     url_done(&c->proxy[0]);
     url_done(&c->proxy[1]);
     cfg_free_texts(CFG_KEYS, c);

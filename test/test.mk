@@ -114,7 +114,7 @@ check-short: all test
 check-faults: all test
 	$(PART) $(PYTEST) -n 8 --long $(FAULTS)
 check-peers: all test | install-peers
-	$(PART) $(PYTEST) -n 4 -k 'not ($(OF_NPM))' test/test_receivers.py
+	$(PART) $(PYTEST) -n 4 -k 'not ($(OF_NPM))' test/test_receivers.py test/test_peers.py
 # The receivers that npm has. Not part of check-long, as npm's registry cannot be reached everywhere. Their
 # lock file names no registry, and no script of theirs runs.
 OF_NPM = node_red or teams_card

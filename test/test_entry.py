@@ -2,7 +2,9 @@
 
 import base64
 import os
+import time
 
+import harness
 import words
 from harness import datagram, response
 
@@ -115,3 +117,51 @@ def test_entry_empty(t):
     t.equal('problems', [line.split('error: ')[1] for line in done.stderr.splitlines()],
             ['NOTHING: no such variable, empty, or no text in UTF-8',
              'webhookURL is not a URL: it is empty; write it as http://host/path or https://host:port/path'])
+def test_heartbeat(t):
+    """One call every so many seconds, with nothing in it; that it fails, and works again, is told once."""
+    answers = [response(200), response(500), response(500), response(204)]
+    receiver = t.receiver(lambda request, connection: answers.pop(0) if answers else response(200))
+    path, _ = t.config([], butlerWebhook={'heartbeatURL': receiver.url('/ping?a=b', 'me:x'), 'heartbeatSeconds': 1})
+    program = t.start(path)
+    t.check('it fails', program.wait_log(r' warn: heartbeat failed: status 500$'))
+    t.check('it works again', program.wait_log(r' info: heartbeat works again$'))
+    t.equal('requests', {(r.method, r.target, r.body, r.get('Authorization')) for r in receiver.requests},
+            {('GET', '/ping?a=b', b'', 'Basic bWU6eA==')})
+    t.equal('each change once', len(program.lines('heartbeat')), 2)
+    t.equal('exit code', program.stop(), 0)
+    t.check('about one a second', len(receiver.requests) <= 10, len(receiver.requests))
+
+
+def test_metrics(t):
+    """What stands in metricsFile at the end of a run; it is whole, for everybody to read, and nothing else is left there."""
+    receiver = t.receiver(lambda request, connection: response(404 if request.path == '/dead' else 200))
+    folder = os.path.join(t.tmp, 'textfiles')
+    os.mkdir(folder)
+    webhooks = [entry(receiver, '/ok', description='a "quoted" \\ name'), entry(receiver, '/dead'),
+                entry(receiver, '/down', url='http://127.0.0.1:%d/' % t.port())]
+    path, _ = t.config(webhooks, butlerWebhook={'metricsFile': 'textfiles/butler_webhook.prom'})
+    program = t.start(path)
+    for data in (datagram(), b'junk', datagram(), datagram(id='/scheduler-distribute/')):
+        program.send(data)
+    t.check('delivered', program.wait_log(words.delivered('failure 1'), count=2))
+    t.check('dead', program.wait_log(words.given_up('failure 2'), count=2))
+    t.check('down', program.wait_log(words.down('failure 3')))
+    t.equal('exit code', program.stop(), 0)
+    t.equal('files', os.listdir(folder), ['butler_webhook.prom'])
+    name = os.path.join(folder, 'butler_webhook.prom')
+    with open(name, encoding='utf-8') as file:
+        text = file.read()
+    values = dict(line.rsplit(' ', 1) for line in text.splitlines() if not line.startswith('#'))
+    labels = [r'webhook="failure %d (\"%s\")"' % pair for pair in enumerate((r'a \"quoted\" \\ name', 'dead', 'down'), 1)]
+    wanted = {'datagrams_total{outcome="accepted"}': 2, 'datagrams_total{outcome="malformed"}': 0,
+              'datagrams_total{outcome="unknown"}': 1, 'datagrams_total{outcome="ignored"}': 1, 'kernel_drops_total': 0,
+              'deliveries_total{%s,outcome="delivered"}' % labels[0]: 2,
+              'deliveries_total{%s,outcome="dead_letter"}' % labels[1]: 2,
+              'attempt_seconds_count{%s}' % labels[1]: 2, 'up{%s}' % labels[0]: 1, 'up{%s}' % labels[2]: 0,
+              'waiting_alerts{%s}' % labels[2]: 2, 'waiting_alerts{%s}' % labels[0]: 0, 'build_info{version="0.2.0"}': 1}
+    for key, value in wanted.items():
+        t.equal(key, values.get('butler_webhook_' + key), str(value))
+    t.check('the oldest waits', float(values['butler_webhook_oldest_waiting_seconds{%s}' % labels[2]]) > 0)
+    t.check('the time', abs(float(values['butler_webhook_written_timestamp_seconds']) - time.time()) < 60)
+    if not harness.WINDOWS:
+        t.equal('mode', os.stat(name).st_mode & 0o777, 0o644)
