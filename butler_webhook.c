@@ -296,7 +296,16 @@ struct plat_poll {
     struct pollfd slot[POLL_MAX + 1]; /* and what plat_wake writes to */
 };
 
-enum plat_state { PLAT_RUNNING, PLAT_STOPPED, PLAT_FAILED };
+/* What the system is told. Windows' event log has these numbers as ids: they may not change. */
+enum plat_event {
+    PLAT_RUNNING = 1,
+    PLAT_STOPPED,
+    PLAT_FAILED,
+    PLAT_WEBHOOK_DOWN,
+    PLAT_WEBHOOK_UP,
+    PLAT_GIVEN_UP,
+    PLAT_DISK_FAILED
+};
 
 /* What the service may use: a file to read, or a folder to write in. */
 struct plat_right {
@@ -419,11 +428,14 @@ plat_run(int (*run)(const char *), const char *file)
     return run(file);
 }
 
-/* Tells the service manager of Windows the state, and its event log the text. Async-signal-safe. */
+/*
+ * Tells Windows' service manager that the program is running, and its event log any event, if
+ * this is a service. Async-signal-safe. Any thread.
+ */
 static void
-plat_report(enum plat_state state, const char *text)
+plat_report(enum plat_event event, const char *text)
 {
-    (void)state;
+    (void)event;
     (void)text;
 }
 
@@ -911,20 +923,26 @@ plat_run(int (*run)(const char *), const char *file)
 
 /* The text is cut to what fits into an event. */
 static void
-plat_report(enum plat_state state, const char *text)
+plat_report(enum plat_event event, const char *text)
 {
-    WORD type = state == PLAT_FAILED ? EVENTLOG_ERROR_TYPE : EVENTLOG_INFORMATION_TYPE;
+    static const WORD types[] = {[PLAT_RUNNING] = EVENTLOG_INFORMATION_TYPE,
+        [PLAT_STOPPED] = EVENTLOG_INFORMATION_TYPE,
+        [PLAT_FAILED] = EVENTLOG_ERROR_TYPE,
+        [PLAT_WEBHOOK_DOWN] = EVENTLOG_WARNING_TYPE,
+        [PLAT_WEBHOOK_UP] = EVENTLOG_INFORMATION_TYPE,
+        [PLAT_GIVEN_UP] = EVENTLOG_ERROR_TYPE,
+        [PLAT_DISK_FAILED] = EVENTLOG_ERROR_TYPE};
     wchar_t wide[8000] = L"";
     const wchar_t *line = wide;
     HANDLE log;
 
     if (!plat_windows.status)
         return;
-    if (state == PLAT_RUNNING && !plat.reason)
+    if (event == PLAT_RUNNING && !plat.reason)
         plat_tell_manager(SERVICE_RUNNING, 0);
     log = RegisterEventSourceW(NULL, PLAT_SERVICE);
     MultiByteToWideChar(CP_UTF8, 0, text, (int)strnlen(text, 7999), wide, 7999);
-    ReportEventW(log, type, 0, 1, NULL, 1, 0, &line, NULL);
+    ReportEventW(log, types[event], 0, event, NULL, 1, 0, &line, NULL);
     DeregisterEventSource(log);
 }
 
@@ -1628,6 +1646,21 @@ plat_write(int handle, const char *data, size_t len)
     return 0;
 }
 
+/* True if standard output is the journal of systemd, which says so (systemd.exec(5)). */
+static bool
+plat_is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    struct stat st = {0};
+    char own[48];
+
+    if (!stream || fstat(STDOUT_FILENO, &st) != 0)
+        return false;
+    snprintf(
+        own, sizeof own, "%llu:%llu", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    return strcmp(stream, own) == 0;
+}
+
 /*
  * Opens a file of the state directory, which an account with fewer rights may own. flags:
  * O_RDONLY or O_RDWR, O_CREAT, O_EXCL as for open; what is written is appended.
@@ -2031,7 +2064,8 @@ percent_encode(struct buf *b, struct slice s, const char *plain)
  * Lines go into a bounded queue. The log thread writes them to the file, then
  * to the console, so neither a slow disk nor a console that nobody reads holds
  * the loop up. Lines that find no room, or that cannot be written, are counted;
- * the count is logged when lines can be written again.
+ * the count is logged when lines can be written again. A few lines are events: Windows'
+ * event log gets them as well.
  *
  * Threads: the loop calls everything but log_thread; that one calls log_line, too.
  */
@@ -2045,13 +2079,22 @@ struct log_text {
     char text[LOG_NAME_MAX + 8];
 };
 
+/* An event that can come again and again: the event log gets the last of a minute. */
+struct log_event {
+    unsigned count;  /* how many it has not told of ... */
+    struct buf text; /* ... and the last of them */
+    int64_t next_ms; /* not before */
+};
+
 static struct log {
     enum log_level level;    /* set before the thread starts, as folder */
     const char *folder;      /* NULL: no file */
+    bool is_journal;         /* the console is systemd's journal; set as the level */
     atomic_ullong unwritten; /* lines that wait or are missing; the signal handler reads it */
     struct plat_monitor lock;
     struct buf queue;       /* guarded by lock: whole lines ... */
     size_t lines;           /* guarded by lock: ... and how many */
+    struct buf events;      /* guarded by lock: for each its number, a text and a NUL */
     bool running, stopping; /* guarded by lock */
     atomic_bool last;       /* the last lines come: there is room for them */
     int file;               /* log thread only; -1: none is open */
@@ -2162,6 +2205,38 @@ log_line(enum log_level level, const char *format, ...)
     return fits;
 }
 
+/* Logs a line that is an event; log_report tells Windows of it. */
+__attribute__((format(PRINTF, 3, 4))) static void
+log_event(struct log_event *e, enum log_level level, const char *format, ...)
+{
+    va_list args;
+
+    e->count++;
+    e->text.len = 0;
+    va_start(args, format);
+    buf_vformat(&e->text, format, args);
+    va_end(args);
+    log_add(level, (struct slice){e->text.data, e->text.len});
+}
+
+/* Hands what has happened to the log thread for the event log, at most once a minute. */
+static void
+log_report(struct log_event *e, enum plat_event number, int64_t now_ms)
+{
+    if (e->count == 0 || now_ms < e->next_ms)
+        return;
+    e->next_ms = now_ms + MINUTE_MS;
+    pthread_mutex_lock(&the_log.lock.mutex);
+    buf_add_char(&the_log.events, (char)number);
+    log_add_clean(&the_log.events, (struct slice){e->text.data, e->text.len});
+    if (e->count > 1)
+        buf_format(&the_log.events, " (the last of %u within a minute)", e->count);
+    buf_add_char(&the_log.events, '\0');
+    pthread_cond_broadcast(&the_log.lock.changed);
+    pthread_mutex_unlock(&the_log.lock.mutex);
+    e->count = 0;
+}
+
 /*
  * Opens the file of the day, if it is not open, and deletes those of the year before
  * the days that are kept. 0, or -1 with errno.
@@ -2196,25 +2271,51 @@ log_open_file(int64_t wall_ms)
 }
 
 /*
+ * Writes lines to the console. systemd's journal takes a syslog priority in front of each
+ * (sd-daemon(3)), which its level tells: it stands behind the time. 0, or -1.
+ */
+static int
+log_write_console(struct slice lines)
+{
+    struct buf marked = {0};
+    int result;
+
+    while (the_log.is_journal && lines.len > 0) {
+        struct slice line = slice_take(&lines, '\n');
+        char level = line.data[sizeof "2026-11-22T09:30:00.123Z"];
+        buf_add_text(&marked, level == 'e' ? "<3>" : level == 'w' ? "<4>" : "<6>");
+        buf_add(&marked, line.data, line.len);
+        buf_add_char(&marked, '\n');
+    }
+    if (the_log.is_journal)
+        lines = (struct slice){marked.data, marked.len};
+    result = plat_console_write(STDOUT_FILENO, lines.data, lines.len, -1);
+    buf_free(&marked);
+    return result;
+}
+
+/*
  * Writes what is queued until log_stop, then what is left. Woken, it first lets
  * lines gather for LOG_GATHER_MS, so that a burst does not wake it for each.
  */
 static plat_thread
 log_thread(void *arg)
 {
-    struct buf lines;
+    struct buf lines, events;
     size_t count, missing;
 
     (void)arg;
     for (;;) {
         pthread_mutex_lock(&the_log.lock.mutex);
-        while (the_log.queue.len == 0 && !the_log.stopping)
+        while (the_log.queue.len + the_log.events.len == 0 && !the_log.stopping)
             plat_monitor_wait(&the_log.lock, WAIT_MAX_MS);
         if (!the_log.stopping)
             plat_monitor_wait(&the_log.lock, LOG_GATHER_MS);
-        if (the_log.queue.len == 0)
+        if (the_log.queue.len + the_log.events.len == 0)
             break;
         lines = the_log.queue;
+        events = the_log.events;
+        the_log.events = (struct buf){0};
         count = the_log.lines;
         missing = the_log.unwritten - count; /* found no room, or were not written before */
         the_log.queue = (struct buf){0};
@@ -2227,9 +2328,12 @@ log_thread(void *arg)
             the_log.file = -1;
             count = 0;
         }
-        if (plat_console_write(STDOUT_FILENO, lines.data, lines.len, -1) != 0 && !the_log.folder)
+        if (log_write_console((struct slice){lines.data, lines.len}) != 0 && !the_log.folder)
             count = 0;
+        for (size_t i = 0; i < events.len; i += strlen(events.data + i) + 1)
+            plat_report((enum plat_event)events.data[i], events.data + i + 1);
         buf_free(&lines);
+        buf_free(&events);
         the_log.unwritten -= count;
         if (count > 0 && missing > 0 &&
             log_line(LOG_ERROR, "%zu log lines are missing: the console or the file took no more",
@@ -2250,7 +2354,8 @@ log_thread(void *arg)
 static int
 log_start(enum log_level level, const char *folder, struct err *e)
 {
-    the_log = (struct log){.level = level, .folder = folder, .file = -1};
+    the_log = (struct log){
+        .level = level, .folder = folder, .is_journal = plat_is_journal(), .file = -1};
     plat_monitor_init(&the_log.lock);
     if (folder && (plat_make_folder(folder, false) != 0 || log_open_file(plat_wall_ms()) != 0)) {
         err_set(e, "cannot write a log file in %s: %s", folder, plat_error());
@@ -4667,6 +4772,7 @@ struct journal {
     bool rewrite_failed, letters_failed, replay_failed, metrics_failed;
     bool wants_rewrite; /* however small the journal is: from the start until it is done */
     int64_t retry_ms;   /* what has failed is tried no sooner */
+    struct log_event event;
 
     bool asked;             /* the disk thread has a job, or its results are not yet taken */
     uint64_t synced_number; /* what waits up to this alert is on the disk, or will be by that job */
@@ -4978,7 +5084,7 @@ static void
 journal_fail(struct journal *j, bool *flag, const char *what, int number, int64_t now_ms)
 {
     if (!*flag && (!j->failed || flag != &j->rewrite_failed))
-        log_line(LOG_ERROR, "state directory: %s: %s; %s", what, state_why(number),
+        log_event(&j->event, LOG_ERROR, "state directory: %s: %s; %s", what, state_why(number),
             flag == &j->failed ? "alerts go on from memory" : "trying again");
     *flag = true;
     j->retry_ms = now_ms + HEAL_MS;
@@ -6802,6 +6908,7 @@ struct webhook {
     int64_t wait_until_ms;          /* the least of that; not UP: when the next probe may go */
     int failures;                   /* not UP: probes that failed in a row */
     uint64_t suspect[SUSPECTS_MAX]; /* numbers of different alerts that failed in a row */
+    struct log_event event_down, event_up, event_given_up;
     unsigned long long delivered, given_up, attempts; /* since the start ... */
     int64_t spent_ms;                                 /* ... and how long those attempts took */
     struct webhook *today; /* itself, as soon as a key in the journal means it; */
@@ -7093,7 +7200,8 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
     struct buf why = {0};
 
     buf_format(&why, "%s%s%s", reason, *hint ? "; " : "", hint);
-    log_line(LOG_ERROR, "alert %llu given up for %s after %d attempt%s: %s%s%s%s",
+    log_event(&d->webhook->event_given_up, LOG_ERROR,
+        "alert %llu given up for %s after %d attempt%s: %s%s%s%s",
         (unsigned long long)d->payload->number, d->webhook->config->name, d->attempts,
         d->attempts == 1 ? "" : "s", why.data,
         j->folder && !is_kept ? "; too many dead letters wait for the disk" : "",
@@ -7186,7 +7294,7 @@ static void
 webhook_is_up(struct webhook *w, int64_t now_ms)
 {
     if (w->state == WEBHOOK_DOWN)
-        log_line(LOG_INFO, "webhook %s is up again", w->config->name);
+        log_event(&w->event_up, LOG_INFO, "webhook %s is up again", w->config->name);
     if (w->state == WEBHOOK_UP || (w->state == WEBHOOK_PACED && now_ms < w->wait_until_ms))
         return;
     w->state = WEBHOOK_UP;
@@ -7218,8 +7326,8 @@ webhook_hold(
         log_line(LOG_WARN, "webhook %s asked to wait: %d, for %.1f s", w->config->name, res->status,
             (double)wait_ms / 1000);
     if (state == WEBHOOK_DOWN && w->state != state)
-        log_line(LOG_WARN, "webhook %s is down: %s%s%s", w->config->name, res->reason.text,
-            res->hint.text[0] ? "; " : "", res->hint.text);
+        log_event(&w->event_down, LOG_WARN, "webhook %s is down: %s%s%s", w->config->name,
+            res->reason.text, res->hint.text[0] ? "; " : "", res->hint.text);
     for (struct delivery *d = w->list.oldest; d && w->state == WEBHOOK_UP; d = d->newer)
         if (d->tried_ms && state == WEBHOOK_DOWN) /* no backoff of its own any more */
             d->due_ms = d->tried_ms;
@@ -8115,7 +8223,8 @@ struct app {
     struct peer heartbeat;
     int64_t beat_ms;    /* when the next heartbeat is due */
     bool is_beating;    /* one is under way */
-    int64_t metrics_ms; /* when the metrics are written next */
+    int64_t metrics_ms; /* when the metrics are written next ... */
+    int64_t report_ms;  /* ... and when the event log is told */
     bool beat_failed;
     bool json; /* --pending is for a program */
 };
@@ -8181,6 +8290,22 @@ loop_settle(void *owner, const struct http_result *res)
     app->beat_failed = failed;
 }
 
+/* Tells the event log what has happened; alerts of webhooks that are gone are given up, too. */
+static void
+loop_report(struct app *app, int64_t now_ms)
+{
+    if (now_ms < app->report_ms)
+        return;
+    app->report_ms = now_ms + LOOK_MS;
+    for (size_t i = 0; i < app->backlog.known; i++) {
+        struct webhook *w = &app->backlog.webhook[i];
+        log_report(&w->event_down, PLAT_WEBHOOK_DOWN, now_ms);
+        log_report(&w->event_up, PLAT_WEBHOOK_UP, now_ms);
+        log_report(&w->event_given_up, PLAT_GIVEN_UP, now_ms);
+    }
+    log_report(&app->journal.event, PLAT_DISK_FAILED, now_ms);
+}
+
 /*
  * One round: waits until something happens or until_ms, and does all that is due.
  * Returns when the next round must begin, if nothing happens before.
@@ -8220,6 +8345,7 @@ loop_round(struct app *app, int64_t until_ms)
         app->metrics_ms = now_ms + METRICS_MS;
         metrics_make(l, now_ms, &j->metrics);
     }
+    loop_report(app, now_ms);
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_expire(&b->webhook[i], now_ms);
     backlog_make_room(b);

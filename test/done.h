@@ -76,8 +76,12 @@ backlog_done(struct backlog *b)
         free((void *)(uintptr_t)b->webhook[i].config->description);
         free((void *)(uintptr_t)b->webhook[i].config);
     }
-    for (size_t i = 0; i < b->webhooks; i++)
+    for (size_t i = 0; i < b->known; i++) {
         free(b->webhook[i].begun_ms);
+        buf_free(&b->webhook[i].event_down.text);
+        buf_free(&b->webhook[i].event_up.text);
+        buf_free(&b->webhook[i].event_given_up.text);
+    }
     free(b->webhook);
     buf_free(&b->keys);
     buf_free(&b->text);

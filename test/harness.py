@@ -145,7 +145,7 @@ class Wine(Unix):
         self._stop()
         self._run(self.server, '-p')
         with open(self.trace, 'wb') as stderr:
-            self._run(self.loader, 'cmd', '/c', 'exit', stderr=stderr, WINEDEBUG='-all,trace+eventlog,err+eventlog')
+            self._run(self.loader, 'cmd', '/c', 'exit', stderr=stderr, WINEDEBUG='-all,trace+eventlog,warn+eventlog,err+eventlog')
 
     def _stop(self):
         """Ends the server and all that runs in the prefix: what outlives its server would only hang."""

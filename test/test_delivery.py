@@ -709,6 +709,27 @@ def test_console_that_takes_nothing(t, console):
         os.close(reader)
 
 
+def test_console_of_systemd(t):
+    """Its journal takes the priority of a line from what stands before it; the file has none."""
+    if harness.WINDOWS:
+        t.skip('what Linux has')
+    receiver = t.receiver(lambda request, connection: harness.response(404))
+    path, _ = t.config([hook(receiver)], fileLogging=True, logDirectory='log', logLevel='verbose')
+    journal = 'export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/$$/fd/1); exec "$@"'
+    program = t.start(path, wrap=['sh', '-c', journal, 'sh'])
+    program.send(b'/unknown/;x')
+    program.send(b'/scheduler-distribute/;x')
+    send_many(program, 1)
+    says(t, program, words.given_up())
+    end(t, program, accepted=1, given_up=1)
+    t.equal('priorities', {(line[:3], line.split()[1]) for line in program.log},
+            {('<3>', 'error:'), ('<4>', 'warn:'), ('<6>', 'info:'), ('<6>', 'verbose:')})
+    folder = os.path.join(t.tmp, 'log')
+    t.equal('the file', [base.read(os.path.join(folder, name)).decode().splitlines() for name in os.listdir(folder)],
+            [[line[3:] for line in program.log]])
+    t.equal('not the journal', t.start(path, env={'JOURNAL_STREAM': '1:2'}).log[0][:2], '20')
+
+
 def test_limits_threads(t):
     """Two hundred webhooks get each alert once, by as many threads as one webhook would need."""
     receiver = t.receiver()

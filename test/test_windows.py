@@ -226,7 +226,7 @@ def test_roots_of_the_machine(t):
 def events(*what):
     """The lines of the event log with these texts: wine keeps none, but its trace shows them. An error's begins with `err`."""
     text = base.read(harness.SYSTEM.trace).decode('utf-8', 'replace')
-    return [line for line in re.findall(r'(?:trace|err):eventlog:ReportEventW L".*"', text) if all(word in line for word in what)]
+    return [line for line in re.findall(r'(?:trace|warn|err):eventlog:ReportEventW L".*"', text) if all(word in line for word in what)]
 
 
 @harness.limit(180)
@@ -256,6 +256,22 @@ def test_service(t):
         t.equal('the log has %r' % line, len(re.findall('(?m)' + line, log)), count)
     t.equal('events tell each start', len(events(os.path.basename(t.tmp), 'started with')), 3)
     t.check('events tell stops', events('stopped: 1 received, 1 accepted, 0 delivered, 0 given up, 0 lost, 1 waiting'))
+
+
+@harness.limit(180)
+def test_service_events(t):
+    """The event log is told of a webhook that is down, and up again, and of an alert that is given up."""
+    receiver = t.receiver(lambda request, connection: harness.response(500))
+    tag = os.path.basename(t.tmp)
+    path, port = t.config([{'url': receiver.url(), 'description': tag}], logDirectory='log', rateLimit=0)
+    service = Service(t, path)
+    service.told('sc', 'start')
+    for kind, text, answer in (('warn', 'is down: ', 200), ('trace', 'is up again', 404), ('err', ' given up ', 200)):
+        for number in range(3 if kind == 'warn' else 1):
+            alert_arrives(t, text, receiver, port)
+        base.soon(t, text, lambda: [line for line in events(tag, text) if line.startswith(kind)])
+        receiver.answer = harness.response(answer)
+    service.told('sc', 'stop')
 
 
 @harness.limit(180)

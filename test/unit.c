@@ -672,6 +672,32 @@ test_log(void)
     check_number((long long)the_log.unwritten, 40002, "none is written");
 }
 
+/* The event log gets the last of each minute, with the count. */
+static void
+test_log_events(void)
+{
+    static const char told[] = "\6one 1\0\6one 4 (the last of 3 within a minute)\0\7other";
+    struct log_event one = {0}, other = {0};
+
+    log_begin(LOG_ERROR);
+    log_report(&one, PLAT_GIVEN_UP, 1000);
+    for (int i = 1; i <= 4; i++) {
+        log_event(&one, LOG_INFO, "one %d", i);
+        log_report(&one, PLAT_GIVEN_UP, 1000 + i);
+    }
+    log_report(&one, PLAT_GIVEN_UP, 1000 + MINUTE_MS);
+    log_report(&one, PLAT_GIVEN_UP, 1001 + MINUTE_MS);
+    log_event(&other, LOG_ERROR, "other");
+    log_report(&other, PLAT_DISK_FAILED, 1001 + MINUTE_MS);
+    log_report(&one, PLAT_GIVEN_UP, 1001 + 2 * MINUTE_MS);
+    check(the_log.events.len == sizeof told && memcmp(the_log.events.data, told, sizeof told) == 0,
+        "%s", show(held(&the_log.events)));
+    check_log(1, ""); /* whatever logLevel is */
+    buf_free(&the_log.events);
+    buf_free(&one.text);
+    buf_free(&other.text);
+}
+
 /* ==== 5. Alert ============================================================== */
 
 #define DATAGRAM FAILED ";QS1;T;A;LAB\\g;" IDS ";M"
@@ -1642,6 +1668,7 @@ journal_done(struct journal *j)
     line_reader_done(&j->replay);
     buf_free(&j->out);
     buf_free(&j->letters);
+    buf_free(&j->event.text);
     *j = (struct journal){0};
 }
 
@@ -4067,7 +4094,7 @@ main(void)
         const char *name;
         void (*run[20])(void);
     } sections[] = {{"3. Base", {test_utf8, test_slices, test_buffers}},
-        {"4. Log", {test_log, test_log_text, test_log_files, test_log_thread}},
+        {"4. Log", {test_log, test_log_text, test_log_events, test_log_files, test_log_thread}},
         {"5. Alert",
             {test_alerts, test_alert_large, test_alert_events, test_alert_json, test_alert_about,
                 test_json, test_json_alerts, test_alert_query, test_alert_query_cut,
