@@ -8763,7 +8763,8 @@ cli_install(struct app *app)
 {
     const struct config *c = &app->config;
     const struct buf *files = &app->reader.files;
-    struct plat_right *right = x_calloc(files->len + 3, sizeof *right); /* more than enough */
+    struct plat_right *right = x_calloc(files->len + 4, sizeof *right); /* more than enough */
+    struct buf metrics = {0};
     size_t n = 1;
     int result;
 
@@ -8773,8 +8774,14 @@ cli_install(struct app *app)
     if (c->state_directory)
         right[n++] = (struct plat_right){c->state_directory, true};
     right[n++] = (struct plat_right){c->log_directory, true};
+    if (c->metrics_file) {
+        buf_add(&metrics, c->metrics_file, plat_path_folder_len(c->metrics_file, "."));
+        buf_add_text(&metrics, ".");
+        right[n++] = (struct plat_right){metrics.data, true};
+    }
     result = plat_service_install(right, n);
     free(right);
+    buf_free(&metrics);
     return result;
 }
 

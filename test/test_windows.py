@@ -312,7 +312,8 @@ def test_service_installed(t):
     receiver = t.receiver()
     folder = os.path.join(t.tmp, 'Ünser Dienst')
     os.mkdir(folder, 0o700)     # wine forgets that a folder does not inherit its parent's rules
-    path, port = t.config([{'url': receiver.url()}], name='Ünser Dienst/butler.yaml', logDirectory='log')
+    path, port = t.config([{'url': receiver.url()}], name='Ünser Dienst/butler.yaml', logDirectory='log',
+                          butlerWebhook={'metricsFile': '../a.prom'})
     service = Service(t, path, 'ButlerWebhook')
     t.equal('there is none before', service.state(), None)
     for turn in ('first', 'again'):
@@ -320,7 +321,7 @@ def test_service_installed(t):
         t.check('%s: --install' % turn, done.returncode == 0 and 'service ButlerWebhook: registered, ' in done.stdout,
                 [done.returncode, done.stdout, done.stderr])
         for right in ('.exe: the service may read it', '/butler.yaml: the service may read it',
-                      'butler_webhook.state: the service may write in it', 'log: the service may write in it'):
+                      'butler_webhook.state: the service may write in it', 'log: the service may write in it', r'/../.: the service may write in it'):
             t.equal('%s: %s' % (turn, right), len(re.findall('(?m)%s$' % re.escape(right), done.stdout)), 1)
         for key, name, wanted in (
                 ('ButlerWebhook', 'Start', '0x2'), ('ButlerWebhook', 'Type', '0x10'),
