@@ -17,7 +17,8 @@ test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-
     shellcheck:shellcheck python3-flake8 python3-pytest python3-pytest-xdist python3-pytest-timeout python3-pytest-rerunfailures
     openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
 bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
-peers) words='prometheus-alertmanager:prometheus-alertmanager prometheus:promtool python3-jsonschema' ;;
+peers) words='prometheus-alertmanager:prometheus-alertmanager prometheus:promtool python3-jsonschema squid:squid
+    tinyproxy:tinyproxy' ;;
 npm) words='python3-jsonschema nodejs:node npm:npm' ;;
 arm64) words="$build $arm64" ;;
 windows) words="$build $windows" ;;
@@ -86,7 +87,7 @@ said=$({ $sudo apt-get -q update || :; } 2>&1 && $sudo env DEBIAN_FRONTEND=nonin
     echo "apt-get could not install:$missing" >&2
     exit 1
 }
-for service in nginx webhook prometheus prometheus-node-exporter prometheus-alertmanager; do
+for service in nginx webhook prometheus prometheus-node-exporter prometheus-alertmanager squid tinyproxy; do
     case " $missing " in
     *" $service "*) $sudo systemctl -q disable $service 2>/dev/null || $sudo update-rc.d $service disable 2>/dev/null || : ;;
     esac

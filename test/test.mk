@@ -5,9 +5,9 @@
 ## The parts of make check: check-lint, check-unit, check-system, check-alone, check-asan, check-tsan,
 ## check-short, check-vendor, check-fuzz, check-binary, check-readme, check-demo.
 ## make check-long: check-analyzer, check-tsan-rest, check-faults (kill -9, broken disks and networks, a
-## soak), a minute for each fuzzer, check-peers (receivers that Debian has), check-windows (in wine),
-## check-arm64 (in an emulator), check-dist (the archives, and that another folder and another user make the
-## same bytes). make check-npm: receivers that npm has.
+## soak), a minute for each fuzzer, check-peers (receivers and proxies that Debian has), check-windows (in
+## wine), check-arm64 (in an emulator), check-dist (the archives, and that another folder and another user
+## make the same bytes). make check-npm: receivers that npm has.
 ## make update: looks for newer libraries and root certificates, shows what changed, rewrites vendor/lock.
 ## make coverage: which lines and branches the tests run. make mutants: which small changes of the program no
 ## test notices (SEED=1 COUNT=100 MUTANTS='--only unit' or --help).
