@@ -18,7 +18,7 @@ test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-
     openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
 bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
 peers) words='prometheus-alertmanager:prometheus-alertmanager prometheus:promtool python3-jsonschema squid:squid
-    tinyproxy:tinyproxy' ;;
+    tinyproxy:tinyproxy curl:curl' ;;
 npm) words='python3-jsonschema nodejs:node npm:npm' ;;
 arm64) words="$build $arm64" ;;
 windows) words="$build $windows" ;;

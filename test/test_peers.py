@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import tempfile
 import urllib.parse
@@ -137,3 +138,62 @@ def test_proxy_killed(t, kind):
     servers.says(t, program, words.up('failure 1'), timeout=30)
     servers.says(t, program, words.delivered('failure 1'))
     t.equal('requests', servers.ids_of(receiver.requests), [execution_id] * 2)
+
+
+# What excepts a host from the proxy, tried with each URL. What curl's versions do not agree on is not here.
+URLS = ('http://example.com/', 'http://a.example.com/', 'http://badexample.com/', 'http://EXAMPLE.com./', 'http://localhost/',
+        'https://example.com:8443/', 'http://h/', 'http://h:8080/', 'https://h/', 'http://10.1.2.3/', 'http://10.1.2.3:81/',
+        'http://127.0.0.1/', 'http://[::1]/', 'http://[::1]:81/', 'http://[2001:db8::1]/')
+NO_PROXY = ('', ' , ,', '*', '.', 'example.com', '.example.com', 'EXAMPLE.com', 'example.com.', 'a.example.com', 'example', 'com',
+            'h', 'hh', 'h,', 'g,\th ,i', 'h;g', 'http://h', 'localhost', '10.1.2.3', '10.1.2.3/32', '10.0.0.0/8', '10.0.0.0/7',
+            '10.1.2.4/31', '10.1.2.2/31', '10.0.0.0/33', '10.0.0.0/x', '10.1.2', '10.', '10.*', '1.2.3', '.1.2.3', '010.1.2.3',
+            '127.0.0.1', '127.0.0.10', '127.0.0.0/8', '::1', '2001:db8::1')
+# What counts for us alone, as for Butler: host:port (and the URLs that are excepted), and HTTP_PROXY in capitals.
+WITH_PORT = {'h:80': {'http://h/'}, 'h:443': {'https://h/'}, 'h:8080,x': {'http://h:8080/'}, 'h:81': set(),
+             '.example.com:8443': {'https://example.com:8443/'}, '10.1.2.3:81': {'http://10.1.2.3:81/'},
+             '[::1]:81': {'http://[::1]:81/'}}
+A, B = 'http://127.0.0.1:A', 'http://127.0.0.1:B'
+VARIABLES = [{'http_proxy': A}, {'HTTPS_PROXY': A}, {'https_proxy': A}, {'ALL_PROXY': A}, {'all_proxy': A}, {'Http_Proxy': A},
+             {'http_proxy': A, 'HTTP_PROXY': B}, {'https_proxy': A, 'HTTPS_PROXY': B}, {'all_proxy': A, 'ALL_PROXY': B},
+             {'all_proxy': A, 'HTTPS_PROXY': B}, {'https_proxy': '', 'HTTPS_PROXY': A, 'http_proxy': '', 'ALL_PROXY': B},
+             {'ALL_PROXY': A[7:]}, {'ALL_PROXY': 'HTTP' + A[4:] + '/path'}, {'ALL_PROXY': A, 'no_proxy': 'h', 'NO_PROXY': 'com'},
+             {'ALL_PROXY': A, 'no_proxy': '', 'NO_PROXY': 'com'}]
+
+
+def through_ours(t, env):
+    """The proxy, or none, that our program takes for each URL."""
+    path, _ = t.config([{'url': url} for url in URLS], name='urls.yaml')
+    lines = re.findall('(?m)^failure .*', t.run('--check', path, env=env).stdout)
+    return [re.search(r'through (\S+)/|$', line)[1] for line in lines]
+
+
+def through_curl(t, env, proxies):
+    """The same for curl: to CONNECT each proxy answers with a status of its own; all else comes to the first one, too."""
+    each = [word for url in URLS for word in ('-o', '/dev/null', url)]
+    command = [servers.need(t, 'curl'), '-q', '-g', '-s', '--max-time', '9', '-w', '%{http_connect}\n',
+               '--connect-to', '::127.0.0.1:%d' % proxies[0].port, *each]
+    done = subprocess.run(command, capture_output=True, text=True, env=t.environment(env))
+    names = {'000': None, '501': proxies[0].url(''), '502': proxies[1].url('')}
+    return [names.get(status, status) for status in done.stdout.split()]
+
+
+def test_proxy_variables(t):
+    """The environment's variables count as for curl, but for the two differences above."""
+    def proxy(status):
+        return t.receiver(lambda request, connection: response(status if request.method == 'CONNECT' else 200, close=True),
+                          on_connect=lambda connection: b'' if connection.sock.recv(1, socket.MSG_PEEK) == b'\x16' else None)
+
+    proxies = [proxy(501), proxy(502)]
+    rows = [({'ALL_PROXY': A, 'NO_PROXY': value}, {}) for value in NO_PROXY]
+    rows += [({'ALL_PROXY': A, 'NO_PROXY': value}, dict.fromkeys(urls)) for value, urls in WITH_PORT.items()]
+    rows += [(variables, {}) for variables in VARIABLES]
+    rows.append(({'HTTP_PROXY': A}, {url: proxies[0].url('') for url in URLS if url.startswith('http:')}))
+    answers = set()
+    for variables, ours_alone in rows:
+        env = {name: value.replace(':A', ':%d' % proxies[0].port).replace(':B', ':%d' % proxies[1].port)
+               for name, value in variables.items()}
+        curls = dict(zip(URLS, through_curl(t, env, proxies)))
+        t.equal('%s' % variables, dict(zip(URLS, through_ours(t, env))), {**curls, **ours_alone})
+        t.check('%s: curl goes another way' % variables, all(curls[url] != proxy for url, proxy in ours_alone.items()), curls)
+        answers.update(curls.values())
+    t.equal('all that curl does', answers, {None, *(one.url('') for one in proxies)})
