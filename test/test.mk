@@ -117,7 +117,7 @@ check-peers: all test | install-peers
 	$(PART) $(PYTEST) -n 4 -k 'not ($(OF_NPM))' test/test_receivers.py test/test_peers.py
 # The receivers that npm has. Not part of check-long, as npm's registry cannot be reached everywhere. Their
 # lock file names no registry, and no script of theirs runs.
-OF_NPM = node_red or teams_card
+OF_NPM = node_red or teams_card or standard_webhooks
 check-npm: all test build/npm/.done
 	$(PART) $(PYTEST) -k '$(OF_NPM)' test/test_receivers.py
 build/npm/.done: test/data/npm/package-lock.json test/data/npm/package.json | install-npm

@@ -239,17 +239,41 @@ def test_node_red(t):
     t.equal('and no other', len(got), 2)
 
 
+def ask_library(t, library, script, value):
+    """What a script of test/data/npm, which uses this library, makes of the value."""
+    t.require('make check-npm has installed %s' % library, os.path.isdir(os.path.join(NPM, 'node_modules', library)))
+    script = os.path.join(harness.ROOT, 'test/data/npm', script)
+    done = subprocess.run([servers.need(t, 'node'), script, NPM], capture_output=True, text=True,
+                          input=json.dumps(value), timeout=30 * harness.SLOW)
+    t.require('%s says nothing else' % library, (done.returncode, done.stderr) == (0, ''), done.stderr)
+    return json.loads(done.stdout)
+
+
 def test_teams_card(t):
     """Microsoft's own library for Adaptive Cards has nothing against ours, and understands all of it."""
-    t.require('make check-npm has installed adaptivecards', os.path.isdir(os.path.join(NPM, 'node_modules/adaptivecards')))
     receiver = t.receiver()
     program = start(t, 'teams', receiver.url('/hook'))
     for data in (datagram(**ALERT), full(FIELDS, MARKUP)):
         count = len(receiver.requests) + 1
         program.send(data)
         card = receiver.wait(count)[-1].json()['attachments'][0]['content']
-        script = os.path.join(harness.ROOT, 'test/data/npm/card.js')
-        done = subprocess.run([servers.need(t, 'node'), script, NPM], capture_output=True, text=True,
-                              input=json.dumps(card), timeout=30 * harness.SLOW)
-        t.equal('the library', (done.returncode, done.stderr), (0, ''))
-        t.equal('what it says, and the card', json.loads(done.stdout), {'problems': [], 'card': card})
+        t.equal('what it says, and the card', ask_library(t, 'adaptivecards', 'card.js', card), {'problems': [], 'card': card})
+
+
+def test_standard_webhooks(t):
+    """The library of Standard Webhooks takes what we sign, but not with another secret, body or id, and not at another time."""
+    receiver = t.receiver()
+    program = start(t, 'signed', receiver.url('/hook'))
+    secret, other = VARIABLES['BUTLER_SIGNING_SECRET'], 'whsec_' + base64.b64encode(SECRET[::-1]).decode()
+    for data in (datagram(**ALERT), full(FIELDS, MARKUP)):
+        count = len(receiver.requests) + 1
+        program.send(data)
+        request = receiver.wait(count)[-1]
+        headers, body = dict(request.headers), request.body
+        wrong_id = {name: 'x' if name == 'webhook-id' else value for name, value in headers.items()}
+        cases = ((secret, headers, body, 0), (other, headers, body, 0), (secret, headers, body + b' ', 0),
+                 (secret, wrong_id, body, 0), (secret, headers, body, 301), (secret, headers, body, -601))
+        cases = [dict(zip(('secret', 'headers', 'body', 'ahead'), (secret, headers, base64.b64encode(body).decode(), ahead)))
+                 for secret, headers, body, ahead in cases]
+        t.equal('what it says', ask_library(t, 'standardwebhooks', 'verify.js', cases),
+                [request.json(), *['No matching signature found'] * 3, 'Message timestamp too old', 'Message timestamp too new'])
