@@ -8200,7 +8200,7 @@ metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
     metrics_begin(b, "build_info", "gauge", "The version.");
     buf_add_text(b, "butler_webhook_build_info{version=\"" VERSION "\"} 1\n");
     metrics_add(b, "written_timestamp_seconds", "gauge", "When this was written.",
-        (double)(plat_wall_ms() / 1000));
+        (double)plat_wall_ms() / 1000);
 }
 
 /* ==== 14. Loop ==============================================================

@@ -117,6 +117,8 @@ def test_entry_empty(t):
     t.equal('problems', [line.split('error: ')[1] for line in done.stderr.splitlines()],
             ['NOTHING: no such variable, empty, or no text in UTF-8',
              'webhookURL is not a URL: it is empty; write it as http://host/path or https://host:port/path'])
+
+
 def test_heartbeat(t):
     """One call every so many seconds, with nothing in it; that it fails, and works again, is told once."""
     answers = [response(200), response(500), response(500), response(204)]
