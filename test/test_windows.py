@@ -226,7 +226,8 @@ def test_roots_of_the_machine(t):
 def events(*what):
     """The lines of the event log with these texts: wine keeps none, but its trace shows them. An error's begins with `err`."""
     text = base.read(harness.SYSTEM.trace).decode('utf-8', 'replace')
-    return [line for line in re.findall(r'(?:trace|warn|err):eventlog:ReportEventW L".*"', text) if all(word in line for word in what)]
+    lines = re.findall(r'(?:trace|warn|err):eventlog:ReportEventW L".*"', text)
+    return [line for line in lines if all(word in line for word in what)]
 
 
 @harness.limit(180)
@@ -321,7 +322,8 @@ def test_service_installed(t):
         t.check('%s: --install' % turn, done.returncode == 0 and 'service ButlerWebhook: registered, ' in done.stdout,
                 [done.returncode, done.stdout, done.stderr])
         for right in ('.exe: the service may read it', '/butler.yaml: the service may read it',
-                      'butler_webhook.state: the service may write in it', 'log: the service may write in it', r'/../.: the service may write in it'):
+                      'butler_webhook.state: the service may write in it', 'log: the service may write in it',
+                      '/../.: the service may write in it'):
             t.equal('%s: %s' % (turn, right), len(re.findall('(?m)%s$' % re.escape(right), done.stdout)), 1)
         for key, name, wanted in (
                 ('ButlerWebhook', 'Start', '0x2'), ('ButlerWebhook', 'Type', '0x10'),
