@@ -4604,9 +4604,8 @@ struct window_entry {
 struct window_table {
     int64_t length_ms; /* 0: nothing is ever held back */
     uint64_t last;     /* the newest's number */
-    uint32_t count;    /* of windows that are kept: the last ones */
     struct window_entry entry[WINDOW_MAX];
-    uint64_t chain[WINDOW_MAX]; /* by key: the newest's number; a chain ends where none is kept */
+    uint64_t chain[WINDOW_MAX]; /* by key: the newest's number; 0: none */
 };
 
 enum window_use { WINDOW_RATE, WINDOW_SEEN, WINDOW_USES };
@@ -4637,48 +4636,35 @@ window_chain(struct window_table *t, const struct window_key *key)
     return &t->chain[(word[0] ^ word[1] ^ word[2] ^ word[3]) % WINDOW_MAX];
 }
 
-/* Returns window i < count, in the order in which they began. */
-static const struct window_entry *
-window_at(const struct window_table *t, uint32_t i)
-{
-    return &t->entry[(t->last - t->count + 1 + i) % WINDOW_MAX];
-}
-
-/* Returns the key's window that is open at now_ms, or NULL. Forgets those that have ended. */
+/*
+ * Returns the key's newest window if it ends after at_ms, or NULL. A chain ends at a number
+ * whose place was needed again: all that are older have lost theirs, too.
+ */
 static struct window_entry *
-window_find(struct window_table *t, const struct window_key *key, int64_t now_ms)
+window_find(struct window_table *t, const struct window_key *key, int64_t at_ms)
 {
-    while (t->count > 0 && window_at(t, 0)->begin_ms + t->length_ms <= now_ms)
-        t->count--;
-    for (uint64_t n = *window_chain(t, key); n > t->last - t->count;) {
+    for (uint64_t n = *window_chain(t, key); n > 0 && n + WINDOW_MAX > t->last;) {
         struct window_entry *entry = &t->entry[n % WINDOW_MAX];
-        if (memcmp(entry->key.bytes, key->bytes, sizeof key->bytes) == 0 &&
-            entry->begin_ms + t->length_ms > now_ms)
-            return entry;
+        if (memcmp(entry->key.bytes, key->bytes, sizeof key->bytes) == 0)
+            return entry->begin_ms + t->length_ms > at_ms ? entry : NULL;
         n = entry->older;
     }
     return NULL;
 }
 
 /*
- * Opens a window at begin_ms. Of several with one key the newest counts. Returns how much
- * the one before, which may have ended, has held back; 0 if its place was needed again.
+ * Opens a window at begin_ms. Returns how much the one before, which may have ended, has
+ * held back; 0 if its place was needed again.
  */
 static uint32_t
 window_open(struct window_table *t, const struct window_key *key, int64_t begin_ms)
 {
-    uint64_t *chain = window_chain(t, key), before = *chain;
-    uint32_t held = 0;
+    uint64_t *chain = window_chain(t, key);
+    const struct window_entry *before = window_find(t, key, INT64_MIN);
+    uint32_t held = before ? before->held : 0;
 
     if (t->length_ms == 0 || key->none)
         return 0;
-    while (before > 0 && before + WINDOW_MAX > t->last) {
-        const struct window_entry *entry = &t->entry[before % WINDOW_MAX];
-        bool is_same = memcmp(entry->key.bytes, key->bytes, sizeof key->bytes) == 0;
-        held = is_same ? entry->held : 0;
-        before = is_same ? 0 : entry->older;
-    }
-    t->count += t->count < WINDOW_MAX;
     t->entry[++t->last % WINDOW_MAX] = (struct window_entry){*key, begin_ms, *chain, 0};
     *chain = t->last;
     return held;
@@ -7665,10 +7651,14 @@ backlog_rewrite(struct backlog *b, int64_t now_ms)
         }
     }
     for (int kind = 0; kind < ALERT_KINDS; kind++)
-        for (int use = 0; use < WINDOW_USES; use++)
-            for (uint32_t i = 0; i < b->windows->table[kind][use].count; i++) {
-                const struct window_entry *entry = window_at(&b->windows->table[kind][use], i);
+        for (int use = 0; use < WINDOW_USES; use++) {
+            const struct window_table *t = &b->windows->table[kind][use];
+            uint64_t n = t->last > WINDOW_MAX ? t->last - WINDOW_MAX : 0;
+            while (n++ < t->last) {
+                const struct window_entry *entry = &t->entry[n % WINDOW_MAX];
                 char key[33];
+                if (entry->begin_ms + t->length_ms <= now_ms)
+                    continue; /* it has ended */
                 hex_write(entry->key.bytes, sizeof entry->key.bytes, key);
                 journal_rewrite_add(b->journal,
                     (struct journal_record){.word = JOURNAL_WINDOW,
@@ -7677,6 +7667,7 @@ backlog_rewrite(struct backlog *b, int64_t now_ms)
                         .wall_ms = backlog_wall_ms(entry->begin_ms),
                         .key = slice_of(key)});
             }
+        }
     journal_rewrite_flush(b->journal);
 }
 
