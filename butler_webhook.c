@@ -4803,9 +4803,8 @@ crc_write(const void *data, size_t len, char out[9])
             table[256 + ((c >> 16 ^ p[2]) & 255)] ^ table[c >> 24 ^ p[3]];
     for (; len > 0; len--)
         c = c >> 8 ^ table[(c ^ *p++) & 255];
-    c = ~c;
     for (int i = 0; i < 4; i++)
-        hex_write(&(uint8_t){(uint8_t)(c >> (24 - 8 * i))}, 1, out + 2 * i);
+        hex_write(&(uint8_t){(uint8_t)(~c >> (24 - 8 * i))}, 1, out + 2 * i);
 }
 
 /* Adds a record as a line. A text that is no JSON is UTF-8, and ends with a NUL. */
@@ -5130,16 +5129,11 @@ static int
 journal_open(struct journal *j, const struct config *c, bool read_only, struct err *e)
 {
     *j = (struct journal){.folder = c->state_directory,
+        .max = c->max_state_mb * STATE_UNIT,
         .sync_ms = INT64_MAX,
         .sync_all = true,
-        .wants_rewrite = true,
-        .lock = -1,
-        .file = -1,
-        .new_file = -1,
-        .aside = -1,
-        .reader.file = -1,
-        .replay.file = -1,
-        .max = c->max_state_mb * STATE_UNIT};
+        .wants_rewrite = true};
+    j->lock = j->file = j->new_file = j->aside = j->reader.file = j->replay.file = -1;
     if (!j->folder)
         return 0;
     if (read_only || journal_take_folder(j, c->metrics_file, e) == 0) {
@@ -6889,7 +6883,6 @@ struct webhook {
     int64_t quiet_until_ms;    /* no call begins before */
     int64_t *begun_ms;         /* of the last maxCallsPerMinute calls, a ring; NULL: no limit */
     uint64_t begun;            /* how many were put into it since the start */
-    int64_t full_until_ms;     /* before this one more would be too many in a minute */
     enum webhook_state state;
     int64_t wait_until_ms;          /* the least of that; not UP: when the next probe may go */
     int failures;                   /* not UP: probes that failed in a row */
@@ -6920,7 +6913,6 @@ struct backlog {
     struct delivery_list dead;              /* whose letters are not yet on the disk ... */
     size_t dead_bytes;                      /* ... what they take ... */
     size_t batch;                   /* ... and how many of them stand in the journal's letters */
-    struct buf keys;                /* of the last payload_record */
     struct buf text;                /* of one function at a time, which begins with len 0 */
     unsigned long long again, stay; /* of the replay under way: taken, returned */
     size_t turn;                    /* which webhook may begin first in the next round */
@@ -7057,21 +7049,21 @@ backlog_from_wall(int64_t wall_ms)
     return plat_now_ms() - (age_ms > 0 ? age_ms : 0);
 }
 
-/* Returns the record of an alert with its deliveries that have not ended, valid until the next. */
+/* Returns the record of an alert with its deliveries that have not ended; b->text has its keys. */
 static struct journal_record
 payload_record(struct backlog *b, const struct payload *p, enum journal_word word)
 {
-    b->keys.len = 0;
+    b->text.len = 0;
     for (size_t i = 0; i < p->targets; i++)
         if (p->delivery[i].state != DELIVERY_ENDED)
             buf_add_texts(
-                &b->keys, b->keys.len ? "," : "", p->delivery[i].webhook->config->key, NULL);
+                &b->text, b->text.len ? "," : "", p->delivery[i].webhook->config->key, NULL);
     return (struct journal_record){.word = word,
         .number = p->number,
         .kind = p->kind,
         .wall_ms = backlog_wall_ms(p->accepted_ms),
         .count = p->suppressed,
-        .key = {b->keys.data, b->keys.len},
+        .key = {b->text.data, b->text.len},
         .text = p->json};
 }
 
@@ -7142,7 +7134,6 @@ static void
 delivery_print(const struct delivery *d, struct buf *out)
 {
     const struct webhook_config *c = d->webhook->config;
-    int64_t age_s = (plat_now_ms() - d->payload->accepted_ms) / 1000;
     cJSON *o = cJSON_CreateObject();
     char id[64];
 
@@ -7160,7 +7151,8 @@ delivery_print(const struct delivery *d, struct buf *out)
         cJSON_AddNumberToObject(o, "count", (double)c->listed);
         json_put(o, "url", c->url.shown ? c->url.shown : ""); /* one that is gone has none */
     } else {
-        cJSON_AddNumberToObject(o, "ageSeconds", (double)age_s);
+        cJSON_AddNumberToObject(
+            o, "ageSeconds", (double)((plat_now_ms() - d->payload->accepted_ms) / 1000));
         delivery_put_time(o, "lastAttemptAt", d->tried_ms);
         cJSON_AddItemToObject(
             o, "lastError", d->why ? cJSON_CreateString(d->why) : cJSON_CreateNull());
@@ -7183,19 +7175,18 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
     size_t size = payload_size(d->payload);
     size_t more = j->letters_failed ? 0 : b->room + b->loaded;
     bool is_kept = j->folder && b->dead_bytes + size <= LETTERS_WAIT_MAX + more;
-    struct buf why = {0};
 
-    buf_format(&why, "%s%s%s", reason, *hint ? "; " : "", hint);
+    b->text.len = 0;
+    buf_add_texts(&b->text, reason, *hint ? "; " : "", hint, NULL);
     log_event(&d->webhook->event_given_up, LOG_ERROR,
         "alert %llu given up for %s after %d attempt%s: %s%s%s%s",
         (unsigned long long)d->payload->number, d->webhook->config->name, d->attempts,
-        d->attempts == 1 ? "" : "s", why.data,
+        d->attempts == 1 ? "" : "s", b->text.data,
         j->folder && !is_kept ? "; too many dead letters wait for the disk" : "",
         is_kept ? "" : "; alert: ", is_kept ? "" : d->payload->json.data);
     b->given_up++;
     d->webhook->given_up++;
-    delivery_set_why(d, why.data);
-    buf_free(&why);
+    delivery_set_why(d, b->text.data);
     list_remove(&d->webhook->list, d);
     list_add(&b->dead, d);
     d->state = DELIVERY_DEAD;
@@ -7403,18 +7394,18 @@ webhook_next(const struct webhook *w, int64_t now_ms)
     return first;
 }
 
-/* Counts a call that begins now for maxCallsPerMinute; with it the minute may be full. */
+/* Puts off the next call to when the webhook takes one, and maxCallsPerMinute allows it. */
 static void
-webhook_count_call(struct webhook *w, int64_t now_ms)
+webhook_put_off(struct webhook *w)
 {
     uint64_t max = (uint64_t)w->config->max_calls;
+    int64_t until_ms = w->wait_until_ms;
 
-    if (!w->begun_ms)
-        return;
-    w->begun_ms[w->begun++ % max] = now_ms;
-    if (w->begun >= max)
-        w->full_until_ms = w->begun_ms[w->begun % max] + CALLS_MINUTE_MS;
-    w->quiet_until_ms = w->full_until_ms;
+    /* The next place in the ring holds the call that leaves the minute first. */
+    if (w->begun_ms && w->begun >= max && w->begun_ms[w->begun % max] + CALLS_MINUTE_MS > until_ms)
+        until_ms = w->begun_ms[w->begun % max] + CALLS_MINUTE_MS;
+    if (w->quiet_until_ms < until_ms)
+        w->quiet_until_ms = until_ms;
 }
 
 /*
@@ -7431,10 +7422,7 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
     size_t calls_max = up ? (size_t)b->config->max_concurrent : 1;
     struct delivery *d;
 
-    if (w->quiet_until_ms < w->wait_until_ms)
-        w->quiet_until_ms = w->wait_until_ms;
-    if (w->quiet_until_ms < w->full_until_ms)
-        w->quiet_until_ms = w->full_until_ms;
+    webhook_put_off(w);
     while (w->calls < calls_max && !(b->ended || (b->stopping && !up)) &&
         b->http->busy < CONNECTIONS_MAX && now_ms >= w->quiet_until_ms &&
         (d = webhook_next(w, now_ms)) != NULL) {
@@ -7446,7 +7434,9 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
             break;
         d->state = DELIVERY_IN_CALL;
         w->calls++;
-        webhook_count_call(w, now_ms);
+        if (w->begun_ms)
+            w->begun_ms[w->begun++ % (uint64_t)w->config->max_calls] = now_ms;
+        webhook_put_off(w);
         delivery_id(d, request.id, sizeof request.id);
         call_begin(&w->peer, &request, d, now_ms);
     }
@@ -7577,10 +7567,10 @@ backlog_load_outcome(struct backlog *b, const struct buf *index, const struct jo
         else
             high = middle;
     }
-    if (low == index->len / sizeof *entry || entry[low].number != r->number)
-        return; /* its alert was damaged */
-    p = entry[low].payload;
-    for (size_t i = 0; p && i < p->targets; i++) {
+    p = low < index->len / sizeof *entry ? entry[low].payload : NULL;
+    if (!p || p->number != r->number)
+        return; /* it has ended, or was damaged */
+    for (size_t i = 0; i < p->targets; i++) {
         struct delivery *d = &p->delivery[i];
         if (d->webhook != w || d->state != DELIVERY_WAITS)
             continue;
@@ -7737,13 +7727,13 @@ backlog_init(struct backlog *b, const struct config *c, struct journal *journal,
         t[WINDOW_RATE].length_ms = c->rate_limit_s[kind] * 1000;
         t[WINDOW_SEEN].length_ms = c->dedup_enable ? c->dedup_minutes * 60000 : 0;
     }
-    for (size_t i = 0; i <= c->webhooks; i++) {
+    b->webhook[c->webhooks] = (struct webhook){.config = &unknown, .backlog = b};
+    for (size_t i = 0; i < c->webhooks; i++) {
         struct webhook *w = &b->webhook[i];
-        const struct webhook_config *wc = i < c->webhooks ? &c->webhook[i] : &unknown;
-        *w = (struct webhook){.config = wc, .backlog = b};
-        if (!http || wc == &unknown)
+        const struct webhook_config *wc = &c->webhook[i];
+        *w = (struct webhook){.config = wc, .backlog = b, .peer = {.http = http, .webhook = wc}};
+        if (!http)
             continue;
-        w->peer = (struct peer){.http = http, .webhook = wc};
         if (wc->max_calls > 0)
             w->begun_ms = x_calloc((size_t)wc->max_calls, sizeof *w->begun_ms);
         if (wc->url.tls)
@@ -7768,19 +7758,23 @@ struct inbox_head {
     uint32_t len;
 };
 
-/* How that is logged. */
+/* How what becomes of a datagram is called in the metrics, and how it is logged. */
 static const struct {
+    const char *name;
     enum log_level level;
     const char *what;
-} LISTEN_LOG[LISTEN_FATES] = {
-    [LISTEN_IGNORED] = {LOG_VERBOSE, "ignored"},
-    [LISTEN_MALFORMED] = {LOG_WARN, "malformed datagram"},
-    [LISTEN_UNKNOWN] = {LOG_WARN, "unknown message id"},
-    [LISTEN_REFUSED] = {LOG_WARN, "datagram ignored, its sender is not in allowedSources"},
-    [LISTEN_OVERSIZE] = {LOG_ERROR, "datagram dropped, larger than maxMessageSize"},
-    [LISTEN_OVER_RATE] = {LOG_ERROR, "datagram dropped, over udpServerConfig.rateLimit"},
-    [LISTEN_DUPLICATE] = {LOG_INFO, "duplicate ignored"},
-    [LISTEN_HELD_BACK] = {LOG_INFO, "held back by the rate limit"},
+} FATES[LISTEN_FATES] = {
+    [LISTEN_ACCEPTED] = {"accepted", LOG_INFO, NULL}, /* has a line of its own */
+    [LISTEN_IGNORED] = {"ignored", LOG_VERBOSE, "ignored"},
+    [LISTEN_MALFORMED] = {"malformed", LOG_WARN, "malformed datagram"},
+    [LISTEN_UNKNOWN] = {"unknown", LOG_WARN, "unknown message id"},
+    [LISTEN_REFUSED] = {"refused", LOG_WARN,
+        "datagram ignored, its sender is not in allowedSources"},
+    [LISTEN_OVERSIZE] = {"oversize", LOG_ERROR, "datagram dropped, larger than maxMessageSize"},
+    [LISTEN_OVER_RATE] = {"over_rate", LOG_ERROR,
+        "datagram dropped, over udpServerConfig.rateLimit"},
+    [LISTEN_DUPLICATE] = {"duplicate", LOG_INFO, "duplicate ignored"},
+    [LISTEN_HELD_BACK] = {"held_back", LOG_INFO, "held back by the rate limit"},
 };
 
 struct listener {
@@ -7918,7 +7912,7 @@ listen_log(struct listener *l, enum listen_fate fate, const uint8_t from[16], co
     uint32_t point;
     size_t len = 0;
 
-    if (LISTEN_LOG[fate].level > the_log.level ||
+    if (FATES[fate].level > the_log.level ||
         (++l->told[fate] > LOG_MINUTE_MAX && fate != LISTEN_IGNORED))
         return;
     if (fate == LISTEN_DUPLICATE || fate == LISTEN_HELD_BACK)
@@ -7930,8 +7924,8 @@ listen_log(struct listener *l, enum listen_fate fate, const uint8_t from[16], co
         buf_format(&text, ": \"%.*s%s\"", (int)len, datagram.data, len < datagram.len ? "..." : "");
     }
     plat_bytes_text(from, sender);
-    log_line(LISTEN_LOG[fate].level, "%s%s%s, from %s", LISTEN_LOG[fate].what,
-        text.len > 0 ? ": " : "", text.data, sender);
+    log_line(FATES[fate].level, "%s%s%s, from %s", FATES[fate].what, text.len > 0 ? ": " : "",
+        text.data, sender);
     buf_free(&text);
 }
 
@@ -8052,8 +8046,8 @@ listen_log_counts(struct listener *l, int64_t now_ms, bool at_end)
     l->log_ms = now_ms;
     for (int i = 0; i < LISTEN_FATES; i++) {
         if (l->told[i] > LOG_MINUTE_MAX && i != LISTEN_IGNORED)
-            log_line(LISTEN_LOG[i].level, "%llu more in the last minute: %s",
-                l->told[i] - LOG_MINUTE_MAX, LISTEN_LOG[i].what);
+            log_line(FATES[i].level, "%llu more in the last minute: %s",
+                l->told[i] - LOG_MINUTE_MAX, FATES[i].what);
         l->told[i] = 0;
     }
     if (l->unmatched > 0)
@@ -8129,10 +8123,6 @@ static const struct {
 };
 #define METRICS_ROWS (sizeof METRICS / sizeof *METRICS)
 
-/* What becomes of datagrams, as a label. */
-static const char *const METRICS_FATES[LISTEN_FATES] = {"accepted", "ignored", "malformed",
-    "unknown", "refused", "oversize", "over_rate", "duplicate", "held_back"};
-
 /* Begins a metric. */
 static void
 metrics_begin(struct buf *b, const char *name, const char *type, const char *help)
@@ -8178,8 +8168,8 @@ metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
     b->len = 0;
     metrics_begin(b, "datagrams_total", "counter", "Datagrams, by what became of them.");
     for (int i = 0; i < LISTEN_FATES; i++)
-        buf_format(b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", METRICS_FATES[i],
-            l->count[i]);
+        buf_format(
+            b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", FATES[i].name, l->count[i]);
     metrics_add(b, "kernel_drops_total", "counter", "Datagrams for which the system had no room.",
         l->drops);
     for (size_t row = 0; row < METRICS_ROWS; row++) {
@@ -8212,8 +8202,7 @@ struct app {
     struct plat_poll poll; /* this round's sockets, the listener's first */
     size_t lost;           /* of what waits, at the end: it stands on no disk */
     struct peer heartbeat;
-    int64_t beat_ms;    /* when the next heartbeat is due */
-    bool is_beating;    /* one is under way */
+    int64_t beat_ms;    /* when the next heartbeat is due; INT64_MAX: one is under way */
     int64_t metrics_ms; /* when the metrics are written next ... */
     int64_t report_ms;  /* ... and when the event log is told */
     bool beat_failed;
@@ -8255,10 +8244,9 @@ loop_beat(struct app *app, int64_t now_ms)
 {
     const struct http_request request = {.id = "heartbeat", .json = {"", 0}};
 
-    if (!app->config.heartbeat.url.host || app->is_beating || now_ms < app->beat_ms)
+    if (!app->config.heartbeat.url.host || now_ms < app->beat_ms)
         return;
-    app->is_beating = true;
-    app->beat_ms = now_ms + app->config.heartbeat_s * 1000;
+    app->beat_ms = INT64_MAX;
     call_begin(&app->heartbeat, &request, app, now_ms);
 }
 
@@ -8277,7 +8265,7 @@ loop_settle(void *owner, const struct http_result *res)
         log_line(LOG_WARN, "heartbeat failed: %s", res->reason.text);
     else if (!failed && app->beat_failed)
         log_line(LOG_INFO, "heartbeat works again");
-    app->is_beating = false;
+    app->beat_ms = plat_now_ms() - res->ms + app->config.heartbeat_s * 1000;
     app->beat_failed = failed;
 }
 

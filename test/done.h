@@ -83,6 +83,5 @@ backlog_done(struct backlog *b)
         buf_free(&b->webhook[i].event_given_up.text);
     }
     free(b->webhook);
-    buf_free(&b->keys);
     buf_free(&b->text);
 }
