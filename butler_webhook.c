@@ -2455,13 +2455,12 @@ static const char LOG4NET_LEVELS[] =
 #define ALERT_ABOUT_LEN 35  /* for alert_about */
 #define QUERY_PLAIN "*-._ " /* what URLSearchParams does not encode, beside letters and digits */
 
-/* The alert at hand; what waits is kept as JSON. Begins zeroed, is reused, ends with alert_done. */
+/* The alert at hand; what waits is kept as JSON. Begins zeroed, and is reused. */
 struct alert {
     enum alert_kind kind;
-    const char *field[ALERT_FIELDS]; /* UTF-8; constant, or part of what follows */
+    const char *field[ALERT_FIELDS]; /* UTF-8; constant, in text, or in what it was read from */
     uint32_t suppressed; /* alerts of its task that the rate limit held back before it */
-    struct buf text;
-    cJSON *json;
+    struct buf text;     /* of a datagram */
 };
 
 /* A text that a field may be, see alert_matches. Those for one field stand together. */
@@ -2754,15 +2753,6 @@ alert_parse(struct slice datagram, struct alert *out, struct err *e)
     return LISTEN_ACCEPTED;
 }
 
-/* Frees what the alert holds, not itself; it can be used again. */
-static void
-alert_done(struct alert *alert)
-{
-    buf_free(&alert->text);
-    cJSON_Delete(alert->json);
-    alert->json = NULL;
-}
-
 /* Adds the alert as the JSON body of a POST or PUT. */
 static void
 alert_add_json(const struct alert *alert, struct buf *b)
@@ -2778,14 +2768,15 @@ alert_add_json(const struct alert *alert, struct buf *b)
     json_print(item, b);
 }
 
-/* Reads an alert from the JSON that alert_add_json made. 0, or -1: it is not such JSON. */
+/*
+ * Reads an alert from the JSON that alert_add_json made, in which its fields stay. 0, or
+ * -1: it is not such JSON, or NULL.
+ */
 static int
-alert_read_json(struct slice json, struct alert *out)
+alert_read_json(const cJSON *json, struct alert *out)
 {
-    alert_done(out);
-    out->json = json_read(json);
     for (int i = 0; i < ALERT_FIELDS; i++)
-        out->field[i] = json_text(out->json, FIELD_NAMES[i]);
+        out->field[i] = json_text(json, FIELD_NAMES[i]);
     out->kind = 0;
     while (out->kind < ALERT_KINDS && strcmp(out->field[FIELD_EVENT], KINDS[out->kind].event) != 0)
         out->kind++;
@@ -4875,8 +4866,8 @@ journal_read_record(struct slice line, struct journal_record *out, struct buf *t
 
 /*
  * Reads a line of dead letters: what it says of its webhook (kind, key, description,
- * place), and the alert, which alert_done frees. Returns its document, which the caller
- * deletes and which holds was->description. NULL: it is damaged, or no alert of ours.
+ * place), and the alert. Returns its document, which the caller deletes and which holds
+ * both their texts. NULL: it is damaged, or no alert of ours.
  */
 static cJSON *
 journal_read_letter(struct slice line, struct webhook_config *was, struct alert *alert)
@@ -4884,17 +4875,13 @@ journal_read_letter(struct slice line, struct webhook_config *was, struct alert 
     cJSON *o = line.len <= JOURNAL_LINE_MAX ? json_read(line) : NULL;
     const cJSON *place = cJSON_GetObjectItemCaseSensitive(o, "place");
     const cJSON *listed = cJSON_GetObjectItemCaseSensitive(o, "count");
-    struct buf json = {0};
-    bool is_alert;
+    bool is_alert = alert_read_json(cJSON_GetObjectItemCaseSensitive(o, "alert"), alert) == 0;
 
-    json_print(cJSON_GetObjectItemCaseSensitive(o, "alert"), &json);
-    is_alert = json.len > 0 && alert_read_json((struct slice){json.data, json.len}, alert) == 0;
     *was = (struct webhook_config){.kind = alert->kind,
         .place = place ? (size_t)place->valueint - 1 : SIZE_MAX,
         .listed = listed ? (size_t)listed->valueint : 0,
         .description = json_text(o, "description")};
     snprintf(was->key, sizeof was->key, "%s", json_text(o, "webhookKey"));
-    buf_free(&json);
     if (is_alert)
         return o;
     cJSON_Delete(o);
@@ -6206,11 +6193,13 @@ call_content(const struct call *call, struct buf *own)
     struct slice values[TEMPLATE_FIELDS];
     struct alert alert = {0};
     char received_at[32];
+    cJSON *json;
 
     if (!w->template)
         return q->json;
     log_time(plat_wall_ms() - (plat_now_ms() - q->accepted_ms), received_at);
-    alert_read_json(q->json, &alert);
+    json = json_read(q->json);
+    alert_read_json(json, &alert);
     for (int i = 0; i < ALERT_FIELDS; i++)
         values[i] = slice_of(alert.field[i]);
     values[FIELD_KIND] = slice_of(KINDS[w->kind].name);
@@ -6218,7 +6207,7 @@ call_content(const struct call *call, struct buf *own)
     values[FIELD_RECEIVED_AT] = slice_of(received_at);
     values[FIELD_WEBHOOK_ID] = slice_of(q->id);
     template_add(own, w->form, w->template, values);
-    alert_done(&alert);
+    cJSON_Delete(json);
     return (struct slice){own->data, own->len};
 }
 
@@ -6286,10 +6275,11 @@ call_send(struct call *call)
             buf_add_texts(&target, strchr(target.data, '?') ? "&" : "?", content.data, NULL);
     } else if (!has_body) {
         struct alert alert = {0};
+        cJSON *json = json_read(q->json);
         bool has_fields = call->hops > 0 && strstr(u->target, "executionId=");
-        if (!has_fields && alert_read_json(q->json, &alert) == 0)
+        if (!has_fields && alert_read_json(json, &alert) == 0)
             alert_add_query(&alert, &target, call->cut ? origin_len + GET_TARGET_MAX : 0);
-        alert_done(&alert);
+        cJSON_Delete(json);
     }
     call->target_len = target.len - origin_len;
     call_write(call, METHODS[w->method], target.data, headers, w->header, body);
@@ -7531,14 +7521,14 @@ backlog_load_alert(struct backlog *b, struct buf *index, const struct journal_re
 {
     struct webhook *to[CONFIG_WEBHOOKS_MAX];
     struct slice keys = r->key;
-    struct alert alert = {0};
+    struct alert alert = {.suppressed = (uint32_t)r->count};
+    cJSON *json = json_read(r->text);
     size_t n = 0;
 
     while (keys.len > 0 && n < CONFIG_WEBHOOKS_MAX)
         to[n++] = backlog_find(b, slice_take(&keys, ','));
-    if (r->number > b->last_number && alert_read_json(r->text, &alert) == 0) {
+    if (r->number > b->last_number && alert_read_json(json, &alert) == 0) {
         struct backlog_entry entry = {.number = r->number};
-        alert.suppressed = (uint32_t)r->count;
         b->last_number = r->number - 1;
         entry.payload = backlog_add(b, &alert, to, n, r->word);
         entry.payload->accepted_ms = backlog_from_wall(r->wall_ms);
@@ -7548,7 +7538,7 @@ backlog_load_alert(struct backlog *b, struct buf *index, const struct journal_re
             window_open(&b->windows->table[alert.kind][use], &key, entry.payload->accepted_ms);
         }
     }
-    alert_done(&alert);
+    cJSON_Delete(json);
 }
 
 /* Takes in an attempt that failed, or an end, from the journal. */
@@ -7694,7 +7684,6 @@ backlog_replay(struct backlog *b, int64_t now_ms, int64_t *until_ms)
         cJSON_Delete(letter);
         *until_ms = now_ms;
     }
-    alert_done(&alert);
     if (j->replay_is_read && !j->sync_all && j->letters.len == 0 && journal_replay_end(j)) {
         log_line(LOG_INFO, "dead letters: %llu taken back to be sent again, %llu stay", b->again,
             b->stay);
@@ -8665,7 +8654,6 @@ cli_print_entry(struct slice line, void *arg)
         buf_add_char(&text, '\n');
     }
     fwrite(text.data ? text.data : "", 1, text.len, stdout);
-    alert_done(&alert);
     cJSON_Delete(entry);
     buf_free(&row);
     buf_free(&text);

@@ -130,17 +130,17 @@ check_letter(struct slice line)
     struct webhook_config webhook;
     struct alert alert = {0}, twin = {0};
     struct buf json = {0};
-    cJSON *letter = journal_read_letter(line, &webhook, &alert);
+    cJSON *letter = journal_read_letter(line, &webhook, &alert), *again = NULL;
 
     if (letter) {
         alert_add_json(&alert, &json);
+        again = json_read(slice_of(json.data));
         require(webhook.kind == alert.kind && strlen(webhook.key) < sizeof webhook.key &&
-                webhook.description && alert_read_json(slice_of(json.data), &twin) == 0,
+                webhook.description && alert_read_json(again, &twin) == 0,
             "a letter", "no alert");
     }
     cJSON_Delete(letter);
-    alert_done(&alert);
-    alert_done(&twin);
+    cJSON_Delete(again);
     buf_free(&json);
 }
 
