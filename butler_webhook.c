@@ -7256,39 +7256,31 @@ webhook_expire(struct webhook *w, int64_t now_ms)
 
 /* ---- Results ---- */
 
-/* The webhook has answered: it is up, except for time that it has asked for. */
-static void
-webhook_is_up(struct webhook *w, int64_t now_ms)
-{
-    if (w->state == WEBHOOK_DOWN)
-        log_event(&w->event_up, LOG_INFO, "webhook %s is up again", w->config->name);
-    if (w->state == WEBHOOK_UP || (w->state == WEBHOOK_PACED && now_ms < w->wait_until_ms))
-        return;
-    w->state = WEBHOOK_UP;
-    w->failures = 0;
-    w->wait_until_ms = 0;
-}
-
 /*
- * Leaves the webhook alone for a while: down, or paced as it asked. Of several calls
- * in flight that bring this the first one counts, and the longest time asked for.
+ * Notes the state that a call has found the webhook in. If that is not UP it is left alone
+ * for a while, down or paced as it asked. As long as that lasts the first call that has
+ * brought it counts, and the longest time asked for; only a webhook that is down may
+ * be up again at once.
  */
 static void
-webhook_hold(
+webhook_turn(
     struct webhook *w, enum webhook_state state, int64_t now_ms, const struct http_result *res)
 {
     int64_t wait_ms = state == WEBHOOK_PACED ? res->retry_after_s * 1000 : -1;
+    bool is_held = w->state != WEBHOOK_UP && now_ms < w->wait_until_ms;
+    bool is_up_again = w->state == WEBHOOK_DOWN && state != WEBHOOK_DOWN;
 
-    if (w->state != WEBHOOK_UP && now_ms < w->wait_until_ms) {
+    if (is_held && (state != WEBHOOK_UP || w->state == WEBHOOK_PACED)) {
         if (now_ms + wait_ms > w->wait_until_ms)
             w->wait_until_ms = now_ms + wait_ms;
         return;
     }
-    w->failures++;
     if (wait_ms <= 0) /* 0 must not become a flood */
-        wait_ms = wait_ms == 0 ? BACKOFF_MIN_MS : webhook_backoff_ms(w->failures);
-    if (state == WEBHOOK_PACED && w->state == WEBHOOK_DOWN)
-        webhook_is_up(w, now_ms);
+        wait_ms = wait_ms == 0 ? BACKOFF_MIN_MS : webhook_backoff_ms(w->failures + 1);
+    w->failures = state == WEBHOOK_UP || is_up_again ? 0 : w->failures + 1;
+    w->wait_until_ms = state == WEBHOOK_UP ? 0 : now_ms + wait_ms;
+    if (is_up_again)
+        log_event(&w->event_up, LOG_INFO, "webhook %s is up again", w->config->name);
     if (state == WEBHOOK_PACED && w->state != state)
         log_line(LOG_WARN, "webhook %s asked to wait: %d, for %.1f s", w->config->name, res->status,
             (double)wait_ms / 1000);
@@ -7299,7 +7291,6 @@ webhook_hold(
         if (d->tried_ms && state == WEBHOOK_DOWN) /* no backoff of its own any more */
             d->due_ms = d->tried_ms;
     w->state = state;
-    w->wait_until_ms = now_ms + wait_ms;
 }
 
 /*
@@ -7333,9 +7324,9 @@ webhook_settle(void *owner, const struct http_result *res)
     } else if (res->end == HTTP_ANSWERED && verdict != VERDICT_WAIT)
         memset(w->suspect, 0, sizeof w->suspect);
     if (verdict == VERDICT_DOWN || verdict == VERDICT_WAIT)
-        webhook_hold(w, verdict == VERDICT_WAIT ? WEBHOOK_PACED : WEBHOOK_DOWN, now_ms, res);
-    else if (res->end == HTTP_ANSWERED)
-        webhook_is_up(w, now_ms);
+        webhook_turn(w, verdict == VERDICT_WAIT ? WEBHOOK_PACED : WEBHOOK_DOWN, now_ms, res);
+    else if (res->end == HTTP_ANSWERED && w->state != WEBHOOK_UP)
+        webhook_turn(w, WEBHOOK_UP, now_ms, res);
     if (verdict == VERDICT_DELIVERED) {
         b->delivered++;
         w->delivered++;
