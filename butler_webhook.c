@@ -8186,7 +8186,8 @@ struct app {
     int64_t metrics_ms; /* when the metrics are written next ... */
     int64_t report_ms;  /* ... and when the event log is told */
     bool beat_failed;
-    bool json; /* --pending is for a program */
+    bool json;        /* --pending is for a program */
+    struct err error; /* of a command; it is printed at its end */
 };
 
 static struct app *the_app; /* what loop_load made; loop_hung needs it */
@@ -8658,12 +8659,9 @@ cli_pending(struct app *app)
     struct backlog *b = &app->backlog;
     size_t printed = 0, *count = json ? &printed : NULL;
     struct buf line = {0};
-    struct err e = {""};
 
-    if (journal_open(&app->journal, &app->config, true, &e) != 0) {
-        fprintf(stderr, "butler_webhook: %s\n", e.text);
+    if (journal_open(&app->journal, &app->config, true, &app->error) != 0)
         return 1;
-    }
     backlog_init(b, &app->config, &app->journal, &app->windows, NULL);
     backlog_load(b, true);
     printf(json ? "{\"waiting\":[" : "%zu waiting: accepted, attempts, webhook, task, last error\n",
@@ -8678,15 +8676,13 @@ cli_pending(struct app *app)
     printed = 0;
     fputs(
         json ? "],\n\"dead\":[" : "dead letters: when, attempts, webhook, task, reason\n", stdout);
-    journal_each_letter(&app->journal, LETTER_FILES, cli_print_entry, count, &e);
+    journal_each_letter(&app->journal, LETTER_FILES, cli_print_entry, count, &app->error);
     printed = 0;
     fputs(json ? "],\n\"handedOver\":[" : "handed over by --replay, to be sent again:\n", stdout);
-    journal_each_letter(&app->journal, REPLAY_FILES, cli_print_entry, count, &e);
+    journal_each_letter(&app->journal, REPLAY_FILES, cli_print_entry, count, &app->error);
     fputs(json ? "]}\n" : "", stdout);
     buf_free(&line);
-    if (*e.text) /* of a file of dead letters */
-        fprintf(stderr, "butler_webhook: %s\n", e.text);
-    return *e.text != '\0';
+    return *app->error.text != '\0'; /* a file of dead letters cannot be read */
 }
 
 /* --replay: hands the dead letters to the service, which sends them again. */
@@ -8695,17 +8691,14 @@ cli_replay(struct app *app)
 {
     struct journal *j = &app->journal;
     int count = -1;
-    struct err e;
 
     if (!app->config.state_directory)
-        err_set(&e, "butlerWebhook.stateDirectory is '': nothing was kept");
-    else if (journal_open(j, &app->config, true, &e) == 0)
-        count = journal_hand_over(j, &e);
-    if (count < 0)
-        fprintf(stderr, "butler_webhook: %s\n", e.text);
-    else if (count == 0)
+        err_set(&app->error, "butlerWebhook.stateDirectory is '': nothing was kept");
+    else if (journal_open(j, &app->config, true, &app->error) == 0)
+        count = journal_hand_over(j, &app->error);
+    if (count == 0)
         puts("no dead letters");
-    else
+    else if (count > 0)
         printf("%d dead letter%s handed over: the service sends them within seconds if it runs, "
                "else at its next start\n",
             count, count == 1 ? "" : "s");
@@ -8789,7 +8782,12 @@ cli_run(const char *options, int files, const char *file)
         if (CLI[i].run) {
             struct app *app = loop_load(file, CLI[i].is_strict, true);
             app->json = strstr(options, "--json") != NULL;
-            return app->reader.errors == 0 || CLI[i].run == cli_check ? CLI[i].run(app) : 2;
+            if (app->reader.errors > 0 && CLI[i].run != cli_check)
+                return 2;
+            int result = CLI[i].run(app);
+            if (*app->error.text)
+                fprintf(stderr, "butler_webhook: %s\n", app->error.text);
+            return result;
         }
         fputs(CLI[i].text, stdout);
         return 0;
