@@ -5348,6 +5348,7 @@ journal_upkeep(struct journal *j, uint64_t waiting, int64_t now_ms, int64_t *unt
         return; /* it wakes the loop */
     d->sync_folder = j->sync_all && !j->failed;
     d->sync = d->sync_folder || now_ms >= j->sync_ms ? j->file : -1;
+    /* At the end of a stop retry_ms is never: a journal that is whole needs no new one. */
     d->sync_new = j->new_file >= 0 && now_ms >= j->retry_ms;
     d->letters = j->letters.len > 0 && (!j->letters_failed || now_ms >= j->retry_ms) ? &j->letters
                                                                                      : NULL;
@@ -7314,7 +7315,7 @@ webhook_settle(void *owner, const struct http_result *res)
     w->attempts += res->end != HTTP_OURS;
     w->spent_ms += res->end != HTTP_OURS ? res->ms : 0;
     d->tried_ms = d->due_ms = now_ms;
-    if (verdict == VERDICT_SICK) {
+    if (verdict == VERDICT_SICK) { /* an alert that fails again and again is one suspect */
         while (i < SUSPECTS_MAX && w->suspect[i] && w->suspect[i] != d->payload->number)
             i++;
         if (i < SUSPECTS_MAX)
@@ -7410,6 +7411,7 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
         struct http_request request = {.json = d->payload->json,
             .suppressed = d->payload->suppressed,
             .accepted_ms = d->payload->accepted_ms};
+        /* Until the next one is due no round needs to search the list again. */
         w->quiet_until_ms = up ? d->due_ms : 0;
         if (w->quiet_until_ms > now_ms)
             break;
