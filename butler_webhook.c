@@ -8113,14 +8113,6 @@ metrics_begin(struct buf *b, const char *name, const char *type, const char *hel
         " ", type, "\n", NULL);
 }
 
-/* Adds a metric that has one value. */
-static void
-metrics_add(struct buf *b, const char *name, const char *type, const char *help, double value)
-{
-    metrics_begin(b, name, type, help);
-    buf_format(b, "butler_webhook_%s %.15g\n", name, value);
-}
-
 /*
  * Adds a row of METRICS for a webhook, unless its value is negative. A name holds no
  * control character, but maybe a quote or a backslash.
@@ -8152,8 +8144,9 @@ metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
     for (int i = 0; i < LISTEN_FATES; i++)
         buf_format(
             b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", FATES[i].name, l->count[i]);
-    metrics_add(b, "kernel_drops_total", "counter", "Datagrams for which the system had no room.",
-        l->drops);
+    metrics_begin(
+        b, "kernel_drops_total", "counter", "Datagrams for which the system had no room.");
+    buf_format(b, "butler_webhook_kernel_drops_total %u\n", (unsigned)l->drops);
     for (size_t row = 0; row < METRICS_ROWS; row++) {
         if (METRICS[row].help)
             metrics_begin(b, METRICS[row].name, METRICS[row].type, METRICS[row].help);
@@ -8162,8 +8155,9 @@ metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
     }
     metrics_begin(b, "build_info", "gauge", "The version.");
     buf_add_text(b, "butler_webhook_build_info{version=\"" VERSION "\"} 1\n");
-    metrics_add(b, "written_timestamp_seconds", "gauge", "When this was written.",
-        (double)plat_wall_ms() / 1000);
+    metrics_begin(b, "written_timestamp_seconds", "gauge", "When this was written.");
+    buf_format(
+        b, "butler_webhook_written_timestamp_seconds %lld\n", (long long)(plat_wall_ms() / 1000));
 }
 
 /* ==== 14. Loop ==============================================================
