@@ -2480,6 +2480,7 @@ enum listen_fate {
     LISTEN_OVER_RATE,
     LISTEN_DUPLICATE,
     LISTEN_HELD_BACK,
+    LISTEN_UNMATCHED, /* an alert that no webhook's match fits */
     LISTEN_FATES
 };
 
@@ -7740,23 +7741,29 @@ struct inbox_head {
     uint32_t len;
 };
 
-/* How what becomes of a datagram is called in the metrics, and how it is logged. */
+/*
+ * How what becomes of a datagram is called in the metrics, and how it is logged: so many
+ * lines a minute at most, as others can cause some of them at will.
+ */
 static const struct {
     const char *name;
     enum log_level level;
+    unsigned lines;
     const char *what;
 } FATES[LISTEN_FATES] = {
-    [LISTEN_ACCEPTED] = {"accepted", LOG_INFO, NULL}, /* has a line of its own */
-    [LISTEN_IGNORED] = {"ignored", LOG_VERBOSE, "ignored"},
-    [LISTEN_MALFORMED] = {"malformed", LOG_WARN, "malformed datagram"},
-    [LISTEN_UNKNOWN] = {"unknown", LOG_WARN, "unknown message id"},
-    [LISTEN_REFUSED] = {"refused", LOG_WARN,
+    [LISTEN_ACCEPTED] = {"accepted", LOG_INFO, UINT_MAX, NULL}, /* has a line of its own */
+    [LISTEN_IGNORED] = {"ignored", LOG_VERBOSE, UINT_MAX, "ignored"},
+    [LISTEN_MALFORMED] = {"malformed", LOG_WARN, LOG_MINUTE_MAX, "malformed datagram"},
+    [LISTEN_UNKNOWN] = {"unknown", LOG_WARN, LOG_MINUTE_MAX, "unknown message id"},
+    [LISTEN_REFUSED] = {"refused", LOG_WARN, LOG_MINUTE_MAX,
         "datagram ignored, its sender is not in allowedSources"},
-    [LISTEN_OVERSIZE] = {"oversize", LOG_ERROR, "datagram dropped, larger than maxMessageSize"},
-    [LISTEN_OVER_RATE] = {"over_rate", LOG_ERROR,
+    [LISTEN_OVERSIZE] = {"oversize", LOG_ERROR, LOG_MINUTE_MAX,
+        "datagram dropped, larger than maxMessageSize"},
+    [LISTEN_OVER_RATE] = {"over_rate", LOG_ERROR, LOG_MINUTE_MAX,
         "datagram dropped, over udpServerConfig.rateLimit"},
-    [LISTEN_DUPLICATE] = {"duplicate", LOG_INFO, "duplicate ignored"},
-    [LISTEN_HELD_BACK] = {"held_back", LOG_INFO, "held back by the rate limit"},
+    [LISTEN_DUPLICATE] = {"duplicate", LOG_INFO, LOG_MINUTE_MAX, "duplicate ignored"},
+    [LISTEN_HELD_BACK] = {"held_back", LOG_INFO, LOG_MINUTE_MAX, "held back by the rate limit"},
+    [LISTEN_UNMATCHED] = {"unmatched", LOG_WARN, 1, "not sent, as no webhook's match fits"},
 };
 
 struct listener {
@@ -7773,9 +7780,8 @@ struct listener {
     int64_t minute_ms;   /* when the minute of udpServerConfig.rateLimit began */
     int64_t minute_count;
     unsigned long long received, unsorted, count[LISTEN_FATES];
-    unsigned long long unmatched;          /* alerts that are only for webhooks they do not match */
     int64_t log_ms;                        /* when the minute of what follows began */
-    unsigned long long told[LISTEN_FATES]; /* only the first LOG_MINUTE_MAX got a line */
+    unsigned long long told[LISTEN_FATES]; /* but only the first FATES.lines have a line */
 };
 
 /* True if a datagram may come from there. */
@@ -7854,8 +7860,11 @@ listen_add_alert(struct buf *b, const struct alert *a)
         log_text(slice_of(a->field[FIELD_EXECUTION_ID])).text, NULL); /* it may be anything */
 }
 
-/* Takes in the alert at hand: it waits for the webhooks that it matches, and has its record. */
-static void
+/*
+ * Takes in the alert at hand: it waits for the webhooks that it matches, and has its record.
+ * LISTEN_UNMATCHED: there are webhooks of its kind, but it matches none.
+ */
+static enum listen_fate
 listen_accept(struct listener *l)
 {
     struct backlog *b = l->backlog;
@@ -7869,7 +7878,8 @@ listen_accept(struct listener *l)
             if (alert_matches(a, b->webhook[i].config->match))
                 to[n++] = &b->webhook[i];
         }
-    l->unmatched += n == 0 && of_kind > 0;
+    if (n == 0 && of_kind > 0)
+        return LISTEN_UNMATCHED;
     if (n > 0)
         backlog_add(b, a, to, n, JOURNAL_ACCEPTED);
     else
@@ -7879,6 +7889,7 @@ listen_accept(struct listener *l)
     buf_add_texts(
         &l->accepted, ", for ", number_text(n).text, n == 1 ? " webhook" : " webhooks", NULL);
     buf_add_char(&l->accepted, '\0');
+    return LISTEN_ACCEPTED;
 }
 
 /*
@@ -7894,10 +7905,9 @@ listen_log(struct listener *l, enum listen_fate fate, const uint8_t from[16], co
     uint32_t point;
     size_t len = 0;
 
-    if (FATES[fate].level > the_log.level ||
-        (++l->told[fate] > LOG_MINUTE_MAX && fate != LISTEN_IGNORED))
+    if (FATES[fate].level > the_log.level || ++l->told[fate] > FATES[fate].lines)
         return;
-    if (fate == LISTEN_DUPLICATE || fate == LISTEN_HELD_BACK)
+    if (fate >= LISTEN_DUPLICATE) /* these are alerts */
         listen_add_alert(&text, &l->alert);
     buf_add_text(&text, why);
     if (fate == LISTEN_MALFORMED) { /* as it was decoded, so that a person can read what it meant */
@@ -7929,10 +7939,10 @@ listen_sort(struct listener *l, int64_t now_ms)
         l->sorted += sizeof head + head.len;
         l->unsorted--;
         fate = listen_judge(l, head.from, (struct slice){data, head.len}, now_ms, &why);
-        l->count[fate]++;
         if (fate == LISTEN_ACCEPTED)
-            listen_accept(l);
-        else
+            fate = listen_accept(l);
+        l->count[fate]++;
+        if (fate != LISTEN_ACCEPTED)
             listen_log(l, fate, head.from, why.text);
     }
     if (l->sorted > l->inbox.len / 2) {
@@ -8027,15 +8037,11 @@ listen_log_counts(struct listener *l, int64_t now_ms, bool at_end)
         return;
     l->log_ms = now_ms;
     for (int i = 0; i < LISTEN_FATES; i++) {
-        if (l->told[i] > LOG_MINUTE_MAX && i != LISTEN_IGNORED)
+        if (l->told[i] > FATES[i].lines)
             log_line(FATES[i].level, "%llu more in the last minute: %s",
-                l->told[i] - LOG_MINUTE_MAX, FATES[i].what);
+                l->told[i] - FATES[i].lines, FATES[i].what);
         l->told[i] = 0;
     }
-    if (l->unmatched > 0)
-        log_line(
-            LOG_WARN, "alerts that no webhook's match fits, and so not sent: %llu", l->unmatched);
-    l->unmatched = 0;
 }
 
 /*

@@ -301,7 +301,7 @@ def test_match(t):
                                       ('x', 'qs2', 'LAB\\b', TASK), ('Finance', 'qs1', 'LAB\\b', TASK)):
         program.send(harness.datagram(task=task, host=host, user=user, task_id=task_id))
     program.send(harness.datagram(id=IDS['aborted'], task='y'))
-    for number, count in enumerate((1, 2, 0, 0, 0, 1), 1):
+    for number, count in enumerate((1, 2, 1), 1):
         line = program.wait_log(words.accepted(number, r', for (\d+) webhooks?$'))
         t.check('alert %d' % number, line and line[1] == str(count), program.log)
     t.equal('the last one for failures is held back', len(program.lines(words.HELD_BACK)), 1)
@@ -309,8 +309,8 @@ def test_match(t):
         t.check('%s gets its' % to, program.wait_log(words.delivered(to)), program.log)
     t.check('failure 1 refuses its', program.wait_log(words.given_up('failure 1'), count=2), program.log)
     t.equal('exit code', program.stop(), 0)
-    match = program.wait_log(words.UNMATCHED, 1)
-    t.equal('a warning, for those of a minute', match and match[1], '3')
+    t.equal('a warning', len(program.lines(words.UNMATCHED)), 1)
+    t.check('the number of the others', program.lines(' warn: 2 more in the last minute: not sent'), program.log)
     with open(path, encoding='utf-8') as file:
         text = file.read()
     with open(path, 'w', encoding='utf-8', newline='') as file:
