@@ -1437,13 +1437,13 @@ plat_poll(struct plat_poll *p, int64_t wait_ms)
 static bool
 plat_ask_stop(const char *why)
 {
-    const char *none = NULL;
     int64_t never = 0;
-    bool first = atomic_compare_exchange_strong(&plat.stop_ms, &never, plat_now_ms());
 
-    atomic_compare_exchange_strong(&plat.reason, &none, why);
+    if (!atomic_compare_exchange_strong(&plat.stop_ms, &never, plat_now_ms()))
+        return false;
+    plat.reason = why;
     plat_wake();
-    return first;
+    return true;
 }
 
 /* Returns the first request to stop ("SIGTERM", "Ctrl-C") and when it came; NULL: none. */
