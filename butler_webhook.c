@@ -1674,15 +1674,12 @@ plat_state_open(const char *path, int flags)
     int handle = plat_file_open(path, flags | own, 0600);
     struct stat st;
 
-    if (handle < 0) {
-        errno = errno == ELOOP || errno == EISDIR || errno == ENXIO ? EINVAL : errno;
-        return -1;
-    }
     /* A file without any name is fine: it has just been replaced. */
-    if (fstat(handle, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink <= 1)
+    if (handle >= 0 && fstat(handle, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink <= 1)
         return handle;
     plat_file_close(handle);
-    errno = EINVAL;
+    if (handle >= 0 || errno == ELOOP || errno == EISDIR || errno == ENXIO)
+        errno = EINVAL;
     return -1;
 }
 
