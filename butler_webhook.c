@@ -315,7 +315,7 @@ struct plat_right {
 
 /* What both halves, signal handlers, threads of the system and look-up threads share. */
 static struct {
-    intptr_t wake[2];            /* plat_init: the end to read, the end to write */
+    SOCKET wake[2];              /* plat_init: the end to read, the end to write */
     void (*_Atomic hung)(void);  /* plat_catch_stop */
     const char *_Atomic reason;  /* the first request to stop; NULL: none; ... */
     _Atomic int64_t stop_ms;     /* ... and when it came */
@@ -383,7 +383,7 @@ static void
 plat_init(int *argc, char ***argv)
 {
     struct rlimit files;
-    int fd, pair[2];
+    int fd;
 
     (void)argc;
     (void)argv;
@@ -395,13 +395,11 @@ plat_init(int *argc, char ***argv)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0) {
+    if (socketpair(AF_UNIX, SOCK_STREAM | PLAT_SOCK, 0, plat.wake) != 0) {
         fprintf(stderr, "butler_webhook: cannot create a pair of sockets: %s\n",
             plat_error_text(errno));
         exit(1);
     }
-    plat.wake[0] = pair[0];
-    plat.wake[1] = pair[1];
 }
 
 /* Handles the alarm that plat_on_stop has set. */
@@ -831,7 +829,7 @@ plat_init(int *argc, char ***argv)
     int len = sizeof self, mode = 0;
     wchar_t **wide, **env;
     WSADATA data;
-    SOCKET s;
+    SOCKET *wake = plat.wake;
 
     SetErrorMode(SEM_FAILCRITICALERRORS | SEM_NOOPENFILEERRORBOX);
     SetDefaultDllDirectories(LOAD_LIBRARY_SEARCH_SYSTEM32);
@@ -845,10 +843,10 @@ plat_init(int *argc, char ***argv)
     for (int i = 0; i < *argc; i++)
         (*argv)[i] = plat_narrow(wide[i]);
     WSAStartup(MAKEWORD(2, 2), &data);
-    plat.wake[0] = plat.wake[1] = plat_socket(AF_INET, SOCK_DGRAM, 0); /* connected to itself */
-    s = (SOCKET)plat.wake[0];
-    if (bind(s, (const void *)&self, len) != 0 || getsockname(s, (void *)&self, &len) != 0 ||
-        connect(s, (const void *)&self, len) != 0) {
+    wake[0] = wake[1] = (SOCKET)plat_socket(AF_INET, SOCK_DGRAM, 0); /* connected to itself */
+    if (bind(*wake, (const void *)&self, len) != 0 ||
+        getsockname(*wake, (void *)&self, &len) != 0 ||
+        connect(*wake, (const void *)&self, len) != 0) {
         plat_fail(PLAT_LAST_ERROR);
         fprintf(stderr, "butler_webhook: cannot create a socket on 127.0.0.1: %s\n",
             plat_error_text(errno));
@@ -1413,7 +1411,7 @@ plat_wake(void)
 {
     int kept = errno; /* of what the signal has interrupted */
 
-    plat_send(plat.wake[1], "", 1);
+    plat_send((intptr_t)plat.wake[1], "", 1);
     errno = kept;
 }
 
@@ -1427,9 +1425,9 @@ plat_poll(struct plat_poll *p, int64_t wait_ms)
     struct pollfd *wake = &p->slot[p->count];
     char room[64];
 
-    *wake = (struct pollfd){.fd = (SOCKET)plat.wake[0], .events = POLLIN};
+    *wake = (struct pollfd){.fd = plat.wake[0], .events = POLLIN};
     plat_select(p->slot, (unsigned)p->count + 1, plat_wait_ms(wait_ms));
-    while (wake->revents && plat_recv(plat.wake[0], room, sizeof room) > 0)
+    while (wake->revents && plat_recv((intptr_t)plat.wake[0], room, sizeof room) > 0)
         continue;
 }
 
