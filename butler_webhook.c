@@ -561,22 +561,22 @@ plat_folder_sync(const char *path)
 }
 
 /*
- * Writes to STDOUT_FILENO or STDERR_FILENO until that blocks for wait_ms; -1, and on
- * Windows always: for ever. -1: it does not take all of it. Async-signal-safe.
+ * Writes to STDOUT_FILENO; or to STDERR_FILENO, which except on Windows must take it at
+ * once. -1: it does not take all of it. Async-signal-safe.
  */
 static int
-plat_console_write(int handle, const char *data, size_t len, int wait_ms)
+plat_console_write(int handle, const char *data, size_t len)
 {
     struct pollfd p = {handle, POLLOUT, 0};
-    ssize_t n;
+    const char *end = data + len;
+    ssize_t n = 0;
 
-    for (; len > 0 && poll(&p, 1, wait_ms) > 0; data += n, len -= (size_t)n) {
+    while (data < end && n >= 0 && poll(&p, 1, handle == STDERR_FILENO ? 0 : -1) > 0) {
         /* A pipe that polls as writable takes so much without blocking. */
-        n = write(handle, data, len < PIPE_BUF ? len : PIPE_BUF);
-        if (n < 0)
-            break;
+        n = write(handle, data, end - data < PIPE_BUF ? (size_t)(end - data) : PIPE_BUF);
+        data += n > 0 ? n : 0;
     }
-    return len > 0 ? -1 : 0;
+    return data < end ? -1 : 0;
 }
 
 /* Adds the roots that the system trusts for servers. Skips what cannot be read. */
@@ -1103,11 +1103,10 @@ plat_remove(const char *path)
 }
 
 static int
-plat_console_write(int handle, const char *data, size_t len, int wait_ms)
+plat_console_write(int handle, const char *data, size_t len)
 {
     DWORD n;
 
-    (void)wait_ms;
     return WriteFile((HANDLE)_get_osfhandle(handle), data, (DWORD)len, &n, NULL) ? 0 : -1;
 }
 
@@ -1757,7 +1756,7 @@ x_check(void *p)
 
     if (!p) {
         plat_report(PLAT_FAILED, text);
-        plat_console_write(STDERR_FILENO, text, sizeof text - 1, 0);
+        plat_console_write(STDERR_FILENO, text, sizeof text - 1);
         plat_exit_now(1);
     }
     return p;
@@ -2284,7 +2283,7 @@ log_write_console(struct slice lines)
     }
     if (the_log.is_journal)
         lines = (struct slice){marked.data, marked.len};
-    result = plat_console_write(STDOUT_FILENO, lines.data, lines.len, -1);
+    result = plat_console_write(STDOUT_FILENO, lines.data, lines.len);
     buf_free(&marked);
     return result;
 }
@@ -8213,7 +8212,7 @@ loop_hung(void)
         loop_counts(the_app).text, (unsigned long long)the_log.unwritten);
 
     plat_report(PLAT_FAILED, text);
-    plat_console_write(STDERR_FILENO, text, (size_t)len, 0);
+    plat_console_write(STDERR_FILENO, text, (size_t)len);
 }
 
 /* Calls heartbeatURL when it is due, so that somebody notices when this program is dead. */
