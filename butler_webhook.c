@@ -316,7 +316,6 @@ struct plat_right {
 /* What both halves, signal handlers, threads of the system and look-up threads share. */
 static struct {
     SOCKET wake[2];              /* plat_init: the end to read, the end to write */
-    void (*_Atomic hung)(void);  /* plat_catch_stop */
     const char *_Atomic reason;  /* the first request to stop; NULL: none; ... */
     _Atomic int64_t stop_ms;     /* ... and when it came */
     struct plat_lookup *lookups; /* loop only */
@@ -402,15 +401,6 @@ plat_init(int *argc, char ***argv)
     }
 }
 
-/* Handles the alarm that plat_on_stop has set. */
-static void
-plat_on_late(int number)
-{
-    (void)number;
-    plat.hung();
-    _exit(1);
-}
-
 /* Handles a signal that stops the program. */
 static void
 plat_on_stop(int number)
@@ -440,18 +430,17 @@ plat_report(enum plat_event event, const char *text)
 /*
  * From now on a request to stop (SIGTERM, SIGINT, SIGHUP, unless ignored at the
  * start; Ctrl-C; service stop) does not end the process: it sets plat_stop_reason
- * and ends plat_poll. If the process still runs STOP_MS later, hung is called and
- * the process ends with exit code 1. hung must be async-signal-safe; on Windows it
- * runs in a thread of the system.
+ * and ends plat_poll. If the process still runs STOP_MS later, hung is called with any
+ * number, and ends it. hung must be async-signal-safe; on Windows it runs in a thread
+ * of the system.
  */
 static void
-plat_catch_stop(void (*hung)(void))
+plat_catch_stop(void (*hung)(int))
 {
     static const int stops[] = {SIGTERM, SIGINT, SIGHUP};
     struct sigaction stop = {.sa_handler = plat_on_stop, .sa_flags = SA_RESTART};
-    struct sigaction late = {.sa_handler = plat_on_late}, old;
+    struct sigaction late = {.sa_handler = hung}, old;
 
-    plat.hung = hung;
     sigaction(SIGALRM, &late, NULL);
     for (size_t i = 0; i < sizeof stops / sizeof *stops; i++)
         if (sigaction(stops[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
@@ -637,7 +626,8 @@ static struct {
     SERVICE_STATUS_HANDLE status; /* of a service; set before the threads start, as the rest */
     int (*run)(const char *);
     const char *file;
-    char error[400]; /* of plat_error_text; loop only */
+    void (*_Atomic hung)(int); /* plat_catch_stop */
+    char error[400];           /* of plat_error_text; loop only */
 } plat_windows;
 
 /* Errors that other systems have, too, with their text. */
@@ -861,12 +851,12 @@ plat_init(int *argc, char ***argv)
 static void CALLBACK
 plat_on_late(void *arg, BOOLEAN fired)
 {
-    void (*hung)(void) = atomic_exchange(&plat.hung, NULL);
+    void (*hung)(int) = atomic_exchange(&plat_windows.hung, NULL);
 
     (void)arg;
     (void)fired;
     if (hung)
-        hung();
+        hung(0);
     plat_exit_now(1);
 }
 
@@ -962,9 +952,9 @@ plat_on_console_event(DWORD event)
 }
 
 static void
-plat_catch_stop(void (*hung)(void))
+plat_catch_stop(void (*hung)(int))
 {
-    plat.hung = hung;
+    plat_windows.hung = hung;
     SetConsoleCtrlHandler(plat_on_console_event, TRUE);
 }
 
@@ -1748,17 +1738,21 @@ struct number {
     char text[21];
 };
 
+/* Ends the process at once, with a line on stderr. Async-signal-safe. */
+_Noreturn static void
+x_die(const char *text)
+{
+    plat_report(PLAT_FAILED, text);
+    plat_console_write(STDERR_FILENO, text, strlen(text));
+    plat_exit_now(1);
+}
+
 /* Returns p. Ends the program if it is NULL: every size from outside was bounded before. */
 static void *
 x_check(void *p)
 {
-    static const char text[] = "butler_webhook: out of memory\n";
-
-    if (!p) {
-        plat_report(PLAT_FAILED, text);
-        plat_console_write(STDERR_FILENO, text, sizeof text - 1);
-        plat_exit_now(1);
-    }
+    if (!p)
+        x_die("butler_webhook: out of memory\n");
     return p;
 }
 
@@ -8202,17 +8196,17 @@ loop_counts(const struct app *app)
     return text;
 }
 
-/* Writes the counts when a stop takes too long. Runs in a signal's handler, too. */
-static void
-loop_hung(void)
+/* Ends the process when a stop takes too long, with the counts. Handles a signal, too. */
+_Noreturn static void
+loop_hung(int number)
 {
-    char text[400];
-    int len = snprintf(text, sizeof text,
+    struct err text;
+
+    (void)number;
+    err_set(&text,
         "butler_webhook: a disk or the log hangs, ended after 5 s: %s, %llu lines of log lost\n",
         loop_counts(the_app).text, (unsigned long long)the_log.unwritten);
-
-    plat_report(PLAT_FAILED, text);
-    plat_console_write(STDERR_FILENO, text, (size_t)len);
+    x_die(text.text);
 }
 
 /* Calls heartbeatURL when it is due, so that somebody notices when this program is dead. */
@@ -8459,10 +8453,8 @@ loop_stop(struct app *app, int64_t began_ms)
     err_set(&text, "stopped: %s", loop_counts(app).text);
     log_line(LOG_INFO, "%s", text.text);
     plat_report(PLAT_STOPPED, text.text);
-    if (!log_stop(began_ms + STOP_END_MS) || j->asked) {
-        loop_hung();
-        plat_exit_now(1);
-    }
+    if (!log_stop(began_ms + STOP_END_MS) || j->asked)
+        loop_hung(0);
     return 0;
 }
 
