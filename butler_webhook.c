@@ -1824,9 +1824,8 @@ number_text(uint64_t n)
 
     for (uint64_t rest = n; rest > 9; rest /= 10)
         at++;
-    do
+    for (; at > 0; n /= 10)
         out.text[--at] = (char)('0' + n % 10);
-    while ((n /= 10) > 0);
     return out;
 }
 
@@ -2936,28 +2935,22 @@ template_add_text(struct buf *b, enum template_form form, struct slice text)
 }
 
 /*
- * Returns value, if it has at most max characters and room bytes, else its first
- * characters with an ellipsis as the last, which stand in copy.
+ * Returns how many bytes of value are sent: all, if it has at most max characters and room
+ * bytes, else those before the character for which an ellipsis will stand.
  */
-static struct slice
-template_cut(struct slice value, size_t max, size_t room, struct buf *copy)
+static size_t
+template_cut(struct slice value, size_t max, size_t room)
 {
-    size_t len = 0, kept = 0, n;
-    uint32_t point;
+    size_t kept = 0, next = 0;
 
     if (value.len <= max && value.len <= room)
-        return value;
-    for (size_t count = 0; count < max && len < value.len && len <= room; count++) {
-        kept = len;
-        n = utf8_read(value.data + len, value.len - len, &point);
-        len += n > 0 ? n : 1;
+        return value.len;
+    for (; max > 0 && next < value.len && next <= room; max--) {
+        kept = next++;
+        while ((value.data[next] & 0xc0) == 0x80) /* the rest of a character of UTF-8 */
+            next++;
     }
-    if (len == value.len && len <= room)
-        return value;
-    copy->len = 0;
-    buf_add(copy, value.data, kept);
-    buf_add_text(copy, "\xe2\x80\xa6");
-    return (struct slice){copy->data, copy->len};
+    return next == value.len && next <= room ? next : kept;
 }
 
 /*
@@ -2972,10 +2965,14 @@ template_add(struct buf *b, enum template_form form, const struct template_piece
     struct buf copy = {0};
 
     for (; p->field < TEMPLATE_FIELDS; p++) {
-        struct slice value = template_cut(values[p->field], p->max, room, &copy);
+        struct slice value = values[p->field];
+        size_t len = template_cut(value, p->max, room);
+        copy.len = 0;
+        buf_add(&copy, value.data, len);
+        buf_add_text(&copy, len < value.len ? "\xe2\x80\xa6" : "");
         buf_add(b, p->text.data, p->text.len);
-        template_add_text(b, form, value);
-        room -= value.len < room ? value.len : room;
+        template_add_text(b, form, (struct slice){copy.data, copy.len});
+        room -= copy.len < room ? copy.len : room;
     }
     buf_add(b, p->text.data, p->text.len);
     buf_free(&copy);
