@@ -162,6 +162,7 @@
 #define HELD_MAX 1000000000   /* held back that are counted: the journal takes that, too */
 #define LOOKUP_AGAIN_MS 10000 /* names in allowedSources are looked up again while not found ... */
 #define LOOKUP_MS 300000      /* ... and afterwards */
+#define LOOKUP_FRESH_MS 2000  /* an answer counts for all that ask: longer than a slow round */
 #define SOURCE_ADDRESSES_MAX 16 /* addresses behind one name in it */
 
 #define CONFIG_MAX (512u << 10)  /* bytes; Butler's own full sample has 60 KB */
@@ -1498,11 +1499,12 @@ plat_numeric(const char *host, struct plat_addr *out, int max)
     return n < 0 ? 0 : n;
 }
 
-/* A host name and its addresses. Never freed: the configuration bounds their number. */
+/* A host name and what was found for it. Never freed: the configuration bounds their number. */
 struct plat_lookup {
     struct plat_lookup *next; /* loop only */
     atomic_bool running;      /* the thread has the rest, but for host */
-    int count;                /* as from plat_getaddrinfo, with why */
+    int64_t until_ms;         /* so long count and why are as from plat_getaddrinfo just now */
+    int count;
     const char *why;
     struct plat_addr addr[SOURCE_ADDRESSES_MAX]; /* more than ADDRESSES_MAX */
     char host[];
@@ -1515,54 +1517,48 @@ plat_lookup_thread(void *arg)
     struct plat_lookup *l = arg;
 
     l->count = plat_getaddrinfo(l->host, 0, l->addr, SOURCE_ADDRESSES_MAX, &l->why);
+    l->until_ms = plat_now_ms() + LOOKUP_FRESH_MS;
     atomic_store(&l->running, false);
     plat_wake();
     return 0;
 }
 
-/* Starts the thread for host, unless one is at it. NULL: no thread can be started. */
-static struct plat_lookup *
-plat_lookup_start(const char *host)
+/*
+ * Resolves host without waiting. Returns the number of addresses, at most max, without
+ * a port. PLAT_AGAIN: a thread, shared by all that ask for this name, looks it up and
+ * then calls plat_wake; call this again, within LOOKUP_FRESH_MS. -1: *why is a constant
+ * text, errno is ENOMEM for a want of ours. Loop only.
+ */
+static int
+plat_resolve(const char *host, struct plat_addr *out, int max, const char **why)
 {
     struct plat_lookup *l = plat.lookups;
+    int n;
 
     while (l && strcasecmp(l->host, host) != 0)
         l = l->next;
+    n = l ? 0 : plat_numeric(host, out, max);
+    if (n > 0)
+        return n;
     if (!l && (l = calloc(1, sizeof *l + strlen(host) + 1)) != NULL) {
         memcpy(l->host, host, strlen(host) + 1);
         l->next = plat.lookups;
         plat.lookups = l;
     }
-    if (l && !atomic_exchange(&l->running, true) && plat_thread_start(plat_lookup_thread, l) != 0) {
-        atomic_store(&l->running, false);
-        return NULL;
+    if (l && !atomic_load(&l->running) && plat_now_ms() >= l->until_ms) {
+        atomic_store(&l->running, true);
+        if (plat_thread_start(plat_lookup_thread, l) != 0) {
+            atomic_store(&l->running, false);
+            l = NULL;
+        }
     }
-    return l;
-}
-
-/*
- * Resolves host without waiting. Returns the number of addresses, at most max, without
- * a port. PLAT_AGAIN: a thread, shared by all that ask for this name, looks it up and
- * then calls plat_wake; call this again with the same *l, which is NULL at first. -1:
- * *why is a constant text, errno is ENOMEM for a want of ours. Loop only.
- */
-static int
-plat_resolve(
-    struct plat_lookup **l, const char *host, struct plat_addr *out, int max, const char **why)
-{
-    int n = *l ? 0 : plat_numeric(host, out, max);
-
-    if (n > 0)
-        return n;
-    *l = *l ? *l : plat_lookup_start(host);
-    if (*l && atomic_load(&(*l)->running))
+    if (l && atomic_load(&l->running))
         return PLAT_AGAIN;
-    *why = *l ? (*l)->why : PLAT_SHORT;
+    *why = l ? l->why : PLAT_SHORT;
     errno = *why == PLAT_SHORT ? ENOMEM : 0;
-    n = !*l ? -1 : (*l)->count < max ? (*l)->count : max;
+    n = !l ? -1 : l->count < max ? l->count : max;
     for (int i = 0; i < n; i++)
-        out[i] = (*l)->addr[i];
-    *l = NULL;
+        out[i] = l->addr[i];
     return n;
 }
 
@@ -3316,9 +3312,8 @@ struct source {
     char *name; /* host name that is looked up; NULL: an address or range */
     uint8_t address[SOURCE_ADDRESSES_MAX][16]; /* as plat_addr_bytes */
     size_t addresses;
-    int bits;                   /* of an address that must be the same */
-    struct plat_lookup *lookup; /* the listener's: of name, NULL: none is under way */
-    int64_t again_ms;           /* the listener's: when name is looked up again */
+    int bits;         /* of an address that must be the same */
+    int64_t again_ms; /* the listener's: when name is looked up again */
 };
 
 /* Lives as long as the process, with all that it points to. */
@@ -5590,7 +5585,6 @@ struct call {
     bool ready;       /* the socket can do what the state waits for */
     int64_t until_ms; /* when the state's function must be called at the latest */
     size_t slot;      /* in this round's plat_poll, POLL_MAX: none */
-    struct plat_lookup *lookup;
     struct plat_addr addr[ADDRESSES_MAX];
     int addresses, at;
 };
@@ -6106,7 +6100,7 @@ call_resolve(struct call *call, int64_t now_ms)
     const struct url *dial = call->proxy ? call->proxy : call->url;
     const struct plat_addr *worked = &call->conn.peer->worked;
     const char *why = "no answer in time";
-    int n = plat_resolve(&call->lookup, dial->host, call->addr, ADDRESSES_MAX, &why);
+    int n = plat_resolve(dial->host, call->addr, ADDRESSES_MAX, &why);
 
     call->res = (struct http_result){0};
     if (n == -1 && plat_is_want_of_ours())
@@ -6114,7 +6108,6 @@ call_resolve(struct call *call, int64_t now_ms)
     conn_close(&call->conn);
     if (n == PLAT_AGAIN && now_ms < call->until_ms)
         return CALL_WAIT;
-    call->lookup = NULL;
     plat_set_port(call->addr, n, dial->port);
     call->addresses = n;
     call->at = 0;
@@ -6772,7 +6765,7 @@ http_step(
         struct call *call = h->call[h->next %= h->calls];
         call->ready = call->slot < POLL_MAX && p->slot[call->slot].revents;
         call->slot = POLL_MAX; /* what poll said counts once */
-        if (call->ready || call->lookup || now_ms >= call->until_ms) {
+        if (call->ready || call->state == CALL_RESOLVE || now_ms >= call->until_ms) {
             call_step(call, now_ms);
             now_ms = plat_now_ms();
         }
@@ -8000,9 +7993,9 @@ listen_look_up(const struct config *c, int64_t now_ms)
 
     for (struct source *s = c->source; s < c->source + c->sources && c->source_validation; s++) {
         int n;
-        if (!s->name || (!s->lookup && now_ms < s->again_ms))
+        if (!s->name || now_ms < s->again_ms)
             continue;
-        n = plat_resolve(&s->lookup, s->name, addr, SOURCE_ADDRESSES_MAX, &why);
+        n = plat_resolve(s->name, addr, SOURCE_ADDRESSES_MAX, &why);
         if (n == PLAT_AGAIN)
             continue;
         if (n <= 0)
