@@ -530,15 +530,6 @@ plat_file_lock(int handle)
     return failed && errno == EWOULDBLOCK ? PLAT_AGAIN : failed;
 }
 
-/* Returns the size of a file, not of what a link leads to; -1: there is none. */
-static int64_t
-plat_path_len(const char *path)
-{
-    struct stat st;
-
-    return lstat(path, &st) == 0 ? (int64_t)st.st_size : -1;
-}
-
 /* Returns when the names in the folder would survive a power cut. */
 static int
 plat_folder_sync(const char *path)
@@ -1061,14 +1052,6 @@ static int64_t
 plat_read_at(int file, void *to, size_t len, int64_t at)
 {
     return lseek(file, at, SEEK_SET) < 0 ? -1 : read(file, to, (unsigned)len);
-}
-
-static int64_t
-plat_path_len(const char *path)
-{
-    struct _stat64 st;
-
-    return _wstat64(plat_wide(path).text, &st) == 0 ? st.st_size : -1;
 }
 
 static int
@@ -1664,6 +1647,18 @@ plat_state_open(const char *path, int flags)
     if (handle >= 0 || errno == ELOOP || errno == EISDIR || errno == ENXIO)
         errno = EINVAL;
     return -1;
+}
+
+/* Returns the size of what plat_state_open opens, 0 for what it refuses; -1: there is none. */
+static int64_t
+plat_path_len(const char *path)
+{
+    int handle = plat_state_open(path, O_RDONLY);
+    bool is_none = handle < 0 && (errno == ENOENT || plat_is_want_of_ours());
+    int64_t len = handle < 0 ? 0 : plat_file_len(handle);
+
+    plat_file_close(handle);
+    return is_none ? -1 : len;
 }
 
 /* Reads a whole file into *data (malloc, NUL-ended). EISDIR: a folder; EFBIG: over max bytes. */
