@@ -493,7 +493,7 @@ plat_monitor_wait(struct plat_monitor *m, int64_t wait_ms)
     pthread_cond_timedwait(&m->changed, &m->mutex, &until);
 }
 
-/* Calls entry(arg) in a detached thread, in which all signals are blocked. */
+/* Calls entry(arg) in a detached thread, in which all signals are blocked. -1: it cannot. */
 static int
 plat_thread_start(plat_thread (*entry)(void *), void *arg)
 {
@@ -505,10 +505,9 @@ plat_thread_start(plat_thread (*entry)(void *), void *arg)
     pthread_sigmask(SIG_SETMASK, &all, &own);
     failed = pthread_create(&thread, NULL, entry, arg);
     pthread_sigmask(SIG_SETMASK, &own, NULL);
-    if (failed)
-        return plat_fail(failed);
-    pthread_detach(thread);
-    return 0;
+    if (!failed)
+        pthread_detach(thread);
+    return failed ? -1 : 0;
 }
 
 /*
@@ -619,7 +618,6 @@ static struct {
     int (*run)(const char *);
     const char *file;
     void (*_Atomic hung)(int); /* plat_catch_stop */
-    char error[400];           /* of plat_error_text; loop only */
 } plat_windows;
 
 /* Errors that other systems have, too, with their text. */
@@ -665,7 +663,7 @@ plat_fail(int code)
 static const char *
 plat_error_text(int number)
 {
-    char *text = plat_windows.error;
+    static char text[400];
     wchar_t wide[120] = L"";
 
     for (size_t i = 0; i < PLAT_ERROR_COUNT; i++)
@@ -756,12 +754,10 @@ static int
 plat_file_open(const char *path, int flags, int mode)
 {
     struct plat_wide wide = plat_wide(path);
+    DWORD how = flags & O_EXCL ? CREATE_NEW : flags & O_CREAT ? OPEN_ALWAYS : OPEN_EXISTING;
     bool writes = flags & (O_WRONLY | O_RDWR), strict = flags & O_NOFOLLOW;
     HANDLE h = CreateFileW(wide.text, GENERIC_READ | (writes ? GENERIC_WRITE : 0),
-        FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
-        flags & O_EXCL        ? CREATE_NEW
-            : flags & O_CREAT ? OPEN_ALWAYS
-                              : OPEN_EXISTING,
+        FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL, how,
         strict ? FILE_FLAG_OPEN_REPARSE_POINT : 0, NULL);
     BY_HANDLE_FILE_INFORMATION info = {0};
 
