@@ -2536,15 +2536,13 @@ alert_decode_utf16(struct slice s, bool big_endian, struct buf *out)
 static void
 alert_decode(struct slice s, struct buf *out)
 {
-    static const char *const marks[] = {"\xff\xfe", "\xfe\xff", "\xef\xbb\xbf"};
+    static const struct slice marks[] = {{"\xff\xfe", 2}, {"\xfe\xff", 2}, {"\xef\xbb\xbf", 3}};
     bool utf8;
     size_t n;
 
-    for (int i = 0; i < 3; i++) {
-        n = strlen(marks[i]);
-        if (s.len >= n && memcmp(s.data, marks[i], n) == 0)
-            s = (struct slice){s.data + n, s.len - n};
-    }
+    for (const struct slice *m = marks; m < marks + 3; m++)
+        if (s.len >= m->len && memcmp(s.data, m->data, m->len) == 0)
+            s = (struct slice){s.data + m->len, s.len - m->len};
     if (s.len >= 2 && (memcmp(s.data, "/\0", 2) == 0 || memcmp(s.data, "\0/", 2) == 0)) {
         alert_decode_utf16(s, s.data[0] == '\0', out);
         return;
