@@ -1456,10 +1456,8 @@ plat_getaddrinfo(const char *host, int flags, struct plat_addr *out, int max, co
 static void
 plat_set_port(struct plat_addr *addr, int n, int port)
 {
-    uint16_t number = htons((uint16_t)port);
-
     for (int i = 0; i < n; i++)
-        memcpy((char *)&addr[i].ss + offsetof(struct sockaddr_in, sin_port), &number, 2);
+        ((struct sockaddr_in *)&addr[i].ss)->sin_port = htons((uint16_t)port);
 }
 
 /*
