@@ -2900,23 +2900,6 @@ template_read(const char *text)
     return (struct template_piece *)(void *)pieces.data;
 }
 
-/* Adds a text, with a NUL behind it, in the form that it needs; in JSON without its quotes. */
-static void
-template_add_text(struct buf *b, enum template_form form, struct slice text)
-{
-    size_t begin = b->len;
-
-    if (form == TEMPLATE_TEXT)
-        buf_add(b, text.data, text.len);
-    else if (form == TEMPLATE_QUERY)
-        percent_encode(b, text, QUERY_PLAIN);
-    else {
-        json_print(&(cJSON){.type = cJSON_String, .valuestring = (char *)text.data}, b);
-        b->len -= 2;
-        memmove(b->data + begin, b->data + begin + 1, b->len - begin);
-    }
-}
-
 /*
  * Returns how many bytes of value are sent: all, if it has at most max characters and room
  * bytes, else those before the character for which an ellipsis will stand.
@@ -2937,28 +2920,34 @@ template_cut(struct slice value, size_t max, size_t room)
 }
 
 /*
- * Adds what a template makes of the values of all fields. Those used, together, are cut
- * at TEMPLATE_MAX bytes: each of them once always fits.
+ * Adds what a template makes of the values of all fields, each in the form that it needs
+ * there. Those used, together, are cut at TEMPLATE_MAX bytes: each of them once always fits.
  */
 static void
 template_add(struct buf *b, enum template_form form, const struct template_piece *p,
     const struct slice values[TEMPLATE_FIELDS])
 {
     size_t room = TEMPLATE_MAX;
-    struct buf copy = {0};
+    struct buf value = {0}, json = {0};
 
     for (; p->field < TEMPLATE_FIELDS; p++) {
-        struct slice value = values[p->field];
-        size_t len = template_cut(value, p->max, room);
-        copy.len = 0;
-        buf_add(&copy, value.data, len);
-        buf_add_text(&copy, len < value.len ? "\xe2\x80\xa6" : "");
+        size_t len = template_cut(values[p->field], p->max, room);
+        value.len = json.len = 0;
+        buf_add(&value, values[p->field].data, len);
+        buf_add_text(&value, len < values[p->field].len ? "\xe2\x80\xa6" : "");
+        room -= value.len < room ? value.len : room;
         buf_add(b, p->text.data, p->text.len);
-        template_add_text(b, form, (struct slice){copy.data, copy.len});
-        room -= copy.len < room ? copy.len : room;
+        if (form == TEMPLATE_QUERY)
+            percent_encode(b, (struct slice){value.data, value.len}, QUERY_PLAIN);
+        else if (form == TEMPLATE_JSON) {
+            json_print(&(cJSON){.type = cJSON_String, .valuestring = value.data}, &json);
+            buf_add(b, json.data + 1, json.len - 2); /* the template has the quotes */
+        } else
+            buf_add(b, value.data, value.len);
     }
     buf_add(b, p->text.data, p->text.len);
-    buf_free(&copy);
+    buf_free(&value);
+    buf_free(&json);
 }
 
 /* ==== 6. URL ================================================================
