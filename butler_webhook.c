@@ -2827,14 +2827,12 @@ alert_text_matches(const char *text, const char *pattern)
         if (*pattern == '*') {
             behind_star = ++pattern;
             tried = text;
-        } else if (*pattern == '?') {
-            pattern++;
-            do
-                text++;
-            while ((*text & 0xc0) == 0x80); /* the rest of a character of UTF-8 */
-        } else if (tolower((unsigned char)*pattern) == tolower((unsigned char)*text)) {
-            pattern++;
+        } else if (*pattern == '?' ||
+            tolower((unsigned char)*pattern) == tolower((unsigned char)*text)) {
             text++;
+            while (*pattern == '?' && (*text & 0xc0) == 0x80) /* the rest of a character of UTF-8 */
+                text++;
+            pattern++;
         } else if (behind_star) {
             pattern = behind_star;
             text = ++tried;
