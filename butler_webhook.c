@@ -3332,6 +3332,7 @@ enum cfg_type {
     CFG_PATH,   /* the same; a relative one starts at the configuration's folder */
     CFG_HOST,   /* const char *, an address or host name */
     CFG_LIST,   /* const yaml_node_t *, of at most max entries */
+    CFG_PAIRS,  /* the same, a map from single values */
     CFG_NODE,   /* const yaml_node_t *, of any kind */
     CFG_MAP,    /* holds the rows that follow */
     CFG_LEFT,   /* Butler's own, left alone */
@@ -3362,6 +3363,9 @@ static const struct {
     [CFG_PATH] = {.must = "be a single value without control characters, in single quotes"},
     [CFG_HOST] = {.must = "be an address or a host name, without port"},
     [CFG_LIST] = {.must = "be a list, each entry starting with \"- \", their number"},
+    [CFG_PAIRS] =
+        {.must =
+                "hold names with values, one a line, indented under it ({{...}} in quotes), their number"},
     [CFG_MAP] = {.must = "hold keys, one a line, indented under it"},
 };
 
@@ -3434,7 +3438,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"cert.", "clientKey", CFG_PATH, .offset = AT(client_key), .is_ours = true},
     {"cert.", "passphrase", CFG_TEXT, .offset = AT(passphrase), .is_ours = true},
     {"cert.", "serverName", CFG_HOST, .offset = AT(server_name), .is_ours = true},
-    {"", "headers", CFG_NODE, .offset = AT(header_map), .is_ours = true},
+    {"", "headers", CFG_PAIRS, AT(header_map), .max = PAIRS_MAX, .is_ours = true},
     {"", "auth", .type = CFG_MAP},
     {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
     {"auth.", "basic", .type = CFG_MAP},
@@ -3443,9 +3447,9 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
-    {"", "match", CFG_NODE, .offset = AT(match_map), .is_ours = true},
+    {"", "match", CFG_PAIRS, AT(match_map), .max = PAIRS_MAX, .is_ours = true},
     {"", "body", CFG_NODE, .offset = AT(body), .is_ours = true},
-    {"", "query", CFG_NODE, .offset = AT(query), .is_ours = true},
+    {"", "query", CFG_PAIRS, AT(query), .max = PAIRS_MAX, .is_ours = true},
     {"", "signingSecret", CFG_NODE, .offset = AT(signing), .is_ours = true},
     {.name = NULL},
 };
@@ -3513,7 +3517,7 @@ cfg_count(const yaml_node_t *n)
 }
 
 /* Returns an item of a list; of a map key, value, key, value ... */
-static const yaml_node_t *
+static yaml_node_t *
 cfg_child(struct cfg_reader *r, const yaml_node_t *n, size_t i)
 {
     const yaml_node_pair_t *pairs = n->data.mapping.pairs.start;
@@ -3540,33 +3544,41 @@ cfg_is_empty(const yaml_node_t *n)
     return !n || (n->type == YAML_SCALAR_NODE && !*cfg_text(n));
 }
 
-/*
- * Returns the value of a map's key, or NULL. A map's own keys win over those that
- * "<<" merges, and of a list of merged maps the first that has it, as in js-yaml.
- * n may be NULL.
- */
+/* Returns the value of a map's key, or NULL. n may be NULL, or no map. */
 static const yaml_node_t *
 cfg_get(struct cfg_reader *r, const yaml_node_t *n, const char *name)
 {
-    bool is_list = n && n->type == YAML_SEQUENCE_NODE;
-    const yaml_node_t *found = NULL;
+    for (size_t i = 0; n && n->type == YAML_MAPPING_NODE && i < cfg_count(n); i += 2)
+        if (strcmp(cfg_text(cfg_child(r, n, i)), name) == 0)
+            return cfg_child(r, n, i + 1);
+    return NULL;
+}
 
-    for (size_t i = 1; i < cfg_count(n) && !is_list && !found; i += 2)
-        if (strcmp(cfg_text(cfg_child(r, n, i - 1)), name) == 0)
-            found = cfg_child(r, n, i);
-    for (size_t i = 0; i < cfg_count(n) && !found; i++)
-        if (is_list || (i % 2 == 1 && strcmp(cfg_text(cfg_child(r, n, i - 1)), "<<") == 0))
-            found = cfg_get(r, cfg_child(r, n, i), name);
-    return found;
+/* Adds to a map what "<<" merges into it: those keys of a map, or of a list of maps, that it lacks. */
+static void
+cfg_merge(struct cfg_reader *r, const yaml_node_t *map, const yaml_node_t *from)
+{
+    int index = (int)(map - r->yaml.nodes.start) + 1;
+
+    for (size_t i = 0; i < cfg_count(from); i++) {
+        const yaml_node_pair_t *pair = from->data.mapping.pairs.start + i / 2;
+        if (from->type == YAML_SEQUENCE_NODE)
+            cfg_merge(r, map, cfg_child(r, from, i));
+        else if (i % 2 == 0 && !cfg_get(r, map, cfg_text(cfg_child(r, from, i))) &&
+            !yaml_document_append_mapping_pair(&r->yaml, index, pair->key, pair->value))
+            x_check(NULL);
+    }
 }
 
 /*
  * Checks what holds for any value, and for all that it holds or that aliases in it
- * stand for: no NUL, no key twice. Returns NULL, or the value that goes over the
- * bound of levels or of values: then the document must not be walked through.
+ * stand for: no NUL, no key twice. In place of each "<<" a map gets what that merges,
+ * behind its own keys, which win, as in js-yaml: nobody else needs to know of it.
+ * Returns NULL, or the value that goes over the bound of levels or of values: then the
+ * document must not be walked through.
  */
 static const yaml_node_t *
-cfg_check_node(struct cfg_reader *r, const yaml_node_t *n, int depth)
+cfg_check_node(struct cfg_reader *r, yaml_node_t *n, int depth)
 {
     const yaml_node_t *beyond = NULL;
 
@@ -3576,14 +3588,23 @@ cfg_check_node(struct cfg_reader *r, const yaml_node_t *n, int depth)
     if (n->type == YAML_SCALAR_NODE && memchr(n->data.scalar.value, 0, n->data.scalar.length))
         CFG_ERROR(r, n, "a NUL character may not stand in a value");
     for (size_t i = 0; i < cfg_count(n) && !beyond; i++) {
-        const yaml_node_t *child = cfg_child(r, n, i);
-        size_t first = n->type == YAML_MAPPING_NODE && i % 2 == 0 ? 0 : i;
+        bool is_key = n->type == YAML_MAPPING_NODE && i % 2 == 0;
+        bool merges = is_key && strcmp(cfg_text(cfg_child(r, n, i)), "<<") == 0;
+        yaml_node_t *child = cfg_child(r, n, merges ? i + 1 : i);
+        size_t first = is_key && !merges ? 0 : i;
         while (first < i && strcmp(cfg_text(cfg_child(r, n, first)), cfg_text(child)) != 0)
             first += 2;
-        if (first < i && *cfg_text(child) && strcmp(cfg_text(child), "<<") != 0)
+        if (first < i && *cfg_text(child))
             CFG_ERROR(r, child, "the key \"%s\" stands twice, first in line %zu; keep one",
                 cfg_text(child), cfg_child(r, n, first)->start_mark.line + 1);
         beyond = cfg_check_node(r, child, depth + 1);
+        if (merges && !beyond) {
+            yaml_node_pair_t *pair = n->data.mapping.pairs.start + i / 2;
+            n->data.mapping.pairs.top--;
+            memmove(pair, pair + 1, (cfg_count(n) - i) / 2 * sizeof *pair);
+            cfg_merge(r, n, child);
+            i--; /* the next key stands here now */
+        }
     }
     return beyond;
 }
@@ -3596,7 +3617,8 @@ cfg_check_node(struct cfg_reader *r, const yaml_node_t *n, int depth)
 static const yaml_node_t *
 cfg_read_document(struct cfg_reader *r, struct slice text)
 {
-    const yaml_node_t *root = NULL, *beyond = NULL;
+    yaml_node_t *root = NULL;
+    const yaml_node_t *beyond = NULL;
     yaml_document_t second = {0};
     yaml_parser_t parser;
     yaml_token_t token;
@@ -3742,9 +3764,13 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
 
     if (key->type == CFG_MAP)
         return n->type == YAML_MAPPING_NODE;
-    if (key->type == CFG_LIST || key->type == CFG_NODE) {
+    if (key->type >= CFG_LIST) {
+        bool is_list = key->type == CFG_LIST;
+        size_t max = (size_t)(is_list ? key->max : 2 * key->max);
         ok = key->type == CFG_NODE ||
-            (n->type == YAML_SEQUENCE_NODE && cfg_count(n) <= (size_t)key->max);
+            (cfg_count(n) <= max && n->type == (is_list ? YAML_SEQUENCE_NODE : YAML_MAPPING_NODE));
+        for (size_t i = 0; key->type == CFG_PAIRS && ok && i < cfg_count(n); i += 2)
+            ok = cfg_child(r, n, i)->type == YAML_SCALAR_NODE;
         *(const yaml_node_t **)at = ok ? n : NULL;
         return ok;
     }
@@ -3822,7 +3848,7 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
         const struct cfg_key *k = keys;
         while (k->name && (strcmp(k->section, section) != 0 || strcmp(k->name, name) != 0))
             k++;
-        if (k->name || strcmp(name, "<<") == 0)
+        if (k->name)
             continue;
         if (keys == CFG_KEYS && !*section)
             r->is_shared = true;
@@ -4008,37 +4034,6 @@ cfg_set_name(struct webhook_config *w)
         KINDS[w->kind].name, w->place + 1, log_text(slice_of(w->description)).text);
 }
 
-/*
- * Collects the pairs of a map, key and value behind each other, those that "<<" merges
- * behind its own, and those that stand there already not again. Returns their number with
- * the count before. More than PAIRS_MAX are an error, as a key that is no scalar.
- */
-static size_t
-cfg_pairs(struct cfg_reader *r, const yaml_node_t *n, const yaml_node_t **pair, size_t count)
-{
-    bool is_list = n->type == YAML_SEQUENCE_NODE;
-
-    if (n->type == YAML_SCALAR_NODE)
-        CFG_ERROR(r, n, "keys must stand here, one a line, indented");
-    for (size_t i = 0, k; i < cfg_count(n) && !is_list; i += 2) {
-        const yaml_node_t *key = cfg_child(r, n, i);
-        for (k = 0; k < count && strcmp(cfg_text(pair[2 * k]), cfg_text(key)) != 0;)
-            k++;
-        if (key->type != YAML_SCALAR_NODE || count == PAIRS_MAX)
-            CFG_ERROR(r, key,
-                "a map may hold at most %d keys, each a single value; put {{...}} in quotes",
-                PAIRS_MAX);
-        else if (k == count && strcmp(cfg_text(key), "<<") != 0) {
-            pair[2 * count] = key;
-            pair[2 * count++ + 1] = cfg_child(r, n, i + 1);
-        }
-    }
-    for (size_t i = 0; i < cfg_count(n); i++)
-        if (is_list || (i % 2 == 1 && strcmp(cfg_text(cfg_child(r, n, i - 1)), "<<") == 0))
-            count = cfg_pairs(r, cfg_child(r, n, i), pair, count);
-    return count;
-}
-
 /* Returns what is wrong with a header (RFC 9110, 5.1 and 5.5), or NULL. */
 static const char *
 cfg_header_fault(const char *name, const char *value)
@@ -4062,21 +4057,21 @@ cfg_header_fault(const char *name, const char *value)
 static void
 cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
-    const yaml_node_t *pair[2 * PAIRS_MAX], *auth = cfg_get(r, entry, "auth");
-    size_t count = w->header_map ? cfg_pairs(r, w->header_map, pair, 0) : 0;
+    const yaml_node_t *map = w->header_map, *auth = cfg_get(r, entry, "auth");
     int ways = (w->url.auth != NULL) + (w->user != NULL) + (w->bearer != NULL);
     const char *fault = NULL, *wrong;
     struct buf plain = {0};
 
-    w->header = w->header_map ? x_calloc(count + 1, sizeof *w->header) : NULL;
-    for (size_t i = 0; i < count; i++) {
+    w->header = map ? x_calloc(PAIRS_MAX + 1, sizeof *w->header) : NULL;
+    for (size_t i = 0; i < cfg_count(map); i += 2) {
+        const char *name = cfg_text(cfg_child(r, map, i));
         struct buf label = {0}, value = {0};
-        buf_add_texts(&label, cfg_text(pair[2 * i]), ": ", NULL);
-        cfg_expand(r, pair[2 * i + 1], &value);
-        w->header[i] = (struct header){label.data, value.data};
-        ways += strcasecmp(label.data, "Authorization: ") == 0;
-        if ((wrong = cfg_header_fault(cfg_text(pair[2 * i]), value.data)) != NULL)
-            CFG_ERROR(r, pair[2 * i + 1], "headers: %s%s", label.data, wrong);
+        buf_add_texts(&label, name, ": ", NULL);
+        cfg_expand(r, cfg_child(r, map, i + 1), &value);
+        w->header[i / 2] = (struct header){label.data, value.data};
+        ways += strcasecmp(name, "Authorization") == 0;
+        if ((wrong = cfg_header_fault(name, value.data)) != NULL)
+            CFG_ERROR(r, cfg_child(r, map, i + 1), "headers: %s%s", label.data, wrong);
     }
     if (ways > 1)
         fault = "two ways to authenticate: keep one of auth.basic, auth.bearer, a header "
@@ -4087,7 +4082,7 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
         (w->bearer && cfg_header_fault("bearer", w->bearer)))
         fault = "auth may hold no control character, and user no colon";
     if (fault)
-        CFG_ERROR(r, auth ? auth : w->header_map, "%s", fault);
+        CFG_ERROR(r, auth ? auth : map, "%s", fault);
     if (w->bearer)
         buf_add_texts(&plain, "Bearer ", w->bearer, NULL);
     if (w->user)
@@ -4118,19 +4113,19 @@ cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
 static void
 cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
 {
-    const yaml_node_t *pair[2 * PAIRS_MAX];
-    size_t pairs = w->match_map ? cfg_pairs(r, w->match_map, pair, 0) : 0, count = 0;
+    const yaml_node_t *map = w->match_map;
+    size_t count = 0;
 
-    w->match = w->match_map ? x_calloc(PATTERNS_MAX + 1, sizeof *w->match) : NULL;
-    for (size_t i = 0; i < pairs; i++) {
-        const yaml_node_t *value = pair[2 * i + 1], *n;
+    w->match = map ? x_calloc(PATTERNS_MAX + 1, sizeof *w->match) : NULL;
+    for (size_t i = 0; i < cfg_count(map); i += 2) {
+        const yaml_node_t *key = cfg_child(r, map, i), *value = cfg_child(r, map, i + 1), *n;
         bool is_list = value->type == YAML_SEQUENCE_NODE;
         size_t texts = is_list ? cfg_count(value) : 1, k;
         int field = 0;
-        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], cfg_text(pair[2 * i])) != 0)
+        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], cfg_text(key)) != 0)
             field++;
         if (field == ALERT_FIELDS)
-            CFG_ERROR(r, pair[2 * i], "match: unknown field; known here: " FIELD_LIST);
+            CFG_ERROR(r, key, "match: unknown field; known here: " FIELD_LIST);
         for (k = 0; k < texts && field < ALERT_FIELDS && count < PATTERNS_MAX; k++) {
             struct buf text = {0};
             n = is_list ? cfg_child(r, value, k) : value;
@@ -4212,9 +4207,7 @@ cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 static cJSON *
 cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
 {
-    const yaml_node_t *pair[2 * PAIRS_MAX];
     bool is_map = n->type == YAML_MAPPING_NODE;
-    size_t count = is_map ? cfg_pairs(r, n, pair, 0) : cfg_count(n);
     const char *plain = cfg_text(n);
     struct buf text = {0};
     cJSON *value = NULL;
@@ -4233,13 +4226,14 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
         value = value ? value : cJSON_CreateString(text.data);
     } else
         value = is_map ? cJSON_CreateObject() : cJSON_CreateArray();
-    for (size_t i = 0; *room > 0 && i < count; i++) {
-        cJSON *item = cfg_read_json(r, is_map ? pair[2 * i + 1] : cfg_child(r, n, i), room);
+    for (size_t i = 0; *room > 0 && i < cfg_count(n); i++) {
         size_t key = text.len;
-        if (is_map) {
-            cfg_add_template(r, pair[2 * i], &text);
+        if (is_map)
+            cfg_add_template(r, cfg_child(r, n, i++), &text);
+        cJSON *item = cfg_read_json(r, cfg_child(r, n, i), room);
+        if (is_map)
             cJSON_AddItemToObject(value, text.data + key, item);
-        } else
+        else
             cJSON_AddItemToArray(value, item);
     }
     *room -= text.len < *room ? text.len : *room;
@@ -4251,15 +4245,12 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
 static void
 cfg_add_query(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
 {
-    const yaml_node_t *pair[2 * PAIRS_MAX];
-    size_t count = cfg_pairs(r, n, pair, 0);
-
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < cfg_count(n); i += 2) {
         struct buf value = {0};
         struct template_piece *pieces, *p;
-        cfg_add_template(r, pair[2 * i + 1], &value);
+        cfg_add_template(r, cfg_child(r, n, i + 1), &value);
         buf_add_text(out, i > 0 ? "&" : "");
-        percent_encode(out, slice_of(cfg_text(pair[2 * i])), QUERY_PLAIN);
+        percent_encode(out, slice_of(cfg_text(cfg_child(r, n, i))), QUERY_PLAIN);
         buf_add_char(out, '=');
         for (p = pieces = template_read(value.data); p;
              p = p->field < TEMPLATE_FIELDS ? p + 1 : NULL) {
