@@ -3243,21 +3243,21 @@ struct client {
 
 struct webhook_config {
     const char *description;  /* "": none */
-    const char *url_text;     /* webhookURL as it stands in the file; "": none */
     int method;               /* enum http_method */
     bool cert_enable;         /* only cert_ca is trusted, not the public roots */
     bool reject_unauthorized; /* false: whoever answers is trusted */
     const char *cert_ca;      /* path; NULL: none */
     struct url url;           /* host NULL: it is not valid, and webhooks are off */
+    const char *url_text;     /* as it stands in the file, while that is read */
     const struct url *proxy;  /* NULL: called directly */
-    const char *proxy_text;   /* proxyURL as it stands in the file; NULL: none, or '' */
+    const char *proxy_text;   /* proxyURL; "": none */
     bool has_proxy_key;       /* the environment does not count, but ... */
     struct url proxy_url;     /* ... this; host NULL: called directly */
     int64_t max_calls;        /* begun in any minute; 0: no limit */
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
     const char *client_cert, *client_key; /* paths; NULL: none, or the key is in client_cert */
-    const char *passphrase;               /* of the key */
+    const char *passphrase;               /* of the key; "": none */
     struct client *client;                /* what they hold; NULL: nothing that can be used */
     const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
     bool is_special;                      /* uses a key that Butler does not know */
@@ -3265,7 +3265,7 @@ struct webhook_config {
     const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
     const yaml_node_t *body, *query, *signing;              /* ... as these */
     struct header *header;                 /* ends with one without a label; NULL: none */
-    const char *user, *password, *bearer;  /* NULL: none; what is sent is in url.auth */
+    const char *user, *password, *bearer;  /* NULL or "": none; what is sent is in url.auth */
     bool retries[100];                     /* statuses from 400 that are not final */
     struct pattern *match;                 /* of the alerts that it gets; NULL: all */
     char *template_text;                   /* of the body, of a GET the query; NULL: none */
@@ -3310,8 +3310,7 @@ struct config {
     int64_t rate_limit_s[ALERT_KINDS];
     char *state_directory; /* NULL: alerts are kept in memory only */
     int64_t max_state_mb, max_age_hours, timeout_s, max_concurrent;
-    char *metrics_file;        /* NULL: none */
-    const char *heartbeat_url; /* "": none */
+    char *metrics_file; /* NULL: none */
     int64_t heartbeat_s;
     struct webhook_config heartbeat; /* url.host NULL: none */
     struct webhook_config *webhook;  /* failures first, each kind in the file's order */
@@ -3331,6 +3330,7 @@ enum cfg_type {
     CFG_TEXT,   /* const char * */
     CFG_PATH,   /* the same; a relative one starts at the configuration's folder */
     CFG_HOST,   /* const char *, an address or host name */
+    CFG_URL,    /* struct url */
     CFG_LIST,   /* const yaml_node_t *, of at most max entries */
     CFG_PAIRS,  /* the same, a map from single values */
     CFG_NODE,   /* const yaml_node_t *, of any kind */
@@ -3362,6 +3362,7 @@ static const struct {
     [CFG_TEXT] = {.must = "be a single value"},
     [CFG_PATH] = {.must = "be a single value without control characters, in single quotes"},
     [CFG_HOST] = {.must = "be an address or a host name, without port"},
+    [CFG_URL] = {.must = "be a single value"},
     [CFG_LIST] = {.must = "be a list, each entry starting with \"- \", their number"},
     [CFG_PAIRS] =
         {.must =
@@ -3406,7 +3407,7 @@ static const struct cfg_key CFG_KEYS[] = {
     {OWN, "timeoutSeconds", CFG_INT, AT(timeout_s), "10", 1, .max = 300},
     {OWN, "maxConcurrent", CFG_INT, AT(max_concurrent), "4", 1, .max = 16},
     {OWN, "metricsFile", CFG_PATH, .offset = AT(metrics_file)},
-    {OWN, "heartbeatURL", CFG_TEXT, AT(heartbeat_url), .preset = ""},
+    {OWN, "heartbeatURL", CFG_URL, .offset = AT(heartbeat.url)},
     {OWN, "heartbeatSeconds", CFG_INT, AT(heartbeat_s), "60", 1, .max = 86400},
     {"", "webhookNotification", CFG_MAP, .required = true},
     {NOTIFY, "enable", CFG_BOOL, AT(webhook_enable), "true", .required = true},
@@ -3428,7 +3429,7 @@ static const struct cfg_key CFG_KEYS[] = {
 /* The keys of one entry of a webhooks list. */
 static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"", "description", CFG_TEXT, AT(description), .preset = ""},
-    {"", "webhookURL", CFG_TEXT, AT(url_text), "", .required = true},
+    {"", "webhookURL", CFG_URL, AT(url), .required = true},
     {"", "httpMethod", CFG_METHOD, AT(method), "PUT", .required = true},
     {"", "cert", .type = CFG_MAP},
     {"cert.", "enable", CFG_BOOL, AT(cert_enable), .preset = "false"},
@@ -3436,16 +3437,16 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"cert.", "certCA", CFG_PATH, .offset = AT(cert_ca)},
     {"cert.", "clientCert", CFG_PATH, .offset = AT(client_cert), .is_ours = true},
     {"cert.", "clientKey", CFG_PATH, .offset = AT(client_key), .is_ours = true},
-    {"cert.", "passphrase", CFG_TEXT, .offset = AT(passphrase), .is_ours = true},
+    {"cert.", "passphrase", CFG_TEXT, AT(passphrase), "", .is_ours = true},
     {"cert.", "serverName", CFG_HOST, .offset = AT(server_name), .is_ours = true},
     {"", "headers", CFG_PAIRS, AT(header_map), .max = PAIRS_MAX, .is_ours = true},
     {"", "auth", .type = CFG_MAP},
     {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
     {"auth.", "basic", .type = CFG_MAP},
     {"auth.basic.", "user", CFG_TEXT, .offset = AT(user), .required = true, .is_ours = true},
-    {"auth.basic.", "password", CFG_TEXT, .offset = AT(password), .is_ours = true},
+    {"auth.basic.", "password", CFG_TEXT, AT(password), "", .is_ours = true},
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
-    {"", "proxyURL", CFG_TEXT, .offset = AT(proxy_text), .is_ours = true},
+    {"", "proxyURL", CFG_TEXT, AT(proxy_text), "", .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
     {"", "match", CFG_PAIRS, AT(match_map), .max = PAIRS_MAX, .is_ours = true},
     {"", "body", CFG_NODE, .offset = AT(body), .is_ours = true},
@@ -3761,6 +3762,7 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
     struct buf text = {0}, full = {0};
     uint8_t address[16];
     int64_t number;
+    struct err e;
 
     if (key->type == CFG_MAP)
         return n->type == YAML_MAPPING_NODE;
@@ -3792,7 +3794,11 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
         *(int64_t *)at = number;
     else if (ok && key->type <= CFG_METHOD)
         *(int *)at = (int)number;
-    else if (ok) {
+    else if (key->type == CFG_URL && url_parse(slice_of(text.data), NULL, at, &e) != 0)
+        CFG_ERROR(r, n,
+            "%s%s is not a URL: %s; write it as http://host/path or https://host:port/path",
+            key->section, key->name, e.text);
+    else if (ok && key->type != CFG_URL) {
         if (key->type == CFG_PATH)
             buf_add(&full, r->file, plat_path_folder_len(r->file, text.data));
         buf_add_text(&full, text.data);
@@ -3969,7 +3975,7 @@ cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
 {
     const char *key = w->client_key ? "cert.clientKey" : "cert.clientCert";
     const char *file = w->client_key ? w->client_key : w->client_cert;
-    const char *pass = w->passphrase ? w->passphrase : "", *fault = NULL;
+    const char *pass = w->passphrase, *fault = NULL;
     char *pem;
     size_t len;
     int result;
@@ -4007,7 +4013,7 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
     const yaml_node_t *cert = cfg_get(r, entry, "cert"), *at = cfg_get(r, cert, "clientCert");
     struct err why = {""};
 
-    if ((w->client_key || w->passphrase) && !w->client_cert)
+    if ((w->client_key || *w->passphrase) && !w->client_cert)
         CFG_ERROR(r, cert,
             "cert.clientCert is missing: clientKey and passphrase are those of its private key");
     if (!w->client_cert)
@@ -4083,16 +4089,14 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
         fault = "auth may hold no control character, and user no colon";
     if (fault)
         CFG_ERROR(r, auth ? auth : map, "%s", fault);
-    if (w->bearer)
+    else if (w->bearer) {
         buf_add_texts(&plain, "Bearer ", w->bearer, NULL);
-    if (w->user)
-        buf_add_texts(&plain, w->user, ":", w->password ? w->password : "", NULL);
-    if (w->user || w->bearer) {
-        free(w->url.auth);
-        w->url.auth = w->user ? url_basic((struct slice){plain.data, plain.len}) : plain.data;
-    }
-    if (w->user)
+        w->url.auth = plain.data;
+    } else if (w->user) {
+        buf_add_texts(&plain, w->user, ":", w->password, NULL);
+        w->url.auth = url_basic((struct slice){plain.data, plain.len});
         buf_free(&plain);
+    }
 }
 
 /* Reads which statuses are not final. */
@@ -4147,21 +4151,8 @@ cfg_proxy(const struct config *c, const struct webhook_config *w, const struct u
 {
     if (w->has_proxy_key)
         return w->proxy_url.host ? &w->proxy_url : NULL;
-    return c->proxy[u->tls].host && !url_is_excepted(u, c->no_proxy) ? &c->proxy[u->tls] : NULL;
-}
-
-/* Reads the URL of what is called, which stood at a node, and finds the proxy for it. */
-static void
-cfg_read_url(struct cfg_reader *r, const yaml_node_t *n, const char *key, const char *text,
-    struct webhook_config *w)
-{
-    struct err e;
-
-    if (*cfg_text(n) && url_parse(slice_of(text), NULL, &w->url, &e) != 0)
-        CFG_ERROR(r, n,
-            "%s is not a URL: %s; write it as http://host/path or https://host:port/path", key,
-            e.text);
-    w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
+    return u->host && c->proxy[u->tls].host && !url_is_excepted(u, c->no_proxy) ? &c->proxy[u->tls]
+                                                                                : NULL;
 }
 
 /* Reads proxyURL, and settles the webhook's proxy. '' is no proxy, but no value is no key. */
@@ -4169,18 +4160,18 @@ static void
 cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
     const yaml_node_t *n = cfg_get(r, entry, "proxyURL");
-    const char *text = w->proxy_text ? w->proxy_text : "";
     struct url *u = &w->proxy_url;
     struct err e;
 
     w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
-    if (n && *text &&
-        (url_parse(slice_of(text), NULL, u, &e) != 0 || u->tls || strcmp(u->target, "/") != 0))
+    if (*w->proxy_text &&
+        (url_parse(slice_of(w->proxy_text), NULL, u, &e) != 0 || u->tls ||
+            strcmp(u->target, "/") != 0))
         CFG_ERROR(r, n,
             "proxyURL must be http://host:port or http://user:password@host:port, or '' for none; "
             "https, SOCKS and PAC files cannot be used: of a PAC file write the proxy that it "
             "names");
-    w->proxy = w->url.host ? cfg_proxy(r->config, w, &w->url) : NULL;
+    w->proxy = cfg_proxy(r->config, w, &w->url);
 }
 
 /* Adds the text of a scalar of a template. */
@@ -4336,7 +4327,6 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct config *c = r->config;
     struct webhook_config *w = &c->webhook[c->webhooks++];
     const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place);
-    const yaml_node_t *at = cfg_get(r, entry, "webhookURL");
     struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
@@ -4346,6 +4336,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     w->kind = kind;
     w->place = place;
     w->listed = cfg_count(c->webhook_list[kind]);
+    w->url_text = cfg_text(cfg_get(r, entry, "webhookURL"));
     for (const struct webhook_config *v = c->webhook; v < w; v++) {
         bool is_twin = v->kind == kind && v->method == w->method &&
             v->is_special == w->is_special && strcmp(v->url_text, w->url_text) == 0;
@@ -4354,14 +4345,13 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
                 v->place + 1);
         twins += is_twin && !w->is_special;
     }
-    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method], cfg_text(at));
+    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method], w->url_text);
     buf_format(&key, w->is_special ? "-%s" : "%s",
         w->is_special ? w->description : number_text((uint64_t)twins).text);
     mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
     buf_free(&key);
     hex_write(hash, (sizeof w->key - 1) / 2, w->key);
     cfg_set_name(w);
-    cfg_read_url(r, cfg_get(r, entry, "webhookURL"), "webhookURL", w->url_text, w);
     cfg_read_cert(r, entry, w);
     cfg_read_client(r, entry, w);
     cfg_read_headers(r, entry, w);
@@ -4410,8 +4400,7 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
             strcmp(c->metrics_file + strlen(c->metrics_file) - 5, ".prom") != 0))
         CFG_ERROR(r, at, "butlerWebhook.metricsFile must end in .prom, and needs a stateDirectory");
     c->heartbeat.reject_unauthorized = true;
-    cfg_read_url(r, cfg_get(r, own, "heartbeatURL"), "butlerWebhook.heartbeatURL", c->heartbeat_url,
-        &c->heartbeat);
+    c->heartbeat.proxy = cfg_proxy(c, &c->heartbeat, &c->heartbeat.url);
 
     cfg_read_sources(r);
     at = cfg_get(r, udp, "allowedSources");
