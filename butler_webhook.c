@@ -172,7 +172,6 @@
 #define CONFIG_WEBHOOKS_MAX 200  /* for one kind of event */
 #define CERT_FILE_MAX (4u << 20) /* bytes; a bundle of all public roots has 220 KB */
 #define PAIRS_MAX 64             /* keys in a map of ours, such as headers */
-#define PATTERNS_MAX 100         /* in a webhook's match */
 #define TEMPLATE_MAX (256u << 10) /* bytes of its texts, and of all fields put into one */
 #define SECRET_MAX 64             /* bytes of a signingSecret, by Standard Webhooks */
 
@@ -3267,7 +3266,7 @@ struct webhook_config {
     struct header *header;                 /* ends with one without a label; NULL: none */
     const char *user, *password, *bearer;  /* NULL or "": none; what is sent is in url.auth */
     bool retries[100];                     /* statuses from 400 that are not final */
-    struct pattern *match;                 /* of the alerts that it gets; NULL: all */
+    struct pattern *match;                 /* of the alerts that it gets; none: all */
     char *template_text;                   /* of the body, of a GET the query; NULL: none */
     const struct template_piece *template; /* what that was read as */
     enum template_form form;               /* of that */
@@ -3528,6 +3527,15 @@ cfg_child(struct cfg_reader *r, const yaml_node_t *n, size_t i)
     return yaml_document_get_node(&r->yaml, i % 2 ? pairs[i / 2].value : pairs[i / 2].key);
 }
 
+/* Returns an item of a list; what is no list counts as its only one. NULL: there is none, or n is NULL. */
+static const yaml_node_t *
+cfg_item(struct cfg_reader *r, const yaml_node_t *n, size_t i)
+{
+    if (n && n->type == YAML_SEQUENCE_NODE)
+        return i < cfg_count(n) ? cfg_child(r, n, i) : NULL;
+    return i == 0 ? n : NULL;
+}
+
 /* Returns the text of a scalar; "" for NULL, a list, a map, and what js-yaml reads as no value. */
 static const char *
 cfg_text(const yaml_node_t *n)
@@ -3714,40 +3722,35 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
     if (n->type != YAML_SCALAR_NODE)
         CFG_ERROR(r, n, "a single value must stand here; put {{...}} in quotes");
     buf_add(out, "", 0);
-    while (*text) {
+    while (*text && out->len <= CONFIG_MAX) {
         bool env = strncmp(text, "${env:", 6) == 0, file = strncmp(text, "${file:", 7) == 0;
-        size_t begin = env ? 6 : 7, end = env || file ? strcspn(text, "}") : 0;
+        const char *begin = text + (env ? 6 : 7), *end = env || file ? strchr(text, '}') : NULL;
         struct buf name = {0}, value = {0};
-        const char *known;
-        if (end == 0 || !text[end]) {
+        if (!end) {
             buf_add_char(out, *text++);
             continue;
         }
-        if (file)
-            buf_add(&name, r->file, plat_path_folder_len(r->file, text + begin));
-        buf_add(&name, text + begin, end - begin);
-        known = env ? getenv(name.data) : NULL;
-        if (file && cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
+        buf_add(&name, r->file, file ? plat_path_folder_len(r->file, begin) : 0);
+        buf_add(&name, begin, (size_t)(end - begin));
+        if (env)
+            buf_add_text(&value, getenv(name.data) ? getenv(name.data) : "");
+        else if (cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error());
-        if (known)
-            buf_add_text(&value, known);
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
-        if ((env || value.data) &&
+        if (value.data &&
             (value.len == 0 || memchr(value.data, 0, value.len) ||
                 !utf8_is_valid(value.data, value.len)))
             CFG_ERROR(r, n, "%s: no such variable, empty, or no text in UTF-8", name.data);
-        if (out->len + value.len > CONFIG_MAX) {
-            CFG_ERROR(r, n, "a value may have at most 512 KB");
-            end = strlen(text) - 1;
-        }
         buf_add(out, value.data, value.len);
         buf_add(&r->expanded, value.data, value.len);
         buf_add_char(&r->expanded, '\0');
         buf_free(&name);
         buf_free(&value);
-        text += end + 1;
+        text = end + 1;
     }
+    if (out->len > CONFIG_MAX)
+        CFG_ERROR(r, n, "a value may have at most 512 KB");
 }
 
 /*
@@ -3874,11 +3877,10 @@ static void
 cfg_read_sources(struct cfg_reader *r)
 {
     struct config *c = r->config;
-    const yaml_node_t *list = c->source_list;
+    const yaml_node_t *list = c->source_list, *n;
 
     c->source = x_calloc(cfg_count(list) + 1, sizeof *c->source); /* never 0 */
-    for (size_t i = 0; i < cfg_count(list); i++) {
-        const yaml_node_t *n = cfg_child(r, list, i);
+    for (size_t i = 0; (n = cfg_item(r, list, i)) != NULL; i++) {
         const char *text = cfg_text(n);
         struct slice bits = slice_of(text), host = slice_take(&bits, '/');
         struct source *s = &c->source[c->sources];
@@ -4103,8 +4105,9 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
 static void
 cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
 {
-    for (size_t i = 0; i < cfg_count(w->retry_list); i++) {
-        const yaml_node_t *n = cfg_child(r, w->retry_list, i);
+    const yaml_node_t *n;
+
+    for (size_t i = 0; (n = cfg_item(r, w->retry_list, i)) != NULL; i++) {
         int64_t status = slice_number(slice_of(cfg_text(n)), 499);
         if (status >= 400)
             w->retries[status - 400] = true;
@@ -4117,32 +4120,30 @@ cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
 static void
 cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
 {
-    const yaml_node_t *map = w->match_map;
-    size_t count = 0;
+    const yaml_node_t *map = w->match_map, *n;
+    struct buf patterns = {0};
 
-    w->match = map ? x_calloc(PATTERNS_MAX + 1, sizeof *w->match) : NULL;
     for (size_t i = 0; i < cfg_count(map); i += 2) {
-        const yaml_node_t *key = cfg_child(r, map, i), *value = cfg_child(r, map, i + 1), *n;
-        bool is_list = value->type == YAML_SEQUENCE_NODE;
-        size_t texts = is_list ? cfg_count(value) : 1, k;
-        int field = 0;
-        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], cfg_text(key)) != 0)
-            field++;
-        if (field == ALERT_FIELDS)
+        const yaml_node_t *key = cfg_child(r, map, i), *texts = cfg_child(r, map, i + 1);
+        struct pattern p = {0};
+        while (p.field < ALERT_FIELDS && strcmp(FIELD_NAMES[p.field], cfg_text(key)) != 0)
+            p.field++;
+        if (p.field == ALERT_FIELDS)
             CFG_ERROR(r, key, "match: unknown field; known here: " FIELD_LIST);
-        for (k = 0; k < texts && field < ALERT_FIELDS && count < PATTERNS_MAX; k++) {
+        if (!cfg_item(r, texts, 0))
+            CFG_ERROR(r, texts, "match: the list must hold a text at least");
+        for (size_t k = 0; (n = cfg_item(r, texts, k)) != NULL; k++) {
             struct buf text = {0};
-            n = is_list ? cfg_child(r, value, k) : value;
             cfg_expand(r, n, &text);
             if (text.len == 0 && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
                 CFG_ERROR(
                     r, n, "match: a text must stand here, or a list of such; '' is an empty field");
-            w->match[count++] = (struct pattern){(enum alert_field)field, text.data};
+            p.text = text.data;
+            buf_add(&patterns, &p, sizeof p);
         }
-        if (field < ALERT_FIELDS && (k < texts || texts == 0))
-            CFG_ERROR(
-                r, value, "match: a text or more for a field, and at most %d in all", PATTERNS_MAX);
     }
+    buf_add(&patterns, &(struct pattern){0}, sizeof(struct pattern));
+    w->match = (struct pattern *)(void *)patterns.data;
 }
 
 /* Returns the proxy for a URL of the webhook, its own or one that it has moved to; NULL: none. */
@@ -4174,20 +4175,27 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->proxy = cfg_proxy(r->config, w, &w->url);
 }
 
-/* Adds the text of a scalar of a template. */
+/* Adds the text of a scalar of a template; in a query what stands between fields as a URL may hold it. */
 static void
-cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
+cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, bool is_query, struct buf *out)
 {
-    struct template_piece *pieces;
-    size_t begin = out->len;
+    struct template_piece *pieces, *p;
+    struct buf text = {0};
 
-    cfg_expand(r, n, out);
-    pieces = template_read(out->data + begin);
+    cfg_expand(r, n, &text);
+    pieces = template_read(text.data);
     if (!pieces)
         CFG_ERROR(r, n,
             "{{...}} here is no field: write {{NAME}}, or {{NAME|1000}} to cut it at so many "
             "characters; names: " FIELD_LIST ", kind, suppressed, receivedAt, webhookId");
+    for (p = pieces; p && is_query; p = p->field < TEMPLATE_FIELDS ? p + 1 : NULL) {
+        percent_encode(out, p->text, QUERY_PLAIN);
+        if (p->field < TEMPLATE_FIELDS)
+            buf_format(out, "{{%s|%zu}}", FIELD_NAMES[p->field], p->max);
+    }
+    buf_add(out, text.data, is_query ? 0 : text.len);
     free(pieces);
+    buf_free(&text);
 }
 
 /*
@@ -4204,13 +4212,14 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
     cJSON *value = NULL;
 
     if (n->type == YAML_SCALAR_NODE) {
-        cfg_add_template(r, n, &text);
+        cfg_add_template(r, n, false, &text);
         if (n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
             value = *plain ? json_read(slice_of(plain)) : cJSON_CreateNull();
         if (cJSON_IsNumber(value)) { /* all its digits, but not 01 nor 1., which cJSON takes */
-            const char *digits = plain + (*plain == '-'), *dot = strchr(plain, '.');
-            bool is_json = (digits[0] != '0' || !isdigit((unsigned char)digits[1])) &&
-                (!dot || isdigit((unsigned char)dot[1]));
+            const char *digits = plain + (*plain == '-');
+            size_t whole = strspn(digits, "0123456789");
+            bool is_json = (digits[0] == '0' ? whole == 1 : whole > 0) &&
+                (digits[whole] != '.' || isdigit((unsigned char)digits[whole + 1]));
             cJSON_Delete(value);
             value = is_json ? cJSON_CreateRaw(plain) : NULL;
         }
@@ -4220,7 +4229,7 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
     for (size_t i = 0; *room > 0 && i < cfg_count(n); i++) {
         size_t key = text.len;
         if (is_map)
-            cfg_add_template(r, cfg_child(r, n, i++), &text);
+            cfg_add_template(r, cfg_child(r, n, i++), false, &text);
         cJSON *item = cfg_read_json(r, cfg_child(r, n, i), room);
         if (is_map)
             cJSON_AddItemToObject(value, text.data + key, item);
@@ -4230,28 +4239,6 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
     *room -= text.len < *room ? text.len : *room;
     buf_free(&text);
     return value;
-}
-
-/* Adds a query: of the names and the texts between fields what a URL may hold. */
-static void
-cfg_add_query(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
-{
-    for (size_t i = 0; i < cfg_count(n); i += 2) {
-        struct buf value = {0};
-        struct template_piece *pieces, *p;
-        cfg_add_template(r, cfg_child(r, n, i + 1), &value);
-        buf_add_text(out, i > 0 ? "&" : "");
-        percent_encode(out, slice_of(cfg_text(cfg_child(r, n, i))), QUERY_PLAIN);
-        buf_add_char(out, '=');
-        for (p = pieces = template_read(value.data); p;
-             p = p->field < TEMPLATE_FIELDS ? p + 1 : NULL) {
-            percent_encode(out, p->text, QUERY_PLAIN);
-            if (p->field < TEMPLATE_FIELDS)
-                buf_format(out, "{{%s|%zu}}", FIELD_NAMES[p->field], p->max);
-        }
-        free(pieces);
-        buf_free(&value);
-    }
 }
 
 /* Reads the template of what is sent in place of the standard fields: body or query. */
@@ -4270,11 +4257,15 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
         return;
     w->form = is_get ? TEMPLATE_QUERY : n->type == YAML_SCALAR_NODE ? TEMPLATE_TEXT : TEMPLATE_JSON;
     buf_add(&text, "", 0);
-    if (w->form == TEMPLATE_QUERY)
-        cfg_add_query(r, n, &text);
-    else if (w->form == TEMPLATE_TEXT)
-        cfg_add_template(r, n, &text);
-    else {
+    for (size_t i = 0; is_get && i < cfg_count(n); i += 2) {
+        buf_add_text(&text, i > 0 ? "&" : "");
+        percent_encode(&text, slice_of(cfg_text(cfg_child(r, n, i))), QUERY_PLAIN);
+        buf_add_char(&text, '=');
+        cfg_add_template(r, cfg_child(r, n, i + 1), true, &text);
+    }
+    if (w->form == TEMPLATE_TEXT)
+        cfg_add_template(r, n, false, &text);
+    else if (w->form == TEMPLATE_JSON) {
         json = cfg_read_json(r, n, &room);
         json_print(json, &text);
         cJSON_Delete(json);
@@ -4294,22 +4285,20 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
 static void
 cfg_read_secrets(struct cfg_reader *r, struct webhook_config *w)
 {
-    const yaml_node_t *n = w->signing;
-    bool is_list = n && n->type == YAML_SEQUENCE_NODE;
-    size_t count = is_list ? cfg_count(n) : n != NULL, good = 0;
+    const yaml_node_t *n;
+    size_t count = 0, good = 0;
 
-    for (size_t i = 0; i < count && i < 2; i++) {
+    for (; (n = cfg_item(r, w->signing, count)) != NULL; count++) {
         struct buf text = {0};
-        cfg_expand(r, is_list ? cfg_child(r, n, i) : n, &text);
-        if (strncmp(text.data, "whsec_", 6) == 0 &&
-            mbedtls_base64_decode(w->secret[i].bytes, SECRET_MAX, &w->secret[i].len,
+        cfg_expand(r, n, &text);
+        good += count < 2 && strncmp(text.data, "whsec_", 6) == 0 &&
+            mbedtls_base64_decode(w->secret[count].bytes, SECRET_MAX, &w->secret[count].len,
                 (unsigned char *)text.data + 6, text.len - 6) == 0 &&
-            w->secret[i].len >= 24)
-            good++;
+            w->secret[count].len >= 24;
         buf_free(&text);
     }
-    if (n && (good != count || count == 0 || w->method == METHOD_GET))
-        CFG_ERROR(r, n,
+    if (w->signing && (good != count || count == 0 || w->method == METHOD_GET))
+        CFG_ERROR(r, w->signing,
             "signingSecret must be whsec_ and 24 to %d bytes in Base64, or a list of two such; a GET "
             "has no body to sign",
             SECRET_MAX);
