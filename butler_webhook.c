@@ -3471,9 +3471,9 @@ struct cfg_reader {
     int ours;       /* keys that Butler refuses ... */
     bool is_shared; /* ... in a file that has sections which only Butler reads */
     yaml_document_t yaml;
-    size_t visited;      /* values of it, aliases counted each time */
-    struct buf files;    /* paths of the other files that were read, each with its NUL */
-    struct buf expanded; /* what ${env:...} and ${file:...} held in an entry, the same */
+    size_t visited;     /* values of it, aliases counted each time */
+    struct buf files;   /* paths of the other files that were read, each with its NUL */
+    struct buf *hidden; /* of the entry that is read: where ${env:...} and ${file:...} are kept */
 };
 
 /* Adds a problem at a place of the file, once: a value may be read again through an alias. */
@@ -3586,10 +3586,10 @@ cfg_merge(struct cfg_reader *r, const yaml_node_t *map, const yaml_node_t *from)
  * Returns NULL, or the value that goes over the bound of levels or of values: then the
  * document must not be walked through.
  */
-static const yaml_node_t *
+static yaml_node_t *
 cfg_check_node(struct cfg_reader *r, yaml_node_t *n, int depth)
 {
-    const yaml_node_t *beyond = NULL;
+    yaml_node_t *beyond = NULL;
 
     r->visited += cfg_count(n);
     if (depth > CONFIG_DEPTH_MAX || r->visited > CONFIG_NODES_MAX)
@@ -3626,8 +3626,7 @@ cfg_check_node(struct cfg_reader *r, yaml_node_t *n, int depth)
 static const yaml_node_t *
 cfg_read_document(struct cfg_reader *r, struct slice text)
 {
-    yaml_node_t *root = NULL;
-    const yaml_node_t *beyond = NULL;
+    yaml_node_t *root = NULL, *beyond = NULL;
     yaml_document_t second = {0};
     yaml_parser_t parser;
     yaml_token_t token;
@@ -3743,8 +3742,8 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
                 !utf8_is_valid(value.data, value.len)))
             CFG_ERROR(r, n, "%s: no such variable, empty, or no text in UTF-8", name.data);
         buf_add(out, value.data, value.len);
-        buf_add(&r->expanded, value.data, value.len);
-        buf_add_char(&r->expanded, '\0');
+        buf_add(r->hidden, value.data, value.len);
+        buf_add_char(r->hidden, '\0');
         buf_free(&name);
         buf_free(&value);
         text = end + 1;
@@ -3825,7 +3824,7 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
     struct buf known = {0};
 
     for (const struct cfg_key *k = keys; k->name; k++) {
-        const yaml_node_t *n = is_map ? cfg_get(r, map, k->name) : NULL;
+        const yaml_node_t *n = cfg_get(r, map, k->name);
         yaml_node_t preset = {.type = YAML_SCALAR_NODE};
         void *at = (char *)base + k->offset;
         char range[64] = "";
@@ -4320,6 +4319,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
 
+    r->hidden = &w->hidden;
     cfg_read_keys(r, CFG_WEBHOOK_KEYS, "", entry, w);
     w->is_special = r->ours > ours;
     w->kind = kind;
@@ -4349,8 +4349,6 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_match(r, w);
     cfg_read_template(r, w);
     cfg_read_secrets(r, w);
-    w->hidden = r->expanded;
-    r->expanded = (struct buf){0};
 }
 
 /*
@@ -4365,7 +4363,7 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     const yaml_node_t *udp = cfg_get(r, butler, "udpServerConfig");
     const yaml_node_t *own = cfg_get(r, butler, "butlerWebhook");
     const yaml_node_t *at = cfg_get(r, own, "stateDirectory");
-    const char *folders = getenv("STATE_DIRECTORY");
+    const char *folders = getenv("STATE_DIRECTORY"), *end;
     bool quoted = at && at->data.scalar.style > YAML_PLAIN_SCALAR_STYLE;
     struct buf folder = {0};
     struct plat_addr addr;
@@ -4384,9 +4382,8 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
                                            : "webhookNotification.enable: false";
 
     at = cfg_get(r, own, "metricsFile");
-    if (c->metrics_file &&
-        (strlen(c->metrics_file) < 5 || !c->state_directory ||
-            strcmp(c->metrics_file + strlen(c->metrics_file) - 5, ".prom") != 0))
+    end = c->metrics_file ? strrchr(c->metrics_file, '.') : NULL;
+    if (c->metrics_file && (!end || strcmp(end, ".prom") != 0 || !c->state_directory))
         CFG_ERROR(r, at, "butlerWebhook.metricsFile must end in .prom, and needs a stateDirectory");
     c->heartbeat.reject_unauthorized = true;
     c->heartbeat.proxy = cfg_proxy(c, &c->heartbeat, &c->heartbeat.url);
@@ -4419,8 +4416,7 @@ static void
 cfg_read_text(struct cfg_reader *r, struct slice text)
 {
     const yaml_node_t *root = cfg_read_document(r, text);
-    bool is_map = root && root->type == YAML_MAPPING_NODE;
-    const yaml_node_t *butler = is_map ? cfg_get(r, root, "Butler") : NULL;
+    const yaml_node_t *butler = cfg_get(r, root, "Butler");
     struct config *c = r->config;
 
     if (root && (!butler || butler->type != YAML_MAPPING_NODE)) {
@@ -4428,6 +4424,7 @@ cfg_read_text(struct cfg_reader *r, struct slice text)
             "the file must start with \"Butler:\" and hold Butler's keys, indented under it");
         butler = NULL;
     }
+    r->hidden = &c->heartbeat.hidden;
     cfg_read_keys(r, CFG_KEYS, "", butler, c);
     if (butler)
         cfg_settle(r, butler);

@@ -52,7 +52,7 @@ cfg_done(struct cfg_reader *r)
         free(p->text);
         free(p);
     }
-    buf_free(&r->expanded);
+    buf_free(&c->heartbeat.hidden);
     url_done(&c->heartbeat.url);
     url_done(&c->proxy[0]);
     url_done(&c->proxy[1]);
