@@ -3234,12 +3234,6 @@ struct header {
     const char *label, *value;
 };
 
-/* What we show to a server that asks who we are. */
-struct client {
-    mbedtls_x509_crt crt; /* with the certificates above it */
-    mbedtls_pk_context key;
-};
-
 struct webhook_config {
     const char *description;  /* "": none */
     int method;               /* enum http_method */
@@ -3257,10 +3251,11 @@ struct webhook_config {
     int ca_count;
     const char *client_cert, *client_key; /* paths; NULL: none, or the key is in client_cert */
     const char *passphrase;               /* of the key; "": none */
-    struct client *client;                /* what they hold; NULL: nothing that can be used */
-    const char *server_name;              /* what TLS expects in place of url.host; NULL: that */
-    bool is_special;                      /* uses a key that Butler does not know */
-    struct buf hidden;                    /* what is never shown: texts, each with its NUL */
+    mbedtls_x509_crt *client_crt;         /* what they hold, with those above it; NULL: none */
+    mbedtls_pk_context *client_pk;
+    const char *server_name; /* what TLS expects in place of url.host; NULL: that */
+    bool is_special;         /* uses a key that Butler does not know */
+    struct buf hidden;       /* what is never shown: texts, each with its NUL */
     const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
     const yaml_node_t *body, *query, *signing;              /* ... as these */
     struct header *header;                 /* ends with one without a label; NULL: none */
@@ -3985,7 +3980,7 @@ cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
         err_set(why, "%s: %s: %s", key, file, plat_error());
         return;
     }
-    result = mbedtls_pk_parse_key(&w->client->key, (unsigned char *)pem, strlen(pem) + 1,
+    result = mbedtls_pk_parse_key(w->client_pk, (unsigned char *)pem, strlen(pem) + 1,
         (const unsigned char *)pass, strlen(pass), mbedtls_psa_get_random,
         MBEDTLS_PSA_RANDOM_STATE);
     if (!strstr(pem, "PRIVATE KEY-----"))
@@ -3999,7 +3994,7 @@ cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
             "it anew: openssl pkcs8 -topk8 -in OLD -out NEW";
     else if (result != 0)
         fault = "the private key is damaged, or of a kind that is not supported";
-    else if (mbedtls_pk_check_pair(&w->client->crt.pk, &w->client->key, mbedtls_psa_get_random,
+    else if (mbedtls_pk_check_pair(&w->client_crt->pk, w->client_pk, mbedtls_psa_get_random,
                  MBEDTLS_PSA_RANDOM_STATE) != 0)
         fault = "the private key does not belong to the first certificate of cert.clientCert";
     if (fault)
@@ -4019,11 +4014,12 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
             "cert.clientCert is missing: clientKey and passphrase are those of its private key");
     if (!w->client_cert)
         return;
-    w->client = x_calloc(1, sizeof *w->client);
-    mbedtls_x509_crt_init(&w->client->crt);
-    mbedtls_pk_init(&w->client->key);
-    cfg_read_pem(r, "cert.clientCert", w->client_cert, &w->client->crt, &why);
-    if (!*why.text && mbedtls_x509_time_is_past(&w->client->crt.valid_to))
+    w->client_crt = x_calloc(1, sizeof *w->client_crt);
+    w->client_pk = x_calloc(1, sizeof *w->client_pk);
+    mbedtls_x509_crt_init(w->client_crt);
+    mbedtls_pk_init(w->client_pk);
+    cfg_read_pem(r, "cert.clientCert", w->client_cert, w->client_crt, &why);
+    if (!*why.text && mbedtls_x509_time_is_past(&w->client_crt->valid_to))
         CFG_WARN(r, at, "cert.clientCert: the certificate in %s has expired", w->client_cert);
     if (!*why.text) {
         at = w->client_key ? cfg_get(r, cert, "clientKey") : at;
@@ -5673,8 +5669,8 @@ tls_init(struct peer *p)
         mbedtls_ssl_conf_ca_chain(&p->tls, p->webhook->ca ? p->webhook->ca : roots, NULL);
     else /* TLS 1.3 knows no NONE; the faults that are found are ignored */
         mbedtls_ssl_conf_authmode(&p->tls, MBEDTLS_SSL_VERIFY_OPTIONAL);
-    if (p->webhook->client)
-        mbedtls_ssl_conf_own_cert(&p->tls, &p->webhook->client->crt, &p->webhook->client->key);
+    if (p->webhook->client_crt)
+        mbedtls_ssl_conf_own_cert(&p->tls, p->webhook->client_crt, p->webhook->client_pk);
     mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(
         &p->tls, MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
     p->has_tls = true;
@@ -6370,7 +6366,7 @@ call_follow(struct call *call)
     else if (call->hops == REDIRECTS_MAX)
         why = ", too many redirects";
     else if (strcmp(to.host, home->host) != 0 || (from->tls && !to.tls) ||
-        ((home->auth || w->header || w->client) && to.port != home->port))
+        ((home->auth || w->header || w->client_crt) && to.port != home->port))
         why = " leads to another host, from https to http, or to another port where the password "
               "may not go, refused";
     else if (status >= 307 || (status == 303 ? method == METHOD_GET : method != METHOD_POST)) {
@@ -8049,7 +8045,7 @@ metrics_add_row(struct buf *b, size_t row, const struct webhook *w, int64_t now_
         (double)w->spent_ms / 1000, (double)w->attempts, w->state != WEBHOOK_DOWN,
         (double)w->list.count, oldest ? (double)(now_ms - oldest->payload->accepted_ms) / 1000 : 0,
         w->peer.expires_s > 0 ? (double)w->peer.expires_s : -1,
-        w->config->client ? (double)tls_time(&w->config->client->crt.valid_to) : -1};
+        w->config->client_crt ? (double)tls_time(&w->config->client_crt->valid_to) : -1};
 
     if (value[row] < 0)
         return;
@@ -8477,9 +8473,9 @@ cli_check(struct app *app)
                                           : "public roots",
             w->proxy ? "  through " : "", w->proxy ? w->proxy->shown : "",
             log_text(slice_of(w->description)).text);
-        if (w->client) {
-            const mbedtls_x509_time *until = &w->client->crt.valid_to;
-            mbedtls_x509_dn_gets(subject, sizeof subject, &w->client->crt.subject);
+        if (w->client_crt) {
+            const mbedtls_x509_time *until = &w->client_crt->valid_to;
+            mbedtls_x509_dn_gets(subject, sizeof subject, &w->client_crt->subject);
             printf("             shows \"%s\", valid until %04d-%02d-%02d\n",
                 log_text(slice_of(subject)).text, until->year, until->mon, until->day);
         }

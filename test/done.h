@@ -27,11 +27,10 @@ cfg_done(struct cfg_reader *r)
         url_done(&c->webhook[i].proxy_url);
         mbedtls_x509_crt_free(c->webhook[i].ca);
         free(c->webhook[i].ca);
-        if (c->webhook[i].client) {
-            mbedtls_x509_crt_free(&c->webhook[i].client->crt);
-            mbedtls_pk_free(&c->webhook[i].client->key);
-        }
-        free(c->webhook[i].client);
+        mbedtls_x509_crt_free(c->webhook[i].client_crt);
+        free(c->webhook[i].client_crt);
+        mbedtls_pk_free(c->webhook[i].client_pk);
+        free(c->webhook[i].client_pk);
         for (struct header *h = c->webhook[i].header; h && h->label; h++) {
             free((char *)(uintptr_t)h->label);
             free((char *)(uintptr_t)h->value);
