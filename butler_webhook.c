@@ -3359,8 +3359,7 @@ static const struct {
     [CFG_URL] = {.must = "be a single value"},
     [CFG_LIST] = {.must = "be a list, each entry starting with \"- \", their number"},
     [CFG_PAIRS] =
-        {.must =
-                "hold names with values, one a line, indented under it ({{...}} in quotes), their number"},
+        {.must = "hold names with values, one a line, indented ({{...}} in quotes), their number"},
     [CFG_MAP] = {.must = "hold keys, one a line, indented under it"},
 };
 
@@ -3522,7 +3521,10 @@ cfg_child(struct cfg_reader *r, const yaml_node_t *n, size_t i)
     return yaml_document_get_node(&r->yaml, i % 2 ? pairs[i / 2].value : pairs[i / 2].key);
 }
 
-/* Returns an item of a list; what is no list counts as its only one. NULL: there is none, or n is NULL. */
+/*
+ * Returns an item of a list; what is no list counts as its only one. NULL: there are not so
+ * many, or n is NULL.
+ */
 static const yaml_node_t *
 cfg_item(struct cfg_reader *r, const yaml_node_t *n, size_t i)
 {
@@ -3558,7 +3560,7 @@ cfg_get(struct cfg_reader *r, const yaml_node_t *n, const char *name)
     return NULL;
 }
 
-/* Adds to a map what "<<" merges into it: those keys of a map, or of a list of maps, that it lacks. */
+/* Adds to a map what "<<" merges: the keys of a map, or of a list of maps, that it lacks. */
 static void
 cfg_merge(struct cfg_reader *r, const yaml_node_t *map, const yaml_node_t *from)
 {
@@ -4170,7 +4172,10 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->proxy = cfg_proxy(r->config, w, &w->url);
 }
 
-/* Adds the text of a scalar of a template; in a query what stands between fields as a URL may hold it. */
+/*
+ * Adds the text of a scalar of a template; in a query what stands between fields as a URL
+ * may hold it.
+ */
 static void
 cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, bool is_query, struct buf *out)
 {
@@ -4226,7 +4231,7 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
         if (is_map)
             cfg_add_template(r, cfg_child(r, n, i++), false, &text);
         cJSON *item = cfg_read_json(r, cfg_child(r, n, i), room);
-        if (is_map)
+        if (is_map) /* the keys stand behind each other in text */
             cJSON_AddItemToObject(value, text.data + key, item);
         else
             cJSON_AddItemToArray(value, item);
