@@ -5425,7 +5425,7 @@ struct http_head {
     int status;
     bool keep;                /* the connection can be used again after the body ... */
     bool chunked;             /* ... which has a Transfer-Encoding; without, it has a length */
-    bool is_text;             /* Content-Type: JSON, or text that is no page */
+    bool has_reason;          /* a refusal whose Content-Type is JSON, or text that is no page */
     int64_t length;           /* Content-Length; -1: none, BODY_BAD: no number, or two */
     struct slice location;    /* data NULL: none; empty: several */
     struct slice retry_after; /* the first; empty: none */
@@ -5496,8 +5496,7 @@ enum call_state {
     CALL_TUNNEL,
     CALL_HANDSHAKE,
     CALL_RECEIVE,
-    CALL_REASON,
-    CALL_SKIP, /* from here on it has its result */
+    CALL_BODY, /* from here on it has its result, unless that waits for a reason */
     CALL_IDLE,
     CALL_CLOSED /* http_step is to free it, unless the webhook is called again before */
 };
@@ -5903,8 +5902,9 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
             h->keep = !slice_is(slice_trim(slice_take(&value, ','), " \t"), "close") && h->keep;
     else if (slice_is(name, "Content-Type")) {
         struct slice type = slice_trim(slice_take(&value, ';'), " \t");
-        h->is_text = slice_is(type, "text/plain") ||
-            (type.len > 4 && strncasecmp(type.data + type.len - 4, "json", 4) == 0);
+        h->has_reason = h->status >= 400 &&
+            (slice_is(type, "text/plain") ||
+                (type.len > 4 && strncasecmp(type.data + type.len - 4, "json", 4) == 0));
     } else if (slice_is(name, "Location"))
         h->location = (struct slice){value.data, h->location.data ? 0 : value.len};
     else if (slice_is(name, "Retry-After") && !h->retry_after.data)
@@ -6466,7 +6466,7 @@ call_receive(struct call *call, int64_t now_ms)
         return call_enter(call, CALL_RESOLVE, call->deadline_ms);
     call->res.end = HTTP_ANSWERED;
     buf_drop(&conn->in, h->len);
-    return call_enter(call, CALL_REASON,
+    return call_enter(call, CALL_BODY,
         now_ms + BODY_MS < call->deadline_ms ? now_ms + BODY_MS : call->deadline_ms);
 }
 
@@ -6524,41 +6524,27 @@ call_add_reason(struct call *call)
     buf_free(&text);
 }
 
-/* Reads why the webhook has refused an alert, if it says so. Then the result is complete. */
+/*
+ * Reads the body, so that the connection can be used again, and for why the webhook has
+ * refused an alert, if it says so. For that the result waits; see http_step.
+ */
 static enum call_next
-call_reason(struct call *call, int64_t now_ms)
+call_read_body(struct call *call, int64_t now_ms)
 {
     const struct http_head *h = &call->head;
     struct conn *conn = &call->conn;
-    bool speaks = h->is_text && h->status >= 400;
-    int n = 1;
+    bool keep = h->keep && conn->to_origin && conn->out.len == 0 && h->length <= SKIP_MAX;
+    int64_t len = BODY_MORE;
+    int n = keep || h->has_reason ? 1 : 0;
 
-    while (speaks && n > 0 && conn->in.len < REASON_MAX &&
-        http_body_len(h, (struct slice){conn->in.data, conn->in.len}) == BODY_MORE)
+    while (n > 0 && conn->in.len <= SKIP_MAX &&
+        (len = http_body_len(h, (struct slice){conn->in.data, conn->in.len})) == BODY_MORE)
         n = conn_fill(conn);
-    if (speaks && n == PLAT_AGAIN && now_ms < call->until_ms)
+    if (n == PLAT_AGAIN && now_ms < call->until_ms)
         return CALL_WAIT;
-    if (speaks)
+    if (h->has_reason)
         call_add_reason(call);
-    if (!h->keep || !conn->to_origin || conn->out.len > 0 || h->length > SKIP_MAX)
-        return call_close(call);
-    return call_enter(call, CALL_SKIP, now_ms + BODY_MS);
-}
-
-/* Reads what is left of the body, so that the connection can be used again. */
-static enum call_next
-call_skip(struct call *call, int64_t now_ms)
-{
-    struct conn *conn = &call->conn;
-    int64_t len;
-    int n = 1;
-
-    do
-        len = http_body_len(&call->head, (struct slice){conn->in.data, conn->in.len});
-    while (len == BODY_MORE && conn->in.len <= SKIP_MAX && (n = conn_fill(conn)) > 0);
-    if (len == BODY_MORE && n == PLAT_AGAIN && now_ms < call->until_ms)
-        return CALL_WAIT;
-    if (len < 0 || (size_t)len < conn->in.len)
+    if (!keep || len < 0 || (size_t)len < conn->in.len)
         return call_close(call);
     conn->may_be_stale = true;
     conn->in.len = 0;
@@ -6611,7 +6597,7 @@ static void
 call_step(struct call *call, int64_t now_ms)
 {
     static enum call_next (*const states[])(struct call *, int64_t) = {call_resolve, call_connect,
-        call_receive, call_handshake, call_receive, call_reason, call_skip, call_idle};
+        call_receive, call_handshake, call_receive, call_read_body, call_idle};
     enum call_next next = CALL_GO_ON;
     struct buf *out = &call->conn.out;
     int n = PLAT_AGAIN;
@@ -6710,7 +6696,7 @@ http_step(
             call_step(call, now_ms);
             now_ms = plat_now_ms();
         }
-        if (call->owner && call->state > CALL_REASON) {
+        if (call->owner && call->state >= (call->head.has_reason ? CALL_IDLE : CALL_BODY)) {
             call->res.ms = now_ms - call->began_ms;
             h->busy--;
             done(call->owner, &call->res);

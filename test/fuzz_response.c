@@ -78,10 +78,8 @@ play(struct slice stream, uint32_t random, struct buf *out)
         buf_format(out, "no answer: %s", call->res.reason.text);
     } else {
         bool followed = call->state == CALL_RESOLVE;
-        if (call->state == CALL_REASON)
-            call_reason(call, BODY_MS);
-        if (call->state == CALL_SKIP)
-            call_skip(call, 0);
+        if (call->state == CALL_BODY)
+            call_read_body(call, BODY_MS);
         require(followed || call->state == CALL_CLOSED || call->state == CALL_IDLE, "state",
             "neither over nor at rest");
         require(!strpbrk(call->url->target, "\r\n \t"), "Location", call->url->target);
