@@ -6402,16 +6402,6 @@ static const struct {
     {410, "gone: remove or change webhookURL"},
 };
 
-/* Returns what people can do about a proxy's 407. */
-static const char *
-http_proxy_hint(const struct http_head *h)
-{
-    return h->proxy_takes_ntlm && !h->proxy_takes_basic
-        ? "the proxy takes NTLM or Negotiate only, which cannot be used: let it take Basic, or "
-          "this machine without a password"
-        : "check the proxy's password";
-}
-
 /* Acts on the status. Returns true if another request is to be sent, else the result is set. */
 static bool
 call_judge(struct call *call)
@@ -6434,8 +6424,6 @@ call_judge(struct call *call)
     for (size_t i = 0; i < sizeof HTTP_HINTS / sizeof *HTTP_HINTS; i++)
         if (HTTP_HINTS[i].status == status)
             err_set(&call->res.hint, "%s", HTTP_HINTS[i].hint);
-    if (status == 407)
-        err_set(&call->res.hint, "%s", http_proxy_hint(h));
     call->res.retry_after_s = http_read_retry_after(h->retry_after, plat_wall_ms() / 1000);
     return false;
 }
@@ -6453,13 +6441,18 @@ call_receive(struct call *call, int64_t now_ms)
 
     if (next != CALL_GO_ON)
         return next;
+    if (h->status == 407)
+        err_set(&call->res.hint, "%s",
+            h->proxy_takes_ntlm && !h->proxy_takes_basic
+                ? "the proxy takes NTLM or Negotiate only, which cannot be used: let it take "
+                  "Basic, or this machine without a password"
+                : "check the proxy's password");
     if (call->state == CALL_TUNNEL && h->status / 100 == 2) {
         conn->in.len = 0; /* in TLS the server does not speak first */
         return call_enter(call, CALL_HANDSHAKE, call->deadline_ms);
     }
     if (call->state == CALL_TUNNEL) {
         err_set(&call->res.reason, "it answered CONNECT with status %d", h->status);
-        err_set(&call->res.hint, "%s", h->status == 407 ? http_proxy_hint(h) : "");
         return CALL_FAILED;
     }
     if (call_judge(call))
