@@ -6311,7 +6311,7 @@ call_handshake(struct call *call, int64_t now_ms)
     struct conn *conn = &call->conn;
     struct peer *p = call->conn.peer;
     const char *host = p->webhook->server_name ? p->webhook->server_name : call->url->host;
-    int n = 0;
+    int n;
 
     if (!conn->ssl) {
         /* SNI and certificates hold names without the dot that may end a full one (RFC 6066, 3). */
@@ -6324,17 +6324,17 @@ call_handshake(struct call *call, int64_t now_ms)
         mbedtls_ssl_set_bio(conn->ssl, conn, conn_plain_write, conn_tls_recv, NULL);
         mbedtls_ssl_set_verify(conn->ssl, tls_check_certificate, conn);
         conn->address_len = mbedtls_x509_crt_parse_cn_inet_pton(host, conn->address);
-        n = mbedtls_ssl_setup(conn->ssl, &p->tls);
-        if (n == 0) /* without a name the library checks none, and sends no SNI */
-            n = mbedtls_ssl_set_hostname(conn->ssl, conn->address_len ? NULL : name);
-        if (n == 0 && conn->to_origin && p->has_session) {
+        /* Without a name the library checks none, and sends no SNI. Where one of these two has
+         * failed the handshake fails, too. */
+        mbedtls_ssl_setup(conn->ssl, &p->tls);
+        mbedtls_ssl_set_hostname(conn->ssl, conn->address_len ? NULL : name);
+        if (conn->to_origin && p->has_session) {
             mbedtls_ssl_set_session(conn->ssl, &p->session);
             conn->may_be_stale = true;
             p->has_session = false; /* a ticket is good for one time */
         }
     }
-    if (n == 0)
-        n = mbedtls_ssl_handshake(conn->ssl);
+    n = mbedtls_ssl_handshake(conn->ssl);
     if (n == MBEDTLS_ERR_SSL_WANT_READ && now_ms < call->until_ms)
         return CALL_WAIT;
     if (n != 0) {
