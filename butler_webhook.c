@@ -5852,7 +5852,7 @@ http_read_retry_after(struct slice s, int64_t wall_s)
 {
     static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
     char text[64], name[4] = "";
-    struct tm t = {0};
+    mbedtls_x509_time t = {0};
     int64_t after;
     int end = -1;
     const char *at;
@@ -5864,14 +5864,13 @@ http_read_retry_after(struct slice s, int64_t wall_s)
         return after < 0 ? RETRY_AFTER_MAX_S : after;
     }
     snprintf(text, sizeof text, "%.*s", (int)s.len, s.data);
-    sscanf(text, "%*3[A-Za-z], %2d %3s %4d %2d:%2d:%2d GMT%n", &t.tm_mday, name, &t.tm_year,
-        &t.tm_hour, &t.tm_min, &t.tm_sec, &end);
+    sscanf(text, "%*3[A-Za-z], %2d %3s %4d %2d:%2d:%2d GMT%n", &t.day, name, &t.year, &t.hour,
+        &t.min, &t.sec, &end);
     at = strlen(name) == 3 ? strstr(months, name) : NULL;
     if (end != (int)s.len || !at)
         return -1;
-    t.tm_mon = (int)(at - months) / 3;
-    t.tm_year -= 1900;
-    after = timegm(&t) - wall_s;
+    t.mon = (int)(at - months) / 3 + 1;
+    after = tls_time(&t) - wall_s;
     return after < 0 ? 0 : after > RETRY_AFTER_MAX_S ? RETRY_AFTER_MAX_S : after;
 }
 
