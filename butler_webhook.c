@@ -2753,35 +2753,6 @@ alert_read_json(const cJSON *json, struct alert *out)
     return out->kind < ALERT_KINDS ? 0 : -1;
 }
 
-/*
- * Adds the alert's fields to a request target, behind the query that it has, as
- * JavaScript's URLSearchParams would (URL Standard, application/x-www-form-urlencoded).
- * If max is not 0, the message is cut so that the target has at most max bytes.
- */
-static void
-alert_add_query(const struct alert *alert, struct buf *target, size_t max)
-{
-    const char *query = strchr(target->data, '?');
-    const char *separator = !query ? "?" : query[1] ? "&" : "";
-    size_t begin = 0;
-    char *end;
-
-    for (int i = 0; i < ALERT_FIELDS; i++) {
-        buf_format(target, "%s%s=", separator, FIELD_NAMES[i]);
-        separator = "&";
-        begin = target->len;
-        percent_encode(target, slice_of(alert->field[i]), QUERY_PLAIN);
-    }
-    if (max == 0 || target->len <= max)
-        return;
-    /* Not inside %XX, nor before a byte of UTF-8 that continues a character: %80 to %BF. */
-    end = target->data + (max > begin ? max : begin);
-    while (end[-1] == '%' || end[-2] == '%' || (end[0] == '%' && strchr("89AB", end[1])))
-        end--;
-    target->len = (size_t)(end - target->data);
-    *end = '\0';
-}
-
 /* Adds the JSON of the alert that --test sends. */
 static void
 alert_add_test(enum alert_kind kind, const char *host_name, struct buf *b)
@@ -2945,6 +2916,26 @@ template_add(struct buf *b, enum template_form form, const struct template_piece
     buf_add(b, p->text.data, p->text.len);
     buf_free(&value);
     buf_free(&json);
+}
+
+/*
+ * Cuts a request target that ends with the standard query to max bytes, or if need be to where
+ * its message begins: that is the last field, and a = inside it stands there as %3D.
+ */
+static void
+template_cut_query(struct buf *target, size_t max)
+{
+    size_t begin = (size_t)(strrchr(target->data, '=') + 1 - target->data);
+    char *end;
+
+    if (target->len <= max)
+        return;
+    /* Not inside %XX, nor before a byte of UTF-8 that continues a character: %80 to %BF. */
+    end = target->data + (max > begin ? max : begin);
+    while (end[-1] == '%' || end[-2] == '%' || (end[0] == '%' && strchr("89AB", end[1])))
+        end--;
+    target->len = (size_t)(end - target->data);
+    *end = '\0';
 }
 
 /* ==== 6. URL ================================================================
@@ -3265,6 +3256,7 @@ struct webhook_config {
     char *template_text;                   /* of the body, of a GET the query; NULL: none */
     const struct template_piece *template; /* what that was read as */
     enum template_form form;               /* of that */
+    bool has_own_query;                    /* it is not the standard one */
     struct {
         unsigned char bytes[SECRET_MAX];
         size_t len; /* 0: none */
@@ -4241,7 +4233,10 @@ cfg_read_json(struct cfg_reader *r, const yaml_node_t *n, size_t *room)
     return value;
 }
 
-/* Reads the template of what is sent in place of the standard fields: body or query. */
+/*
+ * Reads the template of what is sent in place of the standard fields: body or query. What
+ * URLSearchParams of JavaScript makes of those is a template, too: a GET has it without one.
+ */
 static void
 cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
 {
@@ -4253,10 +4248,13 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
 
     if (wrong)
         CFG_ERROR(r, wrong, "body is for POST and PUT, query for a GET");
-    if (!n)
+    if (!n && !is_get)
         return;
+    w->has_own_query = is_get && n;
     w->form = is_get ? TEMPLATE_QUERY : n->type == YAML_SCALAR_NODE ? TEMPLATE_TEXT : TEMPLATE_JSON;
     buf_add(&text, "", 0);
+    for (int i = 0; i < ALERT_FIELDS && !n; i++)
+        buf_format(&text, "%s%s={{%s}}", i > 0 ? "&" : "", FIELD_NAMES[i], FIELD_NAMES[i]);
     for (size_t i = 0; is_get && i < cfg_count(n); i += 2) {
         buf_add_text(&text, i > 0 ? "&" : "");
         percent_encode(&text, slice_of(cfg_text(cfg_child(r, n, i))), QUERY_PLAIN);
@@ -6163,9 +6161,10 @@ call_send(struct call *call)
     const struct http_request *q = &call->request;
     const struct webhook_config *w = call->conn.peer->webhook;
     const struct url *u = call->url, *proxy = u->tls ? NULL : call->proxy;
-    bool has_body = w->method != METHOD_GET, is_own = w->template != NULL;
-    const char *type = is_own && w->form == TEMPLATE_TEXT ? "text/plain; charset=utf-8"
-                                                          : "application/json";
+    const char *query = strchr(u->target, '?');
+    bool has_body = w->method != METHOD_GET;
+    const char *type = w->template && w->form == TEMPLATE_TEXT ? "text/plain; charset=utf-8"
+                                                               : "application/json";
     struct buf target = {0}, own = {0}, signature = {0};
     struct slice content = call_content(call, &own), body = has_body ? content : slice_of("");
     struct number length = number_text(body.len);
@@ -6190,16 +6189,11 @@ call_send(struct call *call)
     buf_add(&target, u->origin, origin_len); /* to a proxy for http */
     buf_add_text(&target, u->target);
     /* Most redirects repeat the query that they were asked with. */
-    if (!has_body && is_own) {
-        if (content.len > 0 && !(call->hops > 0 && strstr(u->target, content.data)))
-            buf_add_texts(&target, strchr(target.data, '?') ? "&" : "?", content.data, NULL);
-    } else if (!has_body) {
-        struct alert alert = {0};
-        cJSON *json = json_read(q->json);
-        bool has_fields = call->hops > 0 && strstr(u->target, "executionId=");
-        if (!has_fields && alert_read_json(json, &alert) == 0)
-            alert_add_query(&alert, &target, call->cut ? origin_len + GET_TARGET_MAX : 0);
-        cJSON_Delete(json);
+    if (!has_body && content.len > 0 &&
+        !(call->hops > 0 && strstr(u->target, w->has_own_query ? content.data : "executionId="))) {
+        buf_add_texts(&target, !query ? "?" : query[1] ? "&" : "", content.data, NULL);
+        if (call->cut)
+            template_cut_query(&target, origin_len + GET_TARGET_MAX);
     }
     call->target_len = target.len - origin_len;
     call_write(call, METHODS[w->method], target.data, headers, w->header, body);
@@ -6412,7 +6406,7 @@ call_judge(struct call *call)
     call->res.status = status;
     if ((status >= 301 && status <= 303) || status == 307 || status == 308)
         return call_follow(call);
-    if (w->method == METHOD_GET && !w->template && call->target_len > GET_TARGET_MAX &&
+    if (w->method == METHOD_GET && !w->has_own_query && call->target_len > GET_TARGET_MAX &&
         !call->cut && (status == 400 || status == 404 || status == 414 || status == 431)) {
         log_line(LOG_WARN, "webhook %s: status %d to a long GET; once more with logMessage cut",
             w->name, status);

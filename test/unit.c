@@ -968,13 +968,31 @@ test_alert_about(void)
     check_text(about, "4831c6a534f645bb9d4073a6e6992670_a", "aborted");
 }
 
-/* Makes b the target with the query of an alert, at most that long. */
+/* The template of the standard query. The caller frees it with free. */
+static struct template_piece *
+standard_query(void)
+{
+    return template_read(
+        "event={{event}}&hostName={{hostName}}&user={{user}}&taskName={{taskName}}&taskId={{taskId}}"
+        "&appName={{appName}}&appId={{appId}}&logTimeStamp={{logTimeStamp}}&logLevel={{logLevel}}"
+        "&executionId={{executionId}}&logMessage={{logMessage}}");
+}
+
+/* Makes b the target with the standard query of an alert, at most that long; max 0: all of it. */
 static void
 make_query(struct buf *b, const char *target, const struct alert *alert, size_t max)
 {
+    struct template_piece *query = standard_query();
+    struct slice values[TEMPLATE_FIELDS];
+
+    for (int i = 0; i < ALERT_FIELDS; i++)
+        values[i] = slice_of(alert->field[i]);
     b->len = 0;
     buf_add_text(b, target);
-    alert_add_query(alert, b, max);
+    template_add(b, TEMPLATE_QUERY, query, values);
+    if (max > 0)
+        template_cut_query(b, max);
+    free(query);
 }
 
 static void
@@ -984,12 +1002,11 @@ test_alert_query(void)
     struct buf b = {0};
     struct alert alert = alert_of(SLICE(DATAGRAM));
 
-    while (table_next(&t, "queries")) { /* a target, what follows; a message, as it is then */
+    while (table_next(&t, "queries")) { /* a message, as it is then */
         struct alert one = alert;
-        const char *target = t.field[0].data, *message = t.field[3].data;
-        one.field[FIELD_MESSAGE] = t.field[2].data;
-        make_query(&b, target, &one, 0);
-        check_text(b.data, textf("%s%s%s%s", target, t.field[1].data, QUERY(""), message), target);
+        one.field[FIELD_MESSAGE] = t.field[0].data;
+        make_query(&b, "/?", &one, 0);
+        check_text(b.data, textf("/?%s%s", QUERY(""), t.field[1].data), t.field[0].data);
     }
     buf_free(&b);
     buf_free(&alert.text);
@@ -1009,18 +1026,18 @@ test_alert_query_cut(void)
         while (datagram.len < 5000)
             buf_add_text(&datagram, units[i]);
         struct alert alert = alert_of(held(&datagram));
-        make_query(&whole, "/hook?a=1", &alert, 0);
+        make_query(&whole, "/hook?a=1&", &alert, 0);
         for (size_t max = GET_TARGET_MAX; max < GET_TARGET_MAX + 13; max++) {
-            make_query(&b, "/hook?a=1", &alert, max);
+            make_query(&b, "/hook?a=1&", &alert, max);
             check(b.len <= max && b.len + 24 > max, "%zu bytes of %zu, row %zu", b.len, max, i);
             check(memcmp(b.data, whole.data, b.len) == 0, "it is the start of the whole");
             const char *next = whole.data + b.len; /* no second byte of a character begins here */
             check(next[-1] != '%' && next[-2] != '%' && (*next != '%' || !strchr("89AB", next[1])),
                 "a character is cut: %s", b.data);
         }
-        make_query(&b, "/hook?a=1", &alert, whole.len);
+        make_query(&b, "/hook?a=1&", &alert, whole.len);
         check_bytes(held(&b), held(&whole), "just fits");
-        make_query(&b, "/hook?a=1", &alert, 50);
+        make_query(&b, "/hook?a=1&", &alert, 50);
         check(memcmp(b.data + b.len - 12, "&logMessage=", 12) == 0, "else the message is empty");
         buf_free(&alert.text);
     }
@@ -2296,6 +2313,8 @@ player_begin(struct player *p, const char *method, const char *url, enum call_st
         p->webhook.method++;
     p->webhook.url = url_of(url);
     p->webhook.proxy = p->proxy.host ? &p->proxy : NULL;
+    p->webhook.form = TEMPLATE_QUERY;
+    p->webhook.template = p->webhook.method == METHOD_GET ? standard_query() : NULL;
     p->http.config = &p->config;
     p->peer = (struct peer){.http = &p->http, .webhook = &p->webhook};
     p->call.conn.peer = &p->peer;
@@ -2313,6 +2332,7 @@ player_done(struct player *p)
     conn_close(&p->call.conn);
     url_done(&p->call.moved);
     url_done(&p->webhook.url);
+    free((void *)(uintptr_t)p->webhook.template);
     url_done(&p->proxy);
     http_done(&p->http);
     peer_done(&p->peer);
