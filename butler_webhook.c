@@ -2949,11 +2949,12 @@ template_cut_query(struct buf *target, size_t max)
 struct url {
     bool tls;
     int port;
-    char *host;   /* lower case; IPv6 without brackets */
-    char *target; /* path and query, percent-encoded, as it stands in a request */
-    char *auth;   /* as in the header Authorization: of user:password; NULL: none */
-    char *origin; /* scheme://host:port, for comparison; behind "//" it is what Host holds */
-    char *shown;  /* for people: without userinfo, query and long path segments */
+    char *host;       /* lower case; IPv6 without brackets */
+    char *target;     /* path and query, percent-encoded, as it stands in a request */
+    struct buf login; /* user:password; len 0: none */
+    char *auth;       /* as in the header Authorization, of that; NULL: none */
+    char *origin;     /* scheme://host:port, for comparison; behind "//" it is what Host holds */
+    char *shown;      /* for people: without userinfo, query and long path segments */
 };
 
 /* Frees the parts of a URL. A zeroed URL is legal. */
@@ -2962,6 +2963,7 @@ url_done(struct url *u)
 {
     free(u->host);
     free(u->target);
+    buf_free(&u->login);
     free(u->auth);
     free(u->origin);
     free(u->shown);
@@ -3017,18 +3019,18 @@ url_read_host(struct url *u, struct slice s)
     return NULL;
 }
 
-/* Returns the value of a header Authorization (RFC 7617) for user:password; free frees it. */
-static char *
-url_basic(struct slice plain)
+/* Sets u->auth for u->login (RFC 7617). */
+static void
+url_set_auth(struct url *u)
 {
+    size_t n, room = u->login.len / 3 * 4 + 8;
     struct buf b = {0};
-    size_t n, room = plain.len / 3 * 4 + 8;
 
     buf_add_text(&b, "Basic ");
     buf_reserve(&b, room);
-    mbedtls_base64_encode(
-        (unsigned char *)b.data + b.len, room, &n, (const unsigned char *)plain.data, plain.len);
-    return b.data;
+    mbedtls_base64_encode((unsigned char *)b.data + b.len, room, &n,
+        (const unsigned char *)u->login.data, u->login.len);
+    u->auth = b.data;
 }
 
 /* Reads user:password@host:port. Returns NULL, or what is wrong. */
@@ -3036,7 +3038,6 @@ static const char *
 url_read_authority(struct url *u, struct slice s)
 {
     size_t at = s.len, colon;
-    struct buf plain = {0};
 
     while (at > 0 && s.data[at - 1] != '@')
         at--;
@@ -3044,13 +3045,12 @@ url_read_authority(struct url *u, struct slice s)
         uint8_t c = (uint8_t)s.data[i];
         if (c == '%' && hex_read((struct slice){s.data + i + 1, at - i - 2}, &c, 1) == 0)
             i += 2;
-        buf_add_char(&plain, c);
+        buf_add_char(&u->login, c);
     }
-    if (plain.len > 0 && !memchr(s.data, ':', at))
-        buf_add_char(&plain, ':');
-    if (plain.len > 1)
-        u->auth = url_basic((struct slice){plain.data, plain.len});
-    buf_free(&plain);
+    if (u->login.len > 0 && !memchr(s.data, ':', at))
+        buf_add_char(&u->login, ':');
+    if (u->login.len > 1)
+        url_set_auth(u);
     s = (struct slice){s.data + at, s.len - at};
     for (colon = s.len; colon > 0 && !strchr("]:", s.data[colon - 1]);)
         colon--;
@@ -4057,7 +4057,7 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     const yaml_node_t *map = w->header_map, *auth = cfg_get(r, entry, "auth");
     int ways = (w->url.auth != NULL) + (w->user != NULL) + (w->bearer != NULL);
     const char *fault = NULL, *wrong;
-    struct buf plain = {0};
+    struct buf bearer = {0};
 
     w->header = map ? x_calloc(PAIRS_MAX + 1, sizeof *w->header) : NULL;
     for (size_t i = 0; i < cfg_count(map); i += 2) {
@@ -4081,12 +4081,12 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     if (fault)
         CFG_ERROR(r, auth ? auth : map, "%s", fault);
     else if (w->bearer) {
-        buf_add_texts(&plain, "Bearer ", w->bearer, NULL);
-        w->url.auth = plain.data;
+        buf_add_texts(&bearer, "Bearer ", w->bearer, NULL);
+        w->url.auth = bearer.data;
     } else if (w->user) {
-        buf_add_texts(&plain, w->user, ":", w->password, NULL);
-        w->url.auth = url_basic((struct slice){plain.data, plain.len});
-        buf_free(&plain);
+        w->url.login.len = 0; /* a lone ":" in webhookURL is nobody */
+        buf_add_texts(&w->url.login, w->user, ":", w->password, NULL);
+        url_set_auth(&w->url);
     }
 }
 
@@ -6477,19 +6477,15 @@ call_add_reason(struct call *call)
     struct slice in = {call->conn.in.data, call->conn.in.len}, rest = slice_of(w->url.target);
     struct err *e = &call->res.reason;
     const char *auth = w->url.auth ? strchr(w->url.auth, ' ') + 1 : "";
-    unsigned char plain[1024] = "";
+    struct slice login = {w->url.login.len > 0 ? w->url.login.data : "", w->url.login.len};
     struct buf text = {0};
-    size_t n = 0;
 
     in.len = in.len < REASON_MAX ? in.len : REASON_MAX;
     in = http_body(&call->head, in);
     buf_add(&text, in.data, in.len);
     call_hide(&text, slice_of(auth));
-    if (mbedtls_base64_decode(plain, sizeof plain, &n, (const void *)auth, strlen(auth)) == 0) {
-        struct slice basic = {(char *)plain, n};
-        call_hide(&text, slice_take(&basic, ':'));
-        call_hide(&text, basic); /* the password */
-    }
+    call_hide(&text, slice_take(&login, ':'));
+    call_hide(&text, login); /* the password */
     for (size_t at = 0; at < w->hidden.len; at += strlen(w->hidden.data + at) + 1)
         call_hide(&text, slice_of(w->hidden.data + at));
     for (const struct header *h = w->header; h && h->label; h++) {
