@@ -5977,16 +5977,6 @@ http_chunk_size(struct slice line)
                                                                                    : BODY_BAD;
 }
 
-/* Returns the body at the front of in, or what there is of it; of chunks the first one. */
-static struct slice
-http_body(const struct http_head *h, struct slice in)
-{
-    int64_t size = h->chunked ? http_chunk_size(slice_take(&in, '\n')) : h->length;
-
-    in.len = size == -1 || size > (int64_t)in.len ? in.len : size < 0 ? 0 : (size_t)size;
-    return in;
-}
-
 /*
  * Returns the length of the body at the front of in, chunk sizes (RFC 9112, 7.1)
  * included; BODY_MORE if not all of it has come, or it ends with the connection,
@@ -6479,9 +6469,12 @@ call_add_reason(struct call *call)
     const char *auth = w->url.auth ? strchr(w->url.auth, ' ') + 1 : "";
     struct slice login = {w->url.login.len > 0 ? w->url.login.data : "", w->url.login.len};
     struct buf text = {0};
+    int64_t size;
 
     in.len = in.len < REASON_MAX ? in.len : REASON_MAX;
-    in = http_body(&call->head, in);
+    size = call->head.chunked ? http_chunk_size(slice_take(&in, '\n')) : call->head.length;
+    if (size != BODY_MORE && size < (int64_t)in.len) /* of chunks the first says enough */
+        in.len = size == BODY_BAD ? 0 : (size_t)size;
     buf_add(&text, in.data, in.len);
     call_hide(&text, slice_of(auth));
     call_hide(&text, slice_take(&login, ':'));
