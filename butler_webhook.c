@@ -3039,6 +3039,7 @@ url_read_authority(struct url *u, struct slice s)
 {
     size_t at = s.len, colon;
 
+    /* The last @ counts, so that a password may hold one. */
     while (at > 0 && s.data[at - 1] != '@')
         at--;
     for (size_t i = 0; i + 1 < at; i++) {
@@ -3052,6 +3053,7 @@ url_read_authority(struct url *u, struct slice s)
     if (u->login.len > 1)
         url_set_auth(u);
     s = (struct slice){s.data + at, s.len - at};
+    /* Behind the last colon stands the port, unless it is one inside an IPv6 address. */
     for (colon = s.len; colon > 0 && !strchr("]:", s.data[colon - 1]);)
         colon--;
     u->port = u->tls ? 443 : 80;
@@ -5817,7 +5819,7 @@ conn_open(struct conn *conn, const struct plat_addr *addr)
             if (c->state == CALL_IDLE && (!idle || c->until_ms < idle->until_ms))
                 idle = c;
         }
-        errno = EMFILE;
+        errno = EMFILE; /* what too many of ours are, too */
         if (open < CONNECTIONS_MAX && (conn->sock = plat_tcp_connect(addr)) >= 0)
             return 0;
         if (!idle || !plat_is_want_of_ours())
@@ -5971,6 +5973,7 @@ http_chunk_size(struct slice line)
     size_t digits = 0;
 
     line = slice_trim(line, "\r");
+    /* 15 digits fit into an int64_t, and no chunk that would be read to its end has more. */
     for (; digits < line.len && digits < 15 && hex_value(line.data[digits]) >= 0; digits++)
         size = size * 16 + hex_value(line.data[digits]);
     return digits > 0 && (digits == line.len || strchr("; \t", line.data[digits])) ? size
