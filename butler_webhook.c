@@ -2052,9 +2052,11 @@ struct log_text {
 
 /* An event that can come again and again: the event log gets the last of a minute. */
 struct log_event {
-    unsigned count;  /* how many it has not told of ... */
-    struct buf text; /* ... and the last of them */
-    int64_t next_ms; /* not before */
+    enum plat_event number; /* 0: it has never come */
+    unsigned count;         /* how many it has not told of ... */
+    struct buf text;        /* ... and the last of them */
+    int64_t next_ms;        /* not before */
+    struct log_event *next; /* of those that have come */
 };
 
 static struct log {
@@ -2068,6 +2070,7 @@ static struct log {
     struct buf events;      /* guarded by lock: for each its number, a text and a NUL */
     bool running, stopping; /* guarded by lock */
     atomic_bool last;       /* the last lines come: there is room for them */
+    struct log_event *came; /* loop only */
     int file;               /* log thread only; -1: none is open */
     int64_t day;            /* log thread only: that of the open file, since 1970 */
 } the_log = {.level = LOG_NONE};
@@ -2177,11 +2180,17 @@ log_line(enum log_level level, const char *format, ...)
 }
 
 /* Logs a line that is an event; log_report tells Windows of it. */
-__attribute__((format(PRINTF, 3, 4))) static void
-log_event(struct log_event *e, enum log_level level, const char *format, ...)
+__attribute__((format(PRINTF, 4, 5))) static void
+log_event(
+    struct log_event *e, enum plat_event number, enum log_level level, const char *format, ...)
 {
     va_list args;
 
+    if (!e->number) {
+        e->number = number;
+        e->next = the_log.came;
+        the_log.came = e;
+    }
     e->count++;
     e->text.len = 0;
     va_start(args, format);
@@ -2190,22 +2199,24 @@ log_event(struct log_event *e, enum log_level level, const char *format, ...)
     log_add(level, (struct slice){e->text.data, e->text.len});
 }
 
-/* Hands what has happened to the log thread for the event log, at most once a minute. */
+/* Hands what has happened to the log thread for the event log, each at most once a minute. */
 static void
-log_report(struct log_event *e, enum plat_event number, int64_t now_ms)
+log_report(int64_t now_ms)
 {
-    if (e->count == 0 || now_ms < e->next_ms)
-        return;
-    e->next_ms = now_ms + MINUTE_MS;
-    pthread_mutex_lock(&the_log.lock.mutex);
-    buf_add_char(&the_log.events, (char)number);
-    log_add_clean(&the_log.events, (struct slice){e->text.data, e->text.len});
-    if (e->count > 1)
-        buf_format(&the_log.events, " (the last of %u within a minute)", e->count);
-    buf_add_char(&the_log.events, '\0');
-    pthread_cond_broadcast(&the_log.lock.changed);
-    pthread_mutex_unlock(&the_log.lock.mutex);
-    e->count = 0;
+    for (struct log_event *e = the_log.came; e; e = e->next) {
+        if (e->count == 0 || now_ms < e->next_ms)
+            continue;
+        e->next_ms = now_ms + MINUTE_MS;
+        pthread_mutex_lock(&the_log.lock.mutex);
+        buf_add_char(&the_log.events, (char)e->number);
+        log_add_clean(&the_log.events, (struct slice){e->text.data, e->text.len});
+        if (e->count > 1)
+            buf_format(&the_log.events, " (the last of %u within a minute)", e->count);
+        buf_add_char(&the_log.events, '\0');
+        pthread_cond_broadcast(&the_log.lock.changed);
+        pthread_mutex_unlock(&the_log.lock.mutex);
+        e->count = 0;
+    }
 }
 
 /*
@@ -2299,7 +2310,8 @@ log_thread(void *arg)
             the_log.file = -1;
             count = 0;
         }
-        if (log_write_console((struct slice){lines.data, lines.len}) != 0 && !the_log.folder)
+        if (lines.len > 0 && log_write_console((struct slice){lines.data, lines.len}) != 0 &&
+            !the_log.folder)
             count = 0;
         for (size_t i = 0; i < events.len; i += strlen(events.data + i) + 1)
             plat_report((enum plat_event)events.data[i], events.data + i + 1);
@@ -4978,8 +4990,8 @@ static void
 journal_fail(struct journal *j, bool *flag, const char *what, int number, int64_t now_ms)
 {
     if (!*flag && (!j->failed || flag != &j->rewrite_failed))
-        log_event(&j->event, LOG_ERROR, "state directory: %s: %s; %s", what, state_why(number),
-            flag == &j->failed ? "alerts go on from memory" : "trying again");
+        log_event(&j->event, PLAT_DISK_FAILED, LOG_ERROR, "state directory: %s: %s; %s", what,
+            state_why(number), flag == &j->failed ? "alerts go on from memory" : "trying again");
     *flag = true;
     j->retry_ms = now_ms + HEAL_MS;
 }
@@ -7053,7 +7065,7 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
 
     b->text.len = 0;
     buf_add_texts(&b->text, reason, *hint ? "; " : "", hint, NULL);
-    log_event(&d->webhook->event_given_up, LOG_ERROR,
+    log_event(&d->webhook->event_given_up, PLAT_GIVEN_UP, LOG_ERROR,
         "alert %llu given up for %s after %d attempt%s: %s%s%s%s",
         (unsigned long long)d->payload->number, d->webhook->config->name, d->attempts,
         d->attempts == 1 ? "" : "s", b->text.data,
@@ -7165,13 +7177,14 @@ webhook_turn(
     w->failures = state == WEBHOOK_UP || is_up_again ? 0 : w->failures + 1;
     w->wait_until_ms = state == WEBHOOK_UP ? 0 : now_ms + wait_ms;
     if (is_up_again)
-        log_event(&w->event_up, LOG_INFO, "webhook %s is up again", w->config->name);
+        log_event(
+            &w->event_up, PLAT_WEBHOOK_UP, LOG_INFO, "webhook %s is up again", w->config->name);
     if (state == WEBHOOK_PACED && w->state != state)
         log_line(LOG_WARN, "webhook %s asked to wait: %d, for %.1f s", w->config->name, res->status,
             (double)wait_ms / 1000);
     if (state == WEBHOOK_DOWN && w->state != state)
-        log_event(&w->event_down, LOG_WARN, "webhook %s is down: %s%s%s", w->config->name,
-            res->reason.text, res->hint.text[0] ? "; " : "", res->hint.text);
+        log_event(&w->event_down, PLAT_WEBHOOK_DOWN, LOG_WARN, "webhook %s is down: %s%s%s",
+            w->config->name, res->reason.text, res->hint.text[0] ? "; " : "", res->hint.text);
     for (struct delivery *d = w->list.oldest; d && w->state == WEBHOOK_UP; d = d->newer)
         if (d->tried_ms && state == WEBHOOK_DOWN) /* no backoff of its own any more */
             d->due_ms = d->tried_ms;
@@ -8068,8 +8081,7 @@ struct app {
     size_t lost;           /* of what waits, at the end: it stands on no disk */
     struct peer heartbeat;
     int64_t beat_ms;    /* when the next heartbeat is due; INT64_MAX: one is under way */
-    int64_t metrics_ms; /* when the metrics are written next ... */
-    int64_t report_ms;  /* ... and when the event log is told */
+    int64_t metrics_ms; /* when the metrics are written next */
     bool beat_failed;
     bool json;        /* --pending is for a program */
     struct err error; /* of a command; it is printed at its end */
@@ -8135,22 +8147,6 @@ loop_settle(void *owner, const struct http_result *res)
     app->beat_failed = failed;
 }
 
-/* Tells the event log what has happened; alerts of webhooks that are gone are given up, too. */
-static void
-loop_report(struct app *app, int64_t now_ms)
-{
-    if (now_ms < app->report_ms)
-        return;
-    app->report_ms = now_ms + LOOK_MS;
-    for (size_t i = 0; i < app->backlog.known; i++) {
-        struct webhook *w = &app->backlog.webhook[i];
-        log_report(&w->event_down, PLAT_WEBHOOK_DOWN, now_ms);
-        log_report(&w->event_up, PLAT_WEBHOOK_UP, now_ms);
-        log_report(&w->event_given_up, PLAT_GIVEN_UP, now_ms);
-    }
-    log_report(&app->journal.event, PLAT_DISK_FAILED, now_ms);
-}
-
 /*
  * One round: waits until something happens or until_ms, and does all that is due.
  * Returns when the next round must begin, if nothing happens before.
@@ -8190,7 +8186,7 @@ loop_round(struct app *app, int64_t until_ms)
         app->metrics_ms = now_ms + METRICS_MS;
         metrics_make(l, now_ms, &j->metrics);
     }
-    loop_report(app, now_ms);
+    log_report(now_ms);
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_expire(&b->webhook[i], now_ms);
     backlog_make_room(b);

@@ -485,6 +485,7 @@ static void
 log_begin(enum log_level level)
 {
     buf_free(&the_log.queue);
+    buf_free(&the_log.events);
     the_log = (struct log){.level = level, .file = -1};
     plat_monitor_init(&the_log.lock);
 }
@@ -515,6 +516,7 @@ static void
 log_forget(void)
 {
     buf_free(&the_log.queue);
+    buf_free(&the_log.events);
 }
 
 static void
@@ -680,16 +682,15 @@ test_log_events(void)
     struct log_event one = {0}, other = {0};
 
     log_begin(LOG_ERROR);
-    log_report(&one, PLAT_GIVEN_UP, 1000);
     for (int i = 1; i <= 4; i++) {
-        log_event(&one, LOG_INFO, "one %d", i);
-        log_report(&one, PLAT_GIVEN_UP, 1000 + i);
+        log_event(&one, PLAT_GIVEN_UP, LOG_INFO, "one %d", i);
+        log_report(1000 + i);
     }
-    log_report(&one, PLAT_GIVEN_UP, 1000 + MINUTE_MS);
-    log_report(&one, PLAT_GIVEN_UP, 1001 + MINUTE_MS);
-    log_event(&other, LOG_ERROR, "other");
-    log_report(&other, PLAT_DISK_FAILED, 1001 + MINUTE_MS);
-    log_report(&one, PLAT_GIVEN_UP, 1001 + 2 * MINUTE_MS);
+    log_report(1001 + MINUTE_MS);
+    log_report(1002 + MINUTE_MS);
+    log_event(&other, PLAT_DISK_FAILED, LOG_ERROR, "other");
+    log_report(1002 + MINUTE_MS);
+    log_report(1002 + 2 * MINUTE_MS);
     check(the_log.events.len == sizeof told && memcmp(the_log.events.data, told, sizeof told) == 0,
         "%s", show(held(&the_log.events)));
     check_log(1, ""); /* whatever logLevel is */
