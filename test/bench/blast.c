@@ -2,9 +2,11 @@
  * blast: sends log datagrams of failed reloads to 127.0.0.1, at a fixed rate or
  * as fast as it can.
  *
- *   blast -p PORT -n COUNT [-r PER_SECOND]       -r 0 (default): full speed
+ *   blast -p PORT -n COUNT [-r PER_SECOND] [-t TASKS]
+ *     -r  0 (default): full speed
+ *     -t  they tell of so many tasks in turn; 0 (default): of a new one each
  *
- * Each datagram has GUIDs of its own. Its message ends in "seq=N t=NANOSECONDS",
+ * Each datagram has an execution id of its own. Its message ends in "seq=N t=NANOSECONDS",
  * the clock read just before the send, so that the sink on the same machine
  * knows what is lost, what came twice, and how long each took. All datagrams
  * are made before the first is sent.
@@ -50,11 +52,12 @@ guid_print(char out[37], uint64_t *random)
 }
 
 static void
-datagram_make(struct datagram *d, long seq, uint64_t *random)
+datagram_make(struct datagram *d, long seq, long tasks, uint64_t *random)
 {
     char task_id[37], app_id[37], execution_id[37];
+    uint64_t of_task = (uint64_t)(tasks > 0 ? seq % tasks : seq) + 1;
 
-    guid_print(task_id, random);
+    guid_print(task_id, &of_task);
     guid_print(app_id, random);
     guid_print(execution_id, random);
     d->len = (size_t)snprintf(d->text, sizeof d->text,
@@ -96,11 +99,11 @@ int
 main(int argc, char **argv)
 {
     uint16_t port = 0;
-    long count = 0, per_second = 0, sent = 0;
+    long count = 0, per_second = 0, tasks = 0, sent = 0;
     uint64_t random = (uint64_t)now_ns() | 1, bytes = 0;
     int option;
 
-    while ((option = getopt(argc, argv, "p:n:r:")) != -1)
+    while ((option = getopt(argc, argv, "p:n:r:t:")) != -1)
         switch (option) {
         case 'p':
             port = parse_port(optarg);
@@ -111,15 +114,18 @@ main(int argc, char **argv)
         case 'r':
             per_second = parse_number(optarg);
             break;
+        case 't':
+            tasks = parse_number(optarg);
+            break;
         default:
             return 2;
         }
     if (port == 0 || count == 0 || optind != argc)
-        die("usage: blast -p PORT -n COUNT [-r PER_SECOND]");
+        die("usage: blast -p PORT -n COUNT [-r PER_SECOND] [-t TASKS]");
 
     struct datagram *datagrams = new_array((size_t)count, sizeof *datagrams);
     for (long i = 0; i < count; i++)
-        datagram_make(&datagrams[i], i, &random);
+        datagram_make(&datagrams[i], i, tasks, &random);
 
     int fd = open_socket(port);
     int64_t start_ns = now_ns();

@@ -1,12 +1,14 @@
 /*
  * floor: the physical limit. UDP in, one POST for each datagram out, nothing
  * else: no configuration, no log, no parsing, no retry, one thread. It ends when
- * the web server closes. Not a design, a yardstick for one.
+ * the web server closes, but for -c. Not a design, a yardstick for one.
  *
- *   floor -l UDP_PORT -u TCP_PORT [-k CONNECTIONS] [-T CA.pem]
+ *   floor -l UDP_PORT -u TCP_PORT [-k CONNECTIONS] [-T CA.pem] [-c]
  *     -k  keep-alive connections to 127.0.0.1:TCP_PORT, one request in flight
  *         on each (1)
  *     -T  TLS, checked against this CA and the name "localhost"; '' = plain http
+ *     -c  the web server closes after each answer: a new connection for each
+ *         request, with the TLS session of the one before
  *
  * The socket is read empty before every write. What waits is kept in memory;
  * the body of a request is {"text":"the datagram"}.
@@ -40,6 +42,7 @@ struct waiting {
 
 struct connection {
     struct stream stream;
+    bool open;
     bool busy; /* a request is in flight */
     size_t len;
     char in[ANSWER_ROOM];
@@ -47,7 +50,10 @@ struct connection {
 
 struct floor {
     int epoll_fd, udp_fd;
-    SSL_CTX *tls; /* NULL = plain http */
+    uint16_t tcp_port;
+    SSL_CTX *tls;         /* NULL = plain http */
+    SSL_SESSION *session; /* of the last TLS connection that ended */
+    bool closes;          /* the web server, after each answer */
     struct waiting waiting;
     long count;
     struct connection connections[CONNECTIONS_MAX];
@@ -152,30 +158,6 @@ connection_post(struct connection *c, const char *datagram, uint32_t len)
     c->busy = true;
 }
 
-static void
-floor_turn(struct floor *f)
-{
-    struct epoll_event events[CONNECTIONS_MAX + 1];
-    int n = epoll_wait(f->epoll_fd, events, CONNECTIONS_MAX + 1, -1);
-
-    for (int i = 0; i < n; i++) {
-        if (events[i].data.u32 == UDP_MARK)
-            floor_receive(f);
-        else
-            connection_read(&f->connections[events[i].data.u32]);
-    }
-    for (long i = 0; i < f->count; i++) {
-        const char *datagram;
-        uint32_t len;
-
-        if (f->connections[i].busy)
-            continue;
-        if ((datagram = waiting_take(&f->waiting, &len)) == NULL)
-            break;
-        connection_post(&f->connections[i], datagram, len);
-    }
-}
-
 static SSL_CTX *
 tls_new(const char *ca)
 {
@@ -189,35 +171,55 @@ tls_new(const char *ca)
 }
 
 static void
-connection_open(struct connection *c, uint16_t port, SSL_CTX *tls)
-{
-    struct sockaddr_in to = {
-        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int one = 1;
-
-    c->stream.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (c->stream.fd < 0 || connect(c->stream.fd, (struct sockaddr *)&to, sizeof to) != 0)
-        die("connect to 127.0.0.1:%u", port);
-    setsockopt(c->stream.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (tls != NULL) {
-        c->stream.ssl = SSL_new(tls);
-        SSL_set1_host(c->stream.ssl, "localhost");
-        SSL_set_tlsext_host_name(c->stream.ssl, "localhost");
-        SSL_set_fd(c->stream.ssl, c->stream.fd);
-        errno = 0;
-        if (SSL_connect(c->stream.ssl) != 1)
-            die("TLS with 127.0.0.1:%u failed", port);
-    }
-    fcntl(c->stream.fd, F_SETFL, O_NONBLOCK);
-}
-
-static void
 floor_watch(struct floor *f, int fd, uint32_t mark)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = mark};
 
     if (epoll_ctl(f->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
         die("epoll");
+}
+
+static void
+floor_connect(struct floor *f, struct connection *c)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET,
+        .sin_port = htons(f->tcp_port),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int one = 1;
+
+    c->stream.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->stream.fd < 0 || connect(c->stream.fd, (struct sockaddr *)&to, sizeof to) != 0)
+        die("connect to 127.0.0.1:%u", f->tcp_port);
+    setsockopt(c->stream.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (f->tls != NULL) {
+        c->stream.ssl = SSL_new(f->tls);
+        SSL_set1_host(c->stream.ssl, "localhost");
+        SSL_set_tlsext_host_name(c->stream.ssl, "localhost");
+        SSL_set_fd(c->stream.ssl, c->stream.fd);
+        if (f->session != NULL)
+            SSL_set_session(c->stream.ssl, f->session);
+        errno = 0;
+        if (SSL_connect(c->stream.ssl) != 1)
+            die("TLS with 127.0.0.1:%u failed", f->tcp_port);
+    }
+    fcntl(c->stream.fd, F_SETFL, O_NONBLOCK);
+    floor_watch(f, c->stream.fd, (uint32_t)(c - f->connections));
+    c->open = true;
+}
+
+/* Ends a connection that has its answer, and keeps its TLS session. */
+static void
+floor_disconnect(struct floor *f, struct connection *c)
+{
+    if (c->stream.ssl != NULL) {
+        SSL_SESSION_free(f->session);
+        f->session = SSL_get1_session(c->stream.ssl);
+        SSL_shutdown(c->stream.ssl);
+        SSL_free(c->stream.ssl);
+        c->stream.ssl = NULL;
+    }
+    close(c->stream.fd);
+    c->open = false;
 }
 
 static void
@@ -239,21 +241,57 @@ floor_listen(struct floor *f, uint16_t port)
     floor_watch(f, f->udp_fd, UDP_MARK);
 }
 
+static void
+floor_take_answer(struct floor *f, struct connection *c)
+{
+    bool was_busy = c->busy;
+
+    connection_read(c);
+    if (f->closes && was_busy && !c->busy)
+        floor_disconnect(f, c);
+}
+
+static void
+floor_turn(struct floor *f)
+{
+    struct epoll_event events[CONNECTIONS_MAX + 1];
+    int n = epoll_wait(f->epoll_fd, events, CONNECTIONS_MAX + 1, -1);
+
+    for (int i = 0; i < n; i++) {
+        if (events[i].data.u32 == UDP_MARK)
+            floor_receive(f);
+        else
+            floor_take_answer(f, &f->connections[events[i].data.u32]);
+    }
+    for (long i = 0; i < f->count; i++) {
+        const char *datagram;
+        uint32_t len;
+
+        if (f->connections[i].busy)
+            continue;
+        if ((datagram = waiting_take(&f->waiting, &len)) == NULL)
+            break;
+        if (!f->connections[i].open)
+            floor_connect(f, &f->connections[i]);
+        connection_post(&f->connections[i], datagram, len);
+    }
+}
+
 int
 main(int argc, char **argv)
 {
     static struct floor floor;
-    uint16_t udp_port = 0, tcp_port = 0;
+    uint16_t udp_port = 0;
     int option;
 
     floor.count = 1;
-    while ((option = getopt(argc, argv, "l:u:k:T:")) != -1)
+    while ((option = getopt(argc, argv, "l:u:k:T:c")) != -1)
         switch (option) {
         case 'l':
             udp_port = parse_port(optarg);
             break;
         case 'u':
-            tcp_port = parse_port(optarg);
+            floor.tcp_port = parse_port(optarg);
             break;
         case 'k':
             floor.count = parse_number(optarg);
@@ -261,12 +299,15 @@ main(int argc, char **argv)
         case 'T':
             floor.tls = *optarg == '\0' ? NULL : tls_new(optarg);
             break;
+        case 'c':
+            floor.closes = true;
+            break;
         default:
             return 2;
         }
-    if (udp_port == 0 || tcp_port == 0 || floor.count < 1 || floor.count > CONNECTIONS_MAX ||
+    if (udp_port == 0 || floor.tcp_port == 0 || floor.count < 1 || floor.count > CONNECTIONS_MAX ||
         optind != argc)
-        die("usage: floor -l UDP_PORT -u TCP_PORT [-k CONNECTIONS] [-T CA.pem]");
+        die("usage: floor -l UDP_PORT -u TCP_PORT [-k CONNECTIONS] [-T CA.pem] [-c]");
     signal(SIGTERM, on_signal);
     signal(SIGPIPE, SIG_IGN);
     floor.waiting.bytes = mmap(NULL, WAITING_ROOM, PROT_READ | PROT_WRITE,
@@ -274,10 +315,8 @@ main(int argc, char **argv)
     if (floor.waiting.bytes == MAP_FAILED)
         die("memory");
     floor.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    for (long i = 0; i < floor.count; i++) {
-        connection_open(&floor.connections[i], tcp_port, floor.tls);
-        floor_watch(&floor, floor.connections[i].stream.fd, (uint32_t)i);
-    }
+    for (long i = 0; i < floor.count && !floor.closes; i++)
+        floor_connect(&floor, &floor.connections[i]);
     floor_listen(&floor, udp_port);
     for (;;)
         floor_turn(&floor);

@@ -1,11 +1,14 @@
 /*
  * sink: a cheap web server that measures what arrives. One thread, HTTP/1.1
- * with keep-alive on 127.0.0.1, requests with Content-Length only.
+ * with keep-alive on 127.0.0.1, bodies with Content-Length only.
  *
- *   sink -p PORT -n EXPECTED [-i IDLE_MS] [-d DELAY_MS] [-C CERT.pem -K KEY.pem]
+ *   sink -p PORT -n EXPECTED [-w WEBHOOKS] [-i IDLE_MS] [-d DELAY_MS] [-c]
+ *        [-C CERT.pem -K KEY.pem]
+ *     -w  each datagram is awaited so many times, at the paths /hook0, /hook1 ...
  *     -i  the measurement ends when nothing came for so long after the first
  *         request (2000), or shortly after EXPECTED different datagrams
  *     -d  answer each request only after so many milliseconds (0)
+ *     -c  close the connection after each answer
  *     -C  speak TLS
  *
  * Every "seq=N t=NANOSECONDS" in a body is one datagram of the blaster. At the
@@ -28,11 +31,14 @@
 #define REQUEST_ROOM 65536   /* head and body of one request */
 #define GRACE_MS 200         /* wait so long after the last datagram for doubles */
 #define EVENTS_MAX 64
-#define ANSWER "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+#define HEAD "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+#define ANSWER HEAD "\r\n{}"
+#define LAST_ANSWER HEAD "Connection: close\r\n\r\n{}"
 
 struct connection {
     struct stream stream;
     bool open;
+    long requests;
     int64_t due_ns; /* when the request in hand is to be answered, 0 = none in hand */
     size_t len;
     char in[REQUEST_ROOM];
@@ -40,14 +46,16 @@ struct connection {
 
 /* What the measurement has seen. */
 struct tally {
-    long expected;
-    bool *seen;          /* by seq */
+    long expected; /* datagrams at each webhook */
+    long webhooks;
+    bool *seen;          /* by webhook and seq */
     int64_t *latency_ns; /* of each different datagram, in the order of arrival */
     long distinct, doubles;
     long requests;   /* all of them */
     long unnumbered; /* requests without a datagram in them */
     long broken;     /* connections that were given up */
     long connections, open_now, open_max;
+    long resumed; /* TLS connections that took up a session of an earlier one */
     int64_t first_send_ns, last_request_ns, last_new_ns;
 };
 
@@ -55,6 +63,7 @@ struct sink {
     int epoll_fd, listen_fd;
     SSL_CTX *tls; /* NULL = plain http */
     int64_t delay_ns;
+    bool closes;                    /* after each answer */
     struct connection *connections; /* by file number */
     struct tally tally;
 };
@@ -80,28 +89,33 @@ take_digits(const char **at)
 }
 
 static void
-tally_datagram(struct tally *t, int64_t seq, int64_t sent_ns, int64_t now)
+tally_datagram(struct tally *t, int64_t place, int64_t sent_ns, int64_t now)
 {
-    if (t->seen[seq]) {
+    if (t->seen[place]) {
         t->doubles++;
         return;
     }
-    t->seen[seq] = true;
+    t->seen[place] = true;
     t->latency_ns[t->distinct++] = now - sent_ns;
     t->last_new_ns = now;
     if (t->first_send_ns == 0 || sent_ns < t->first_send_ns)
         t->first_send_ns = sent_ns;
 }
 
-/* Counts one request; its body ends with a NUL. */
+/* Counts one request; its head and its body end with a NUL. */
 static void
-tally_request(struct tally *t, const char *body)
+tally_request(struct tally *t, const char *head, const char *body)
 {
-    int64_t now = now_ns();
+    const char *path = strstr(head, " /hook");
+    int64_t now = now_ns(), webhook = 0;
     bool numbered = false;
 
     t->requests++;
     t->last_request_ns = now;
+    if (t->webhooks > 1 && path != NULL) {
+        path += strlen(" /hook");
+        webhook = take_digits(&path);
+    }
     for (const char *p = body; (p = strstr(p, "seq=")) != NULL;) {
         p += strlen("seq=");
         int64_t seq = take_digits(&p);
@@ -109,10 +123,10 @@ tally_request(struct tally *t, const char *body)
             continue;
         p += 3;
         int64_t sent_ns = take_digits(&p);
-        if (seq >= t->expected)
+        if (seq >= t->expected || webhook >= t->webhooks)
             continue;
         numbered = true;
-        tally_datagram(t, seq, sent_ns, now);
+        tally_datagram(t, webhook * t->expected + seq, sent_ns, now);
     }
     if (!numbered)
         t->unnumbered++;
@@ -126,7 +140,7 @@ tally_is_complete(const struct tally *t, int64_t idle_ns)
     if (t->last_request_ns == 0)
         return false;
     return quiet_ns > idle_ns ||
-        (t->distinct == t->expected && quiet_ns > (int64_t)GRACE_MS * NS_PER_MS);
+        (t->distinct == t->expected * t->webhooks && quiet_ns > (int64_t)GRACE_MS * NS_PER_MS);
 }
 
 static int
@@ -151,12 +165,13 @@ tally_print(const struct tally *t)
 {
     qsort(t->latency_ns, (size_t)t->distinct, sizeof *t->latency_ns, compare_times);
     printf("{\"arrived\":%ld,\"doubles\":%ld,\"requests\":%ld,\"unnumbered\":%ld,\"broken\":%ld,"
-           "\"connections\":%ld,\"open_max\":%ld,\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,"
-           "\"max_ms\":%.3f,\"last_ms\":%.3f}\n",
+           "\"connections\":%ld,\"open_max\":%ld,\"resumed\":%ld,\"p50_ms\":%.3f,\"p90_ms\":%.3f,"
+           "\"p99_ms\":%.3f,\"max_ms\":%.3f,\"last_ms\":%.3f,\"last_at_s\":%.6f}\n",
         t->distinct, t->doubles, t->requests, t->unnumbered, t->broken, t->connections, t->open_max,
-        tally_quantile_ms(t, 0.5), tally_quantile_ms(t, 0.9), tally_quantile_ms(t, 0.99),
-        tally_quantile_ms(t, 1),
-        t->distinct > 0 ? (double)(t->last_new_ns - t->first_send_ns) / NS_PER_MS : -1);
+        t->resumed, tally_quantile_ms(t, 0.5), tally_quantile_ms(t, 0.9),
+        tally_quantile_ms(t, 0.99), tally_quantile_ms(t, 1),
+        t->distinct > 0 ? (double)(t->last_new_ns - t->first_send_ns) / NS_PER_MS : -1,
+        (double)t->last_new_ns / NS_PER_S);
     fflush(stdout);
 }
 
@@ -183,8 +198,14 @@ static void
 connection_answer(struct sink *s, struct connection *c)
 {
     c->due_ns = 0;
-    if (stream_write(&c->stream, ANSWER, strlen(ANSWER)) != 0)
+    if (stream_write(&c->stream, s->closes ? LAST_ANSWER : ANSWER,
+            strlen(s->closes ? LAST_ANSWER : ANSWER)) != 0) {
         connection_give_up(s, c);
+    } else if (s->closes) {
+        if (c->stream.ssl != NULL)
+            SSL_shutdown(c->stream.ssl);
+        connection_close(s, c);
+    }
 }
 
 /*
@@ -202,7 +223,7 @@ connection_take_request(struct sink *s, struct connection *c)
     *head_end = '\0';
     field = strcasestr(c->in, "\r\nContent-Length:");
     *head_end = '\r';
-    body_len = field == NULL ? REQUEST_ROOM : strtoul(strchr(field, ':') + 1, NULL, 10);
+    body_len = field == NULL ? 0 : strtoul(strchr(field, ':') + 1, NULL, 10);
     whole_len = (size_t)(head_end + 4 - c->in) + body_len;
     if (body_len >= REQUEST_ROOM || whole_len >= REQUEST_ROOM) {
         connection_give_up(s, c);
@@ -213,7 +234,10 @@ connection_take_request(struct sink *s, struct connection *c)
 
     char after = c->in[whole_len];
     c->in[whole_len] = '\0';
-    tally_request(&s->tally, head_end + 4);
+    *head_end = '\0';
+    if (c->stream.ssl != NULL && c->requests++ == 0)
+        s->tally.resumed += SSL_session_reused(c->stream.ssl);
+    tally_request(&s->tally, c->in, head_end + 4);
     c->in[whole_len] = after;
     c->len -= whole_len;
     memmove(c->in, c->in + whole_len, c->len + 1);
@@ -262,6 +286,7 @@ sink_accept(struct sink *s)
         c->stream.fd = fd;
         c->open = true;
         c->len = 0;
+        c->requests = 0;
         if (s->tls != NULL) {
             c->stream.ssl = SSL_new(s->tls);
             SSL_set_fd(c->stream.ssl, fd);
@@ -348,7 +373,8 @@ main(int argc, char **argv)
     bool printed = false;
     int option;
 
-    while ((option = getopt(argc, argv, "p:n:i:d:C:K:")) != -1)
+    sink.tally.webhooks = 1;
+    while ((option = getopt(argc, argv, "p:n:w:i:d:cC:K:")) != -1)
         switch (option) {
         case 'p':
             port = parse_port(optarg);
@@ -356,11 +382,17 @@ main(int argc, char **argv)
         case 'n':
             sink.tally.expected = parse_number(optarg);
             break;
+        case 'w':
+            sink.tally.webhooks = parse_number(optarg);
+            break;
         case 'i':
             idle_ns = parse_number(optarg) * NS_PER_MS;
             break;
         case 'd':
             sink.delay_ns = parse_number(optarg) * NS_PER_MS;
+            break;
+        case 'c':
+            sink.closes = true;
             break;
         case 'C':
             cert = optarg;
@@ -371,13 +403,16 @@ main(int argc, char **argv)
         default:
             return 2;
         }
-    if (port == 0 || sink.tally.expected == 0 || optind != argc || !cert != !key)
-        die("usage: sink -p PORT -n EXPECTED [-i IDLE_MS] [-d DELAY_MS] [-C CERT.pem -K KEY.pem]");
+    if (port == 0 || sink.tally.expected == 0 || sink.tally.webhooks == 0 || optind != argc ||
+        !cert != !key)
+        die("usage: sink -p PORT -n EXPECTED [-w WEBHOOKS] [-i IDLE_MS] [-d DELAY_MS] [-c] "
+            "[-C CERT.pem -K KEY.pem]");
     end_with_parent();
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
-    sink.tally.seen = new_array((size_t)sink.tally.expected, sizeof(bool));
-    sink.tally.latency_ns = new_array((size_t)sink.tally.expected, sizeof(int64_t));
+    size_t arrivals = (size_t)(sink.tally.expected * sink.tally.webhooks);
+    sink.tally.seen = new_array(arrivals, sizeof(bool));
+    sink.tally.latency_ns = new_array(arrivals, sizeof(int64_t));
     sink.connections = new_array(CONNECTIONS_MAX, sizeof *sink.connections);
     if (cert != NULL)
         sink.tls = tls_new(cert, key);
