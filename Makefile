@@ -7,7 +7,7 @@
 ## make demo         shows the main job: datagrams in, webhook calls out
 ## make check        all tests but the long ones; ends with `N passed, N failed`
 ## make dist         build/dist: the archives of all three, their parts list (SBOM) and checksums; tries each
-## make bench        latency, throughput, memory, start
+## make bench        latency, throughput, memory, start, beside rsyslog and syslog-ng
 ## make install, make uninstall   the program in PREFIX/bin below DESTDIR; PREFIX is /usr/local
 ## make clean, make distclean     removes what was built; distclean what was downloaded, too
 ## CC, CFLAGS, CPPFLAGS and LDFLAGS are yours. V=1 shows the commands. VENDOR_DIR=folder: the downloads, for a
@@ -132,8 +132,6 @@ check: install-test
 	+@test/run.sh -j2 system lint vendor unit binary asan short fuzz tsan readme demo alone
 demo: all install-demo
 	@python3 test/demo.py
-bench: all install-bench
-	@test/bench/run.sh
 install: all
 	install -D -m 755 build/butler_webhook "$(DESTDIR)$(PREFIX)/bin/butler_webhook"
 uninstall:
@@ -145,6 +143,6 @@ distclean: clean
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile test/test.mk
 
-.PHONY: all arm64 windows archives dist check demo bench install uninstall clean distclean help
+.PHONY: all arm64 windows archives dist check demo install uninstall clean distclean help
 .DELETE_ON_ERROR:
 include test/test.mk

@@ -16,7 +16,7 @@ demo) words="$build python3:python3 openssl:openssl" ;;
 test) words="$build clang:clang libclang-rt-dev clang-format:clang-format clang-tidy:clang-tidy llvm:llvm-symbolizer
     shellcheck:shellcheck python3-flake8 python3-pytest python3-pytest-xdist python3-pytest-timeout python3-pytest-rerunfailures
     openssl:openssl nginx:nginx webhook:webhook procps:ps iproute2:ip" ;;
-bench) words="$build libssl-dev python3:python3 openssl:openssl" ;;
+bench) words="$build libssl-dev python3:python3 openssl:openssl gnuplot-nox:gnuplot" ;;
 peers) words='prometheus-alertmanager:prometheus-alertmanager prometheus:promtool python3-jsonschema squid:squid
     tinyproxy:tinyproxy curl:curl' ;;
 npm) words='python3-jsonschema nodejs:node npm:npm' ;;

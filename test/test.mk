@@ -11,6 +11,8 @@
 ## make update: looks for newer libraries and root certificates, shows what changed, rewrites vendor/lock.
 ## make coverage: which lines and branches the tests run. make mutants: which small changes of the program no
 ## test notices (SEED=1 COUNT=100 MUTANTS='--only unit' or --help).
+## make bench: see test/bench/README.md (BENCH='-n 1 -o latency,10k' or --help); make bench-quick: one run of
+## the main ones; make bench-readme: what the last one measured goes into README.md and its figure.
 ## make asan, tsan, test, fuzz: the variants that the tests use, with sanitizers, short limits, fuzzers.
 
 CLANG ?= clang
@@ -129,6 +131,15 @@ coverage: build/coverage/libs.a $(GEN)
 	@test/coverage.py $(CLANG) $(OWN_FLAGS) -- $(SHORT) $(SHIM)
 mutants: build/unit all test
 	@test/mutants.py $(MUTANTS)
+bench: all build/bench/slow-disk/butler_webhook | install-bench
+	@test/bench/run.sh $(BENCH)
+bench-quick: all | install-bench
+	@test/bench/run.sh --quick $(BENCH)
+bench-readme:
+	@/usr/bin/python3 test/bench/report.py
+# The program as users have it, on a disk that the benchmark can make slow.
+build/bench/slow-disk/butler_webhook: build/linux/butler_webhook.o test/shim.c build/linux/libs.a
+	$(RUN) $(LINUX_CC) $(CFLAGS) $(LINUX_LINK) $(SHIM) $^ -o $@
 check-fuzz: fuzz
 	$(PART) env FUZZ_SECONDS=$(FUZZ_SECONDS) test/fuzz.sh $(FUZZ)
 check-binary: all install-test
@@ -178,7 +189,8 @@ INSTALL = install-build install-demo install-test install-peers install-npm inst
 $(INSTALL): install-%:
 	@test/install.sh $*
 
-.PHONY: asan tsan test fuzz update coverage mutants analyzer-gcc analyzer-clang $(INSTALL) $(WINDOWS_TESTS) \
-	check-long check-lint check-analyzer check-unit check-system check-alone check-asan check-tsan \
-	check-tsan-rest check-short check-faults check-vendor check-fuzz check-binary check-readme check-demo \
-	check-dist check-arm64 check-arm64-unit check-arm64-system check-windows
+.PHONY: asan tsan test fuzz update coverage mutants bench bench-quick bench-readme analyzer-gcc \
+	analyzer-clang $(INSTALL) $(WINDOWS_TESTS) check-long check-lint check-analyzer check-unit check-system \
+	check-alone check-asan check-tsan check-tsan-rest check-short check-faults check-vendor check-fuzz \
+	check-binary check-readme check-demo check-dist check-arm64 check-arm64-unit check-arm64-system \
+	check-windows

@@ -1,51 +1,32 @@
 #!/usr/bin/env python3
-"""Measures a subject (butler_webhook, or any command) against floor, the physical limit.
-
-Started by run.sh, which builds the tools. README.md in this folder says what the runs are and
-how to read what comes out.
+"""
+Measures butler_webhook, or another command, beside floor, the physical limit, and beside what a user would take instead.
+run.sh, which builds the tools, starts it. README.md in this folder says what the runs are and how to read what comes out;
+scenarios.py has the table of the runs, report.py writes the results.
 """
 
 import argparse
 import json
 import os
+import re
+import resource
 import select
-import shlex
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-OUT = os.path.join(ROOT, "build", "bench")
-FLOOR = [OUT + "/floor", "-l", "{UDP_PORT}", "-u", "{TCP_PORT}", "-k", "{CONNECTIONS}",
-         "-T", "{CA}"]
+sys.dont_write_bytecode = True
+import report
+from scenarios import AIMS, ALL, FOLDER, HERE, OUT, OURS, PEERS, QUICK, ROOT, RUNS, find_peers
 
-LATENCY_RATIO_MAX = 1.45     # median at 50/s, as a multiple of floor's
-P99_RATIO_MAX = 1.5          # 99th percentile, the same
-LATENCY_CPU_RATIO_MAX = 2.6  # processor time, the same
-LAST_RATIO_MAX = 1.35        # time to the last of 100,000, the same
-CPU_RATIO_MAX = 1.8          # processor time for each of them, the same
-PEAK_MB_MAX = 64.0       # memory for them
-REST_MB_MAX = 1.0        # memory at rest, 1 MB = 1,000,000 bytes
-START_MS_MAX = 3.0       # from exec to listening
-STARTS = 20              # starts of each, for the start-up time
-SETTLE_S = 0.5           # from listening to "at rest"
-
-# What one run sends, and how the sink behaves. wait_s bounds the time after the last send. Latency
-# swings with what else the machine does, so its runs are short and there are more of them.
-RUNS = {
-    "latency": {"what": "150 at 50/s", "count": 150, "rate": 50, "wait_s": 10, "times": 3},
-    "1k": {"what": "1,000 at full speed", "count": 1000, "wait_s": 30},
-    "10k": {"what": "10,000 at full speed", "count": 10000, "wait_s": 60},
-    "tls": {"what": "10,000 over TLS", "count": 10000, "wait_s": 60, "tls": True},
-    "slow": {"what": "200, an answer takes 50 ms", "count": 200, "wait_s": 30, "delay_ms": 50},
-    "100k": {"what": "100,000 at full speed", "count": 100000, "wait_s": 90},
-}
-# One https webhook with the public roots; nothing is sent to it.
-HTTPS_AT_REST = {"count": 1, "url": "https://localhost:1/hook"}
+SETTLE_S = 0.5      # from listening to "at rest"
+QUIET_S = 0.3       # a subject that has read all and computed nothing for so long has nothing to do
+QUIET_MAX_S = 60
+LOOK_S = 3          # how long to look whether the machine is busy
+BUSY = 0.1          # it is if so much of its processors' time went elsewhere; so is a run disturbed
 
 CONFIG = """\
 Butler:
@@ -53,23 +34,20 @@ Butler:
   udpServerConfig:
     enable: true
     serverHost: 127.0.0.1
-    portTaskFailure: {UDP_PORT}
-    deduplication:
-      enable: false
+    portTaskFailure: %(UDP_PORT)s
+    deduplication: { enable: false }
+  butlerWebhook: { maxConcurrent: %(CONNECTIONS)s%(TIMEOUT)s }
   webhookNotification:
     enable: true
     reloadTaskFailure:
-      rateLimit: 0
+      rateLimit: %(RATE_LIMIT)d
       webhooks:
-        - description: benchmark
-          webhookURL: {URL}
-          httpMethod: POST
 """
-CONFIG_CA = """\
-          cert:
-            enable: true
-            rejectUnauthorized: true
-            certCA: '{CA}'
+WEBHOOK = """\
+        - description: 'benchmark %d'
+          webhookURL: %s
+          httpMethod: POST
+          cert: { enable: %s, certCA: '%s' }
 """
 
 
@@ -80,388 +58,337 @@ class RunError(Exception):
 def read_line(process, seconds, who):
     """The next JSON line of a tool, or RunError."""
     ready, _, _ = select.select([process.stdout], [], [], seconds)
-    line = process.stdout.readline() if ready else ""
+    line = process.stdout.readline() if ready else ''
     if not line:
-        raise RunError(f"{who} said nothing for {seconds} s" if not ready else f"{who} ended early")
+        raise RunError(f'{who} ended early' if ready else f'{who} said nothing for {seconds} s')
     return json.loads(line)
 
 
 def free_port(kind):
     with socket.socket(socket.AF_INET, kind) as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
 
 def make_certificates():
-    """A CA and a certificate for localhost, once; returns their folder."""
-    folder = os.path.join(OUT, "tls")
-    if os.path.exists(folder + "/server.crt"):
+    """Makes a CA and a certificate for localhost, once; returns their folder."""
+    folder = os.path.join(OUT, 'tls')
+    if os.path.exists(folder + '/server.crt'):
         return folder
     os.makedirs(folder, exist_ok=True)
 
     def openssl(*arguments):
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(['openssl', *arguments], cwd=folder, check=True, stderr=subprocess.DEVNULL)
 
-    with open(folder + "/server.ext", "w", encoding="ascii") as f:
-        f.write("subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "3650",
-            "-subj", "/CN=benchmark CA", "-addext", "keyUsage=critical,keyCertSign")
-    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
-    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-            "-CAcreateserial", "-days", "3650", "-extfile", "server.ext", "-out", "server.crt")
+    with open(folder + '/server.ext', 'w', encoding='ascii') as file:
+        file.write('subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n')
+    key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
+    openssl('req', '-x509', *key, '-keyout', 'ca.key', '-out', 'ca.pem', '-days', '3650', '-subj', '/CN=benchmark CA',
+            '-addext', 'keyUsage=critical,keyCertSign')
+    openssl('req', *key, '-keyout', 'server.key', '-out', 'server.csr', '-subj', '/CN=localhost')
+    openssl('x509', '-req', '-in', 'server.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '3650',
+            '-extfile', 'server.ext', '-out', 'server.crt')
     return folder
 
 
+# ---- What the kernel knows ------------------------------------------------------------------------------------------
+
+
 def memory_kb(pid, field):
-    """Rss (exact, from smaps_rollup), VmHWM or Threads (from status) of a process."""
-    table = "smaps_rollup" if field == "Rss" else "status"
-    with open(f"/proc/{pid}/{table}", encoding="ascii", errors="replace") as f:
-        for line in f:
-            if line.startswith(field + ":"):
-                return int(line.split()[1])
-    raise RunError(f"no {field} of process {pid}")
+    """Rss (exact, from smaps_rollup) or VmHWM (from status) of a process."""
+    table = 'smaps_rollup' if field == 'Rss' else 'status'
+    with open(f'/proc/{pid}/{table}', encoding='ascii', errors='replace') as file:
+        return int(re.search(rf'^{field}:\s+(\d+)', file.read(), re.M)[1])
 
 
-def cpu_ns(pid):
-    """Processor time of a process, threads that ended included (see clock_getcpuclockid)."""
-    return time.clock_gettime_ns((~pid << 3) | 2)
+def cpu_s(pid):
+    """Processor time of a process, its threads (see clock_getcpuclockid), and its children that have ended."""
+    with open(f'/proc/{pid}/stat', encoding='ascii', errors='replace') as file:
+        fields = file.read().rpartition(')')[2].split()
+    return time.clock_gettime((~pid << 3) | 2) + (int(fields[13]) + int(fields[14])) / os.sysconf('SC_CLK_TCK')
 
 
-def kernel_drops(port):
-    """Datagrams that the kernel threw away because the socket of this port was full."""
-    drops = 0
-    for table in ("/proc/net/udp", "/proc/net/udp6"):
+def udp_socket(port):
+    """Bytes that wait in the receive buffer of this port, and datagrams that were dropped because it was full."""
+    waiting = drops = 0
+    for table in ('/proc/net/udp', '/proc/net/udp6'):
         if os.path.exists(table):
-            with open(table, encoding="ascii") as f:
-                rows = [line.split() for line in f][1:]
-            drops += sum(int(r[-1]) for r in rows if int(r[1].split(":")[1], 16) == port)
-    return drops
+            with open(table, encoding='ascii') as file:
+                rows = [line.split() for line in file][1:]
+            rows = [row for row in rows if int(row[1].split(':')[1], 16) == port]
+            waiting += sum(int(row[4].split(':')[1], 16) for row in rows)
+            drops += sum(int(row[-1]) for row in rows)
+    return waiting, drops
+
+
+class Watch:
+    """Tells how much of the processors' time went elsewhere since it was made: to other programs, or to other machines."""
+
+    def __init__(self):
+        self.begin, self.busy, self.own = time.monotonic(), *self.now()
+
+    @staticmethod
+    def now():
+        """Processor time that was not idle; that of this script and of the children that have ended."""
+        with open('/proc/stat', encoding='ascii') as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+        uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf('SC_CLK_TCK'), sum(use.ru_utime + use.ru_stime for use in uses)
+
+    def elsewhere(self):
+        busy, own = self.now()
+        seconds = (time.monotonic() - self.begin) * os.cpu_count()
+        return max(0.0, (busy - self.busy - own + self.own) / seconds)
+
+
+# ---- One run --------------------------------------------------------------------------------------------------------
 
 
 class Scene:
-    """A sink and a started subject; `with` ends both."""
+    """A webhook and a started subject; `with` ends both. Its words replace {WORD} in a command and in a configuration."""
 
-    def __init__(self, command, run, connections=1):
-        self.run, self.command = run, command
+    def __init__(self, subject, run):
+        self.subject, self.run = subject, run
         self.udp_port, self.tcp_port = free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM)
-        self.tls_folder = make_certificates() if run.get("tls") else None
-        origin = "https://localhost" if self.tls_folder else "http://127.0.0.1"
+        self.sink = self.launch = self.pid = None
+        self.silent = socket.create_server(('127.0.0.1', 0), backlog=1024)      # nobody accepts: no answer, no handshake
+        tls = make_certificates() if run.get('tls') else None
+        self.server = ['-C', tls + '/server.crt', '-K', tls + '/server.key'] if tls else []
         self.words = {
-            "UDP_PORT": str(self.udp_port),
-            "TCP_PORT": str(self.tcp_port),
-            "CONNECTIONS": str(connections),
-            "URL": run.get("url", f"{origin}:{self.tcp_port}/hook"),
-            "CA": self.tls_folder + "/ca.pem" if self.tls_folder else "",
-            "CONFIG": OUT + "/subject.yaml",
-        }
-        self.sink, self.launch, self.pid = None, None, None
+            'UDP_PORT': str(self.udp_port), 'TCP_PORT': str(self.tcp_port), 'CONNECTIONS': str(run.get('connections', 4)),
+            'URL': run.get('url') or '%s:%d/hook' % ('https://localhost' if tls else 'http://127.0.0.1', self.tcp_port),
+            'CA': tls + '/ca.pem' if tls else '', 'FOLDER': FOLDER, 'CONFIG': FOLDER + '/subject.conf',
+            **subject.get('words', {})}
+        self.words['TLS'] = self.replace(subject.get('tls', '')) if tls else ''
+        self.environment = {**os.environ, **self.words, **subject.get('environment', {})}
+
+    def replace(self, text):
+        for word, value in self.words.items():
+            text = text.replace('{%s}' % word, value)
+        return text
+
+    def configuration(self):
+        """What the subject reads: of a peer its file, else ours."""
+        if 'config' in self.subject:
+            with open(f'{HERE}/peers/{self.subject["config"]}', encoding='utf-8') as file:
+                return self.replace(file.read())
+        bad = ['http://127.0.0.1:%d/dead' % free_port(socket.SOCK_STREAM),
+               'http://127.0.0.1:%d/hangs' % self.silent.getsockname()[1],
+               'https://127.0.0.1:%d/half-open' % self.silent.getsockname()[1]]
+        urls = [self.words['URL'] + ('' if 'url' in self.run else str(i)) for i in range(self.run.get('webhooks', 1))]
+        urls += [f'{bad[i % 3]}{i}' for i in range(self.run.get('bad', 0))]
+        with_ca = 'true' if self.words['CA'] else 'false'
+        return CONFIG % {**self.words, 'RATE_LIMIT': 300 if 'tasks' in self.run else 0,
+                         'TIMEOUT': ', timeoutSeconds: 1' if 'bad' in self.run else ''} + ''.join(
+            WEBHOOK % (number, url, with_ca, self.words['CA']) for number, url in enumerate(urls))
 
     def __enter__(self):
         try:
-            self.start()
+            shutil.rmtree(FOLDER, ignore_errors=True)
+            os.makedirs(FOLDER)
+            with open(self.words['CONFIG'], 'w', encoding='utf-8') as file:
+                file.write(self.configuration())
+            if self.run.get('count') and not self.run.get('backlog'):
+                self.start_sink()
+            elif self.subject['name'] == 'floor':       # which must have something to connect to
+                self.start_sink()
+            self.start_subject()
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def start(self):
-        arguments = [OUT + "/sink", "-p", str(self.tcp_port), "-n", str(self.run["count"]),
-                     "-d", str(self.run.get("delay_ms", 0))]
-        if self.tls_folder:
-            arguments += ["-C", self.tls_folder + "/server.crt",
-                          "-K", self.tls_folder + "/server.key"]
-        self.sink = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-        read_line(self.sink, 5, "the sink")
+    def start_sink(self):
+        run = self.run
+        self.sink = subprocess.Popen(
+            [OUT + '/sink', '-p', str(self.tcp_port), '-n', str(run.get('tasks') or run['count'] or 1),
+             '-w', str(run.get('webhooks', 1)), '-d', str(run.get('delay_ms', 0)), *self.server,
+             *(['-c'] if run.get('closes') else [])], stdout=subprocess.PIPE, text=True)
+        read_line(self.sink, 5, 'the sink')
 
-        shutil.rmtree(OUT + "/butler_webhook.state", ignore_errors=True)  # each run has a new journal
-        with open(self.words["CONFIG"], "w", encoding="utf-8") as f:
-            f.write((CONFIG + (CONFIG_CA if self.tls_folder else "")).format(**self.words))
-        command = [word.format(**self.words) for word in self.command]
+    def start_subject(self):
+        """Starts it and waits until it listens; start_ms is how long that took."""
+        command = [self.replace(word) for word in self.subject['command']]
+        if 'sync_ms' in self.run:
+            command[0] = OUT + '/slow-disk/butler_webhook'
+            self.environment['BUTLER_SHIM'] = shim_file(self.run['sync_ms'])
+        if self.run.get('closes') and self.subject['name'] == 'floor':
+            command.append('-c')
+        keep = ['-b'] if self.run.get('default_buffer') else []
         self.launch = subprocess.Popen(
-            [OUT + "/launch", "-p", str(self.udp_port), "-w", "10000", "-o", OUT + "/subject.log",
-             "--", *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **self.words})
-        started = read_line(self.launch, 15, "launch")
-        self.pid, self.start_ms = started["pid"], started["start_ms"]
-        if self.start_ms < 0:
-            with open(OUT + "/subject.log", encoding="utf-8", errors="replace") as f:
-                printed = f.read()[-300:].strip() or "it printed nothing"
-            raise RunError(f"{command[0]} did not listen on its port: {printed}")
+            [OUT + '/launch', '-p', str(self.udp_port), '-w', '10000', '-o', OUT + '/subject.log', *keep, '--', *command],
+            stdout=subprocess.PIPE, text=True, env=self.environment)
+        started = read_line(self.launch, 15, 'launch')
+        if started['start_ms'] < 0:
+            with open(OUT + '/subject.log', encoding='utf-8', errors='replace') as file:
+                raise RunError('it did not listen on its port: ' + (file.read()[-300:].strip() or 'it printed nothing'))
+        self.pid, self.start_ms = started['pid'], started['start_ms']
+
+    def blast(self):
+        run = self.run
+        done = subprocess.run([OUT + '/blast', '-p', str(self.udp_port), '-n', str(run['count']), '-r', str(run.get('rate', 0)),
+                               '-t', str(run.get('tasks', 0))], stdout=subprocess.PIPE, check=True, timeout=120, text=True)
+        return json.loads(done.stdout)
+
+    def arrivals(self):
+        """What the sink has counted when all is there, or when nothing has come for a while."""
+        try:
+            return read_line(self.sink, 90, 'the sink')
+        except RunError:
+            self.sink.terminate()
+            return read_line(self.sink, 5, 'the sink')
+
+    def wait_quiet(self):
+        """Returns when the subject has read all datagrams and has nothing more to do."""
+        end = time.monotonic() + QUIET_MAX_S
+        while time.monotonic() < end:
+            before = cpu_s(self.pid)
+            time.sleep(QUIET_S)
+            if udp_socket(self.udp_port)[0] == 0 and cpu_s(self.pid) - before < 0.03 * QUIET_S:
+                return
+        raise RunError(f'it was not quiet within {QUIET_MAX_S} s')
 
     def stop_subject(self):
         """Ends the subject as an administrator would, and returns its exit code."""
         os.kill(self.pid, signal.SIGTERM)
-        try:
-            return read_line(self.launch, 10, "the subject, after SIGTERM,")["exit"]
-        finally:
-            self.pid = None
+        code = read_line(self.launch, 20, 'the subject, after SIGTERM,')['exit']
+        self.pid = None
+        return code
 
     def __exit__(self, *unused):
+        if self.pid is not None and self.launch.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
         for process in (self.launch, self.sink):
             if process is not None:
                 process.kill()
                 process.wait()
                 process.stdout.close()
+        self.silent.close()
 
 
-def measure(command, run, connections=1):
-    """One run: its row of numbers."""
-    with Scene(command, run, connections) as scene:
+def shim_file(sync_ms):
+    """The file that tells the tests' shim how long a sync takes; the fields are those of test/shim.c."""
+    with open(ROOT + '/test/shim.c', encoding='ascii') as file:
+        fields = re.findall(r'_Atomic int64_t (\w+);', file.read())
+    path = FOLDER + '/shim'
+    with open(path, 'wb') as file:
+        for field in fields:
+            file.write((sync_ms if field == 'sync_delay_ms' else 0).to_bytes(8, sys.byteorder))
+    return path
+
+
+def measure(subject, run):
+    """One run: its numbers."""
+    with Scene(subject, run) as scene:
         time.sleep(SETTLE_S)
-        row = {"start_ms": scene.start_ms, "rest_kb": memory_kb(scene.pid, "Rss"),
-               "load": os.getloadavg()[0]}
-        cpu_before = cpu_ns(scene.pid)
-        blast = subprocess.run([OUT + "/blast", "-p", str(scene.udp_port), "-n", str(run["count"]),
-                                "-r", str(run.get("rate", 0))],
-                               stdout=subprocess.PIPE, check=True, timeout=120, text=True)
-        row.update(json.loads(blast.stdout))
-        try:
-            row.update(read_line(scene.sink, run["wait_s"], "the sink"))
-        except RunError:
-            scene.sink.terminate()
-            row.update(read_line(scene.sink, 5, "the sink"))
-        row["cpu_ms_per_1k"] = (cpu_ns(scene.pid) - cpu_before) / 1e6 / max(row["arrived"], 1) * 1e3
-        row["lost"] = row["sent"] - row["arrived"]
-        row["kernel_drops"] = kernel_drops(scene.udp_port)
-        row["peak_kb"] = memory_kb(scene.pid, "VmHWM")
-        row["threads"] = memory_kb(scene.pid, "Threads")
-        row["exit"] = scene.stop_subject()
+        row = {'start_ms': scene.start_ms, 'rest_kb': memory_kb(scene.pid, 'Rss')}
+        if run['count'] == 0:
+            row['exit'] = scene.stop_subject()
+            return row
+        cpu_before = cpu_s(scene.pid)
+        row.update(scene.blast())
+        if run.get('backlog'):
+            scene.wait_quiet()
+            row['waiting_kb'] = memory_kb(scene.pid, 'Rss')
+        else:
+            row.update(scene.arrivals())
+            row['lost'] = run.get('webhooks', 1) * (run.get('tasks') or row['sent']) - row['arrived']
+            if run.get('rate'):
+                del row['last_ms']      # the sender is what takes so long
+        if run.get('tasks'):
+            scene.wait_quiet()      # most datagrams lead to nothing that the sink could see
+        handled = row['sent'] if run.get('backlog') or run.get('tasks') else max(row['arrived'], 1)
+        row['cpu_us'] = (cpu_s(scene.pid) - cpu_before) / handled * 1e6
+        row['kernel_drops'] = udp_socket(scene.udp_port)[1]
+        row.setdefault('lost', row['kernel_drops'])
+        row['peak_kb'] = memory_kb(scene.pid, 'VmHWM')
+        row['exit'] = scene.stop_subject()
+        if run.get('backlog') and subject['name'] == OURS:
+            scene.launch.wait()
+            scene.start_sink()
+            begin = time.monotonic()
+            scene.start_subject()
+            row['restart_ms'] = scene.start_ms
+            row.update({key: value for key, value in scene.arrivals().items() if key in ('arrived', 'doubles', 'last_at_s')})
+            row['lost'] = row['sent'] - row['arrived']
+            row['drain_ms'] = (row['last_at_s'] - begin) * 1e3
+            scene.stop_subject()
     return row
 
 
-def measure_start(command):
-    """Time from exec to listening, nothing sent."""
-    with Scene(command, {"count": 1}) as scene:
-        row = {"start_ms": scene.start_ms}
-        row["exit"] = scene.stop_subject()
-    return row
+# ---- All runs -------------------------------------------------------------------------------------------------------
 
 
-def measure_rest(command, run):
-    """Memory at rest, nothing sent."""
-    with Scene(command, run) as scene:
-        time.sleep(SETTLE_S)
-        row = {"start_ms": scene.start_ms, "rest_kb": memory_kb(scene.pid, "Rss")}
-        row["exit"] = scene.stop_subject()
-    return row
+def subjects_of(command):
+    """All subjects that are there: name to command and more."""
+    floor = [OUT + '/floor', '-l', '{UDP_PORT}', '-u', '{TCP_PORT}', '-k', '{CONNECTIONS}', '-T', '{CA}']
+    subjects = {'floor': {'command': floor}, **find_peers(), OURS: {'command': command}}
+    for name, subject in subjects.items():
+        subject['name'] = name
+    return subjects
 
 
-class Rows:
-    """All rows of this session; written to a file as they come."""
-
-    def __init__(self, path):
-        self.path, self.rows = path, []
-        open(path, "w", encoding="utf-8").close()
-
-    def add(self, run, subject, function, *arguments):
-        row = {"run": run, "subject": subject}
-        try:
-            row.update(function(*arguments))
-        except (RunError, ProcessLookupError, OSError, subprocess.SubprocessError) as e:
-            row["error"] = str(e) or type(e).__name__
-            print(f"{subject}, {run}: {row['error']}", file=sys.stderr)
-        self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
-        return row
-
-    def column(self, run, subject, field):
-        return [r[field] for r in self.rows
-                if r["run"] == run and r["subject"] == subject and field in r]
-
-    def failed(self, run, subject):
-        return [r for r in self.rows
-                if r["run"] == run and r["subject"] == subject and "error" in r]
-
-    def ratio(self, run, field):
-        """The median of subject / floor over the pairs of one run each, or None."""
-        rows = [r for r in self.rows if r["run"] == run]
-        ours = [r.get(field) for r in rows if r["subject"] != "floor"]
-        floors = [r.get(field) for r in rows if r["subject"] == "floor"]
-        ratios = [a / b for a, b in zip(ours, floors) if a is not None and b]
-        return statistics.median(ratios) if ratios else None
-
-
-def measure_all(names, repeats, name, command, rows):
-    """Every run as often as asked, subject and floor in turn (A B A B)."""
-    def progress(what):
-        print(f"... {what}", file=sys.stderr, flush=True)
-
-    if "start" in names:
-        progress(f"start, {STARTS} times")
-        for _ in range(STARTS):
-            rows.add("start", name, measure_start, command)
-            rows.add("start", "floor", measure_start, FLOOR)
-    if "rest" in names:
-        progress("memory at rest, http and https")
-        for _ in range(repeats):
-            rows.add("rest", name, measure_rest, command, {"count": 1})
-            rows.add("rest", "floor", measure_rest, FLOOR, {"count": 1})
-            rows.add("rest-https", name, measure_rest, command, HTTPS_AT_REST)
-    for run in (r for r in RUNS if r in names):
-        times = repeats * RUNS[run].get("times", 1)
-        progress(f"{RUNS[run]['what']}, {times} times")
-        for _ in range(times):
-            row = rows.add(run, name, measure, command, RUNS[run])
-            rows.add(run, "floor", measure, FLOOR, RUNS[run], row.get("open_max") or 1)
-
-
-def print_table(names, subject, rows):
-    columns = [("arrived", "arrived", 0, 1), ("kernel drops", "kernel_drops", 0, 1),
-               ("p50 ms", "p50_ms", 2, 1), ("p99 ms", "p99_ms", 2, 1), ("last ms", "last_ms", 0, 1),
-               ("CPU ms/1,000", "cpu_ms_per_1k", 1, 1), ("start ms", "start_ms", 1, 1),
-               ("at rest MB", "rest_kb", 2, 1024 / 1e6), ("peak MB", "peak_kb", 1, 1024 / 1e6),
-               ("threads", "threads", 0, 1), ("connections", "open_max", 0, 1),
-               ("doubles", "doubles", 0, 1), ("load", "load", 1, 1)]
-    labels = {"start": "start, nothing sent", "rest": "at rest, http webhook",
-              "rest-https": "at rest, https webhook, public roots"}
-    labels.update((run, RUNS[run]["what"]) for run in RUNS)
-    print("| run | subject | runs |" + "".join(f" {c[0]} |" for c in columns))
-    print("| --- | --- |" + " --: |" * (len(columns) + 1))
-    for run in labels:
-        for who in (subject, "floor"):
-            count = len([r for r in rows.rows if r["run"] == run and r["subject"] == who])
-            failed = len(rows.failed(run, who))
-            if count == 0:
-                continue
-            cells = [labels[run], who, f"{count}" + (f", {failed} failed" if failed else "")]
-            for _, field, digits, factor in columns:
-                values = [v * factor for v in rows.column(run, who, field)]
-                if not values:
-                    cells.append("")
-                    continue
-                low, middle, high = (f"{v:.{digits}f}" for v in
-                                     (min(values), statistics.median(values), max(values)))
-                cells.append(middle if low == high else f"{middle} ({low}-{high})")
-            print("| " + " | ".join(cells) + " |")
-
-
-class Verdicts:
-    """One line for each promised number."""
-
-    def __init__(self, rows, subject):
-        self.rows, self.subject, self.missed = rows, subject, 0
-
-    def say(self, kept, text):
-        self.missed += not kept
-        print(("ok      " if kept else "MISSED  ") + text)
-
-    def medians(self, run, field, factor=1.0):
-        """Median and largest of the subject, median of floor; None without a number."""
-        ours = self.rows.column(run, self.subject, field)
-        floors = self.rows.column(run, "floor", field)
-        if self.rows.failed(run, self.subject) or not ours or not floors:
-            return None
-        return (statistics.median(ours) * factor, max(ours) * factor,
-                statistics.median(floors) * factor)
-
-    def unmeasured(self, run, what):
-        failed = self.rows.failed(run, self.subject) + self.rows.failed(run, "floor")
-        self.say(False, f"{what}: not measured ({failed[0]['error'] if failed else 'no rows'})")
-
-    def arrival(self, run):
-        what = f"{RUNS[run]['what']}: all arrive"
-        last = self.medians(run, "last_ms")
-        if last is None:
-            self.unmeasured(run, what)
-            return
-        arrived = min(self.rows.column(run, self.subject, "arrived"))
-        drops = sum(self.rows.column(run, self.subject, "kernel_drops"))
-        count, ratio = RUNS[run]["count"], self.rows.ratio(run, "last_ms")
-        self.say(arrived == count,
-                 f"{what}: {arrived:,} of {count:,} in the worst run, kernel drops {drops}; "
-                 f"time to last {last[0]:.0f} ms, floor's {last[2]:.0f} ms with as many "
-                 f"connections, ratio {ratio or float('nan'):.2f} (information)")
-
-    def latency(self):
-        what = "latency at 50/s, median"
-        numbers, ratio = self.medians("latency", "p50_ms"), self.rows.ratio("latency", "p50_ms")
-        if numbers is None or ratio is None:
-            self.unmeasured("latency", what)
-            return
-        lost = sum(self.rows.column("latency", self.subject, "lost"))
-        self.say(ratio <= LATENCY_RATIO_MAX and lost == 0,
-                 f"{what}: {numbers[0]:.3f} ms, floor's {numbers[2]:.3f} ms, ratio {ratio:.2f}, "
-                 f"at most {LATENCY_RATIO_MAX}" + (f"; {lost} LOST" if lost else ""))
-
-    def ratio_limit(self, run, field, limit, what):
-        numbers, ratio = self.medians(run, field), self.rows.ratio(run, field)
-        if numbers is None or ratio is None:
-            self.unmeasured(run, what)
-            return
-        self.say(ratio <= limit, f"{what}: {numbers[0]:.2f}, floor's {numbers[2]:.2f}, ratio "
-                                 f"{ratio:.2f}, at most {limit}")
-
-    def limit(self, run, field, factor, limit, unit, what):
-        numbers = self.medians(run, field, factor)
-        if numbers is None:
-            self.unmeasured(run, what)
-            return
-        self.say(numbers[0] <= limit,
-                 f"{what}: {numbers[0]:.2f} {unit} (largest {numbers[1]:.2f}), at most {limit:g}; "
-                 f"floor's {numbers[2]:.2f}, ratio {self.rows.ratio(run, field):.2f}")
-
-    def all(self, names):
-        for run in ("1k", "10k", "100k"):
-            if run in names:
-                self.arrival(run)
-        if "100k" in names:
-            self.ratio_limit("100k", "last_ms", LAST_RATIO_MAX, "100,000: ms to the last, median")
-            self.ratio_limit("100k", "cpu_ms_per_1k", CPU_RATIO_MAX,
-                             "100,000: processor ms for each 1,000, median")
-            self.limit("100k", "peak_kb", 1024 / 1e6, PEAK_MB_MAX, "MB",
-                       "100,000: peak memory, median")
-        if "latency" in names:
-            self.latency()
-            self.ratio_limit("latency", "p99_ms", P99_RATIO_MAX, "latency at 50/s, 99th percentile")
-            self.ratio_limit("latency", "cpu_ms_per_1k", LATENCY_CPU_RATIO_MAX,
-                             "50/s: processor ms for each 1,000, median")
-        if "rest" in names:
-            self.limit("rest", "rest_kb", 1024 / 1e6, REST_MB_MAX, "MB",
-                       "memory at rest, one http webhook, median")
-        if "start" in names:
-            self.limit("start", "start_ms", 1, START_MS_MAX, "ms",
-                       "from exec to listening, median")
-        bad = {r["exit"] for r in self.rows.rows if r["subject"] == self.subject and r.get("exit")}
-        if bad:
-            self.say(False, f"exit code after SIGTERM: {sorted(bad)}, must be 0")
+def measure_all(names, repeats, subjects):
+    """Every run as often as asked, the subjects in turn (A B C A B C): the rows, which are written to a file as they come."""
+    rows = []
+    with open(OUT + '/rows.jsonl', 'w', encoding='utf-8') as file:
+        for name in names:
+            run = RUNS[name]
+            times = repeats * run.get('times', 1) if repeats > 1 else 1
+            those = [subject for subject in run.get('subjects', ALL) if subject in subjects]
+            print(f'{time.strftime("%H:%M:%S")} {name}: {run["what"]}, {times} times', file=sys.stderr, flush=True)
+            for turn in range(times):
+                for subject in those:
+                    row = {'run': name, 'subject': subject, 'turn': turn, 'load': os.getloadavg()[0]}
+                    watch = Watch()
+                    try:
+                        row.update(measure(subjects[subject], run))
+                    except (RunError, OSError, subprocess.SubprocessError) as error:
+                        row['error'] = str(error) or type(error).__name__
+                        print(f'{subject}, {name}: {row["error"]}', file=sys.stderr)
+                    row['elsewhere'] = round(watch.elsewhere(), 3)
+                    row['disturbed'] = row['elsewhere'] > BUSY
+                    rows.append(row)
+                    file.write(json.dumps(row) + '\n')
+    return rows
 
 
 def main():
-    all_names = ["start", "rest", *RUNS]
-    parser = argparse.ArgumentParser(
-        prog="run.sh", description="Measure butler_webhook, or another COMMAND, against floor.")
-    parser.add_argument("-n", "--repeats", type=int, default=3, help="runs of each kind (3)")
-    parser.add_argument("-o", "--only", default=",".join(all_names),
-                        help="comma-separated runs: " + ", ".join(all_names))
-    parser.add_argument("-N", "--name", help="the subject's name in the table")
-    parser.add_argument("command", nargs="*", metavar="COMMAND",
-                        help="a subject; {UDP_PORT}, {URL}, {TCP_PORT}, {CA}, {CONFIG} in its "
-                             "words are replaced, and are in its environment")
+    parser = argparse.ArgumentParser(prog='run.sh', description='Measures butler_webhook beside floor and its peers.')
+    parser.add_argument('-n', '--repeats', type=int, default=5, help='runs of each kind (5)')
+    parser.add_argument('-o', '--only', default=','.join(RUNS), help='comma-separated runs: ' + ', '.join(RUNS))
+    parser.add_argument('-q', '--quick', action='store_true', help='-n 1 -o ' + ','.join(QUICK))
+    parser.add_argument('-f', '--force', action='store_true', help='measure on a busy machine, too')
+    parser.add_argument('command', nargs='*', metavar='COMMAND', help='a program in the place of ours; see README.md')
     options = parser.parse_args()
-    names = options.only.split(",")
-    unknown = set(names) - set(all_names)
-    if unknown or options.repeats < 1:
-        parser.error(f"unknown run {', '.join(unknown)}" if unknown else "at least one repeat")
-    command = options.command or [ROOT + "/build/butler_webhook", "{CONFIG}"]
-    name = options.name or os.path.basename(command[0])
-    if name == "floor":
-        name = "floor as subject"
+    names = QUICK if options.quick else options.only.split(',')
+    repeats = 1 if options.quick else options.repeats
+    if set(names) - set(RUNS) or repeats < 1:
+        parser.error('unknown runs: ' + ', '.join(set(names) - set(RUNS)) if repeats > 0 else 'at least one repeat')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    try:
-        measure_start(command)
-    except (RunError, OSError) as e:
-        print(f"{name} cannot be measured: {e}", file=sys.stderr)
-        return 1
-    rows = Rows(OUT + "/rows.jsonl")
-    measure_all(names, options.repeats, name, command, rows)
-    print(f"\n`{shlex.join(command)}`, {os.cpu_count()} processors, medians (smallest-largest)\n")
-    print_table(names, name, rows)
-    print()
-    verdicts = Verdicts(rows, name)
-    verdicts.all(names)
-    return 1 if verdicts.missed else 0
+    watch = Watch()
+    time.sleep(LOOK_S)
+    busy, load = watch.elsewhere(), os.getloadavg()[0]
+    if busy > BUSY and not options.force:
+        print(f'This machine is busy: {busy:.0%} of its processors\' time in the last {LOOK_S} s, load {load:.1f}. '
+              'Try again later, or measure anyway with --force (make bench BENCH=--force).', file=sys.stderr)
+        return 2
+    subjects = subjects_of(options.command or [ROOT + '/build/butler_webhook', '{CONFIG}'])
+    missing = [peer for peer in PEERS if peer not in subjects]
+    if missing:
+        print('not there, so not measured: ' + ', '.join(missing), file=sys.stderr)
+    begin = time.time()
+    rows = measure_all(names, repeats, subjects)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    results = report.results(rows, {
+        'date': time.strftime('%Y-%m-%d', time.gmtime(begin)), 'minutes': round((time.time() - begin) / 60, 1),
+        'repeats': repeats,
+        'command': ' '.join(options.command), 'busy_before': round(busy, 3), 'load_before': round(load, 2), 'missing': missing,
+        'versions': {name: subject['version'] for name, subject in subjects.items() if 'version' in subject}})
+    print(report.write(results, AIMS))
+    return 1 if any('error' in row for row in rows if row['subject'] in ('floor', OURS)) else 0
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     sys.exit(main())

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the benchmark tools into build/bench, then measures; see README.md here.
+# Builds the benchmark's tools into build/bench, unpacks its peers there, then measures; see README.md here.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -7,7 +7,7 @@ out=build/bench
 flags="-std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra"
 
 if ! printf '#include <openssl/ssl.h>\n' | cc -E - >/dev/null 2>&1; then
-    echo "the benchmark needs: apt-get install gcc libc6-dev libssl-dev openssl python3" >&2
+    echo "the benchmark needs: apt-get install gcc libc6-dev libssl-dev openssl python3 gnuplot-nox" >&2
     exit 2
 fi
 mkdir -p "$out"
@@ -17,4 +17,5 @@ for tool in blast launch sink floor; do
     # shellcheck disable=SC2086 # flags and libs are lists of words
     cc $flags -o "$out/$tool" "$here/$tool.c" $libs
 done
+"$here/peers.sh" "$out/peers"
 exec python3 "$here/bench.py" "$@"
