@@ -188,9 +188,7 @@ class Scene:
             os.makedirs(FOLDER)
             with open(self.words['CONFIG'], 'w', encoding='utf-8') as file:
                 file.write(self.configuration())
-            if self.run.get('count') and not self.run.get('backlog'):
-                self.start_sink()
-            elif self.subject['name'] == 'floor':       # which must have something to connect to
+            if not self.run.get('backlog'):
                 self.start_sink()
             self.start_subject()
         except BaseException:

@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 
 sys.dont_write_bytecode = True
 from scenarios import ALL, FIELDS, HERE, OURS, PEERS, RATIOS, ROOT, RUNS
@@ -176,7 +177,7 @@ def disturbance(data):
 def write(data, aims):
     """Writes bench.json, bench.md and the figure; gives what is in bench.md."""
     parts = ['# Benchmark', about(data) + disturbance(data),
-             f'Medians of {data["repeats"]} turns or more, with the smallest and largest. It took {data["minutes"]} minutes.']
+             f'Medians, with the smallest and largest. Turns: {data["repeats"]}, minutes: {data["minutes"]}.']
     for name, run in data['runs'].items():
         parts += [f'## {name}: {run["what"]}', table(run)]
     verdicts = [line for line in (judged(data, aim) for aim in aims) if line]
@@ -220,8 +221,8 @@ def readme_part(data):
     subjects = [OURS, 'floor', *[peer for peer in PEERS if peer not in data['missing']]]
     disturbed = sum(row['disturbed'] for row in data['rows'])
     where = (f'{data["processors"]} processors ({data["model"]}), {data["system"]}, '
-             f'Linux {data["kernel"].partition("-")[0]}. Medians of {data["repeats"]} runs. ' +
-             (f'{disturbed} of all {len(data["rows"])} were disturbed. ' if disturbed else '') + not_there(data))
+             f'Linux {data["kernel"].partition("-")[0]}. Medians; turns: {data["repeats"]}. ' +
+             (f'{disturbed} of {len(data["rows"])} runs were disturbed. ' if disturbed else '') + not_there(data))
     lines = [f'| {data["date"]} | ' + ' | '.join(subjects) + ' |', '| --- |' + ' --: |' * len(subjects)]
     for what, run, fields in README_TABLE:
         cells = []
@@ -230,7 +231,7 @@ def readme_part(data):
             text = ' / '.join(number(value * factor, digits) for value, digits, factor in values if value is not None)
             cells.append('-' if fields[0][0] == 'last_ms' and measured(data, run, subject, 'lost') else text)
         lines.append(f'| {what} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join([where.strip(), '', *lines, '', '![Bars of a burst of 100,000](test/bench/figure.svg)', ''])
+    return '\n'.join([textwrap.fill(where, 128), '', *lines, '', '![Bars of a burst of 100,000](test/bench/figure.svg)', ''])
 
 
 def main():
