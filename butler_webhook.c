@@ -7021,6 +7021,7 @@ static void
 delivery_print(const struct delivery *d, struct buf *out)
 {
     const struct webhook_config *c = d->webhook->config;
+    int64_t age_s = (plat_now_ms() - d->payload->accepted_ms) / 1000;
     cJSON *o = cJSON_CreateObject();
     char id[64];
 
@@ -7038,8 +7039,7 @@ delivery_print(const struct delivery *d, struct buf *out)
         cJSON_AddNumberToObject(o, "count", (double)c->listed);
         json_put(o, "url", c->url.shown ? c->url.shown : ""); /* one that is gone has none */
     } else {
-        cJSON_AddNumberToObject(
-            o, "ageSeconds", (double)((plat_now_ms() - d->payload->accepted_ms) / 1000));
+        cJSON_AddNumberToObject(o, "ageSeconds", (double)age_s);
         delivery_put_time(o, "lastAttemptAt", d->tried_ms);
         cJSON_AddItemToObject(
             o, "lastError", d->why ? cJSON_CreateString(d->why) : cJSON_CreateNull());
