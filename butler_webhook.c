@@ -351,14 +351,14 @@ plat_file_close(int handle)
 
 /* ---- POSIX ---- */
 
-/* What POSIX has itself. On Windows, plat_error_text is "loop only". */
+/* What POSIX has itself. plat_error returns the text of an errno until the next call: loop only. */
 #define plat_file_open open
 #define plat_random getrandom
 #define plat_socket socket
 #define plat_read_at pread
 #define plat_select poll
 #define plat_remove unlink
-#define plat_error_text strerror
+#define plat_error strerror
 #define plat_exit exit
 #define plat_exit_now _exit
 /* On Windows it fails while anybody, the caller too, has the old one open. */
@@ -395,8 +395,7 @@ plat_init(int *argc, char ***argv)
         setrlimit(RLIMIT_NOFILE, &files);
     }
     if (socketpair(AF_UNIX, SOCK_STREAM | PLAT_SOCK, 0, plat.wake) != 0) {
-        fprintf(stderr, "butler_webhook: cannot create a pair of sockets: %s\n",
-            plat_error_text(errno));
+        fprintf(stderr, "butler_webhook: cannot create a pair of sockets: %s\n", plat_error(errno));
         exit(1);
     }
 }
@@ -660,7 +659,7 @@ plat_fail(int code)
 }
 
 static const char *
-plat_error_text(int number)
+plat_error(int number)
 {
     static char text[400];
     wchar_t wide[120] = L"";
@@ -825,8 +824,8 @@ plat_init(int *argc, char ***argv)
         getsockname(*wake, (void *)&self, &len) != 0 ||
         connect(*wake, (const void *)&self, len) != 0) {
         plat_fail(PLAT_LAST_ERROR);
-        fprintf(stderr, "butler_webhook: cannot create a socket on 127.0.0.1: %s\n",
-            plat_error_text(errno));
+        fprintf(
+            stderr, "butler_webhook: cannot create a socket on 127.0.0.1: %s\n", plat_error(errno));
         plat_exit(1);
     }
 }
@@ -1140,8 +1139,7 @@ plat_grant(const char *path, bool is_folder)
         done = !failed || plat_fail((int)failed) == 0;
     }
     printf("%s: %s %s%s%s\n", path, done ? "the service may" : "cannot let the service",
-        is_folder ? "write in it" : "read it", done ? "" : ": ",
-        done ? "" : plat_error_text(errno));
+        is_folder ? "write in it" : "read it", done ? "" : ": ", done ? "" : plat_error(errno));
     return done;
 }
 
@@ -1150,7 +1148,7 @@ static int
 plat_service_failed(const char *what)
 {
     plat_fail(PLAT_LAST_ERROR);
-    printf("service ButlerWebhook: cannot be %s: %s%s\n", what, plat_error_text(errno),
+    printf("service ButlerWebhook: cannot be %s: %s%s\n", what, plat_error(errno),
         errno == EACCES ? "; run this as administrator" : "");
     return 1;
 }
@@ -1222,13 +1220,6 @@ plat_service_uninstall(void)
 /* ---- The same on all systems ---- */
 
 /* -- Errors and random bytes -- */
-
-/* Returns the text of errno; valid until the next call. Loop only. */
-static const char *
-plat_error(void)
-{
-    return plat_error_text(errno);
-}
 
 /* True if errno says that this process or machine is out of descriptors or memory. */
 static bool
@@ -2341,7 +2332,7 @@ log_start(enum log_level level, const char *folder, struct err *e)
         .level = level, .folder = folder, .is_journal = plat_is_journal(), .file = -1};
     plat_monitor_init(&the_log.lock);
     if (folder && (plat_make_folder(folder, false) != 0 || log_open_file(plat_wall_ms()) != 0)) {
-        err_set(e, "cannot write a log file in %s: %s", folder, plat_error());
+        err_set(e, "cannot write a log file in %s: %s", folder, plat_error(errno));
         return -1;
     }
     the_log.running = plat_thread_start(log_thread, NULL) == 0;
@@ -3737,7 +3728,7 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         if (env)
             buf_add_text(&value, getenv(name.data) ? getenv(name.data) : "");
         else if (cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
-            CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error());
+            CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error(errno));
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
         if (value.data &&
@@ -3922,7 +3913,7 @@ cfg_read_pem(
     size_t len;
 
     if (cfg_read_file(r, file, CERT_FILE_MAX, &pem, &len) != 0)
-        err_set(why, "%s: %s: %s", key, file, plat_error());
+        err_set(why, "%s: %s: %s", key, file, plat_error(errno));
     else if (strstr(pem, begin))
         *why = (struct err){""};
     else
@@ -3985,7 +3976,7 @@ cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
     int result;
 
     if (cfg_read_file(r, file, CERT_FILE_MAX, &pem, &len) != 0) {
-        err_set(why, "%s: %s: %s", key, file, plat_error());
+        err_set(why, "%s: %s: %s", key, file, plat_error(errno));
         return;
     }
     result = mbedtls_pk_parse_key(w->client_pk, (unsigned char *)pem, strlen(pem) + 1,
@@ -4489,7 +4480,7 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
         free(text);
     } else
         cfg_problem(r, true, (yaml_mark_t){0}, "cannot read the configuration (at most 512 KB): %s",
-            plat_error());
+            plat_error(errno));
 }
 
 /* Adds all problems, a line each, in the form that compilers use and editors can jump to. */
@@ -4838,7 +4829,7 @@ state_path(const char *folder, const char *name)
 static const char *
 state_why(int number)
 {
-    return number == EINVAL ? "it is a link, or no plain file" : plat_error_text(number);
+    return number == EINVAL ? "it is a link, or no plain file" : plat_error(number);
 }
 
 /*
@@ -5018,7 +5009,7 @@ journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
     int locked;
 
     if (plat_make_folder(j->folder, true) != 0) {
-        err_set(e, "cannot make the folder %s: %s", j->folder, plat_error());
+        err_set(e, "cannot make the folder %s: %s", j->folder, plat_error(errno));
         return -1;
     }
     j->lock = plat_state_open(state_path(j->folder, "lock").text, O_RDWR | O_CREAT);
@@ -5253,7 +5244,7 @@ journal_take_results(struct journal *j, int64_t now_ms)
         j->metrics.len = 0;
         if (d->metrics_error && !j->metrics_failed)
             log_line(LOG_ERROR, "cannot write %s: %s; trying again", d->metrics_file,
-                plat_error_text(d->metrics_error));
+                plat_error(d->metrics_error));
         j->metrics_failed = d->metrics_error != 0;
     }
     if (is_new && d->new_error)
@@ -5357,7 +5348,7 @@ journal_replay_end(struct journal *j)
     }
     if (!j->replay_failed)
         log_line(LOG_ERROR, "state directory: cannot read all of %s and delete it: %s; it stays",
-            j->replay_path.text, plat_error());
+            j->replay_path.text, plat_error(errno));
     j->replay_failed = true;
     return false;
 }
@@ -5405,7 +5396,7 @@ journal_hand_over(const struct journal *j, struct err *e)
         else if (count == 0 || plat_file_replace(from.text, to.text) == 0 || errno == ENOENT)
             continue;
         else
-            err_set(e, "cannot hand over %s: %s", from.text, plat_error());
+            err_set(e, "cannot hand over %s: %s", from.text, plat_error(errno));
         return -1;
     }
     return count;
@@ -5732,7 +5723,7 @@ conn_plain_read(struct conn *conn, void *data, size_t len)
     int n = conn->reads_left-- > 0 ? plat_recv(conn->sock, data, len) : PLAT_AGAIN;
 
     if (n == -1)
-        err_set(&conn->broken, "the connection broke: %s", plat_error());
+        err_set(&conn->broken, "the connection broke: %s", plat_error(errno));
     return n;
 }
 
@@ -6245,7 +6236,7 @@ call_connect(struct call *call, int64_t now_ms)
                 return CALL_WAIT;
             }
             call->res.end = plat_is_want_of_ours() ? HTTP_OURS : HTTP_UNSENT;
-            why = plat_error();
+            why = plat_error(errno);
         } else if (call->ready && plat_tcp_connected(conn->sock) == 0) {
             call->conn.peer->worked = call->addr[call->at];
             conn->to_origin = strcmp(u->origin, call->conn.peer->webhook->url.origin) == 0;
@@ -6253,7 +6244,7 @@ call_connect(struct call *call, int64_t now_ms)
                 : call->proxy ? call_ask_proxy(call)
                               : call_enter(call, CALL_HANDSHAKE, call->deadline_ms);
         } else if (call->ready)
-            why = plat_error();
+            why = plat_error(errno);
         else if (now_ms < call->until_ms)
             return CALL_WAIT;
         plat_addr_text(&call->addr[call->at], addr);
@@ -7886,7 +7877,7 @@ listen_receive(struct listener *l, int64_t now_ms, bool at_end)
         }
     }
     if (n == -1 && !l->failed)
-        log_line(LOG_ERROR, "cannot receive: %s", plat_error());
+        log_line(LOG_ERROR, "cannot receive: %s", plat_error(errno));
     l->failed = n == -1;
     l->more = n >= 0;
     if (at_end || now_ms - l->drops_ms >= 1000) {
@@ -7966,7 +7957,7 @@ listen_open(struct listener *l, const struct config *c, struct err *e)
         err_set(e,
             "cannot listen on %s (UDP): %s; if another program listens there, perhaps Butler "
             "itself, set butlerWebhook.port and the appender to another port",
-            c->listens_on, plat_error());
+            c->listens_on, plat_error(errno));
         return -1;
     }
     plat_addr_text(addr, where);
