@@ -316,7 +316,7 @@ struct plat_right {
 /* What both halves, signal handlers, threads of the system and look-up threads share. */
 static struct {
     SOCKET wake[2];              /* plat_init: the end to read, the end to write */
-    const char *_Atomic reason;  /* the first request to stop; NULL: none; ... */
+    const char *_Atomic reason;  /* of the first request to stop, as "SIGTERM"; NULL: none; ... */
     _Atomic int64_t stop_ms;     /* ... and when it came */
     struct plat_lookup *lookups; /* loop only */
 } plat;
@@ -428,7 +428,7 @@ plat_report(enum plat_event event, const char *text)
 
 /*
  * From now on a request to stop (SIGTERM, SIGINT, SIGHUP, unless ignored at the
- * start; Ctrl-C; service stop) does not end the process: it sets plat_stop_reason
+ * start; Ctrl-C; service stop) does not end the process: it sets plat.reason
  * and ends plat_poll. If the process still runs STOP_MS later, hung is called with any
  * number, and ends it. hung must be async-signal-safe; on Windows it runs in a thread
  * of the system.
@@ -1401,14 +1401,6 @@ plat_ask_stop(const char *why)
     plat.reason = why;
     plat_wake();
     return true;
-}
-
-/* Returns the first request to stop ("SIGTERM", "Ctrl-C") and when it came; NULL: none. */
-static const char *
-plat_stop_reason(int64_t *came_ms)
-{
-    *came_ms = plat.stop_ms;
-    return plat.reason;
 }
 
 /* -- Addresses -- */
@@ -8345,8 +8337,7 @@ static int
 loop_run(const char *file)
 {
     struct app *app = loop_load(file, false, false);
-    int64_t until_ms = 0, stop_ms;
-    const char *why;
+    int64_t until_ms = 0;
     struct err e;
 
     if (app->reader.errors > 0)
@@ -8367,10 +8358,10 @@ loop_run(const char *file)
     }
     err_set(&e, "butler_webhook " VERSION " started with %s", file);
     plat_report(PLAT_RUNNING, e.text);
-    while (!(why = plat_stop_reason(&stop_ms)))
+    while (!plat.reason)
         until_ms = loop_round(app, until_ms);
-    log_line(LOG_INFO, "stopping: %s received", why);
-    return loop_stop(app, stop_ms);
+    log_line(LOG_INFO, "stopping: %s received", plat.reason);
+    return loop_stop(app, plat.stop_ms);
 }
 
 /* ==== 15. Command line ======================================================
