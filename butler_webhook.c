@@ -325,13 +325,6 @@ static struct {
 static bool plat_ask_stop(const char *why);
 static int plat_read_file(const char *path, size_t max, char **data, size_t *len);
 
-/* True if there is a standard output: always on POSIX; a service of Windows has none. */
-static bool
-plat_has_console(void)
-{
-    return fileno(stdout) >= 0;
-}
-
 /* Limits a time to wait for. */
 static int
 plat_wait_ms(int64_t ms)
@@ -890,7 +883,7 @@ plat_run(int (*run)(const char *), const char *file)
 
     plat_windows.run = run;
     plat_windows.file = file;
-    if (!plat_has_console())
+    if (fileno(stdout) < 0)
         StartServiceCtrlDispatcherW(table); /* returns if this is no service */
     return run(file);
 }
@@ -8222,8 +8215,9 @@ loop_start(struct app *app, struct err *e)
     struct journal *j = &app->journal;
     int64_t dead_len;
 
+    /* A service of Windows has no standard output, and must leave its lines somewhere. */
     if (log_start((enum log_level)c->log_level,
-            c->file_logging || !plat_has_console() ? c->log_directory : NULL, e) != 0) {
+            c->file_logging || fileno(stdout) < 0 ? c->log_directory : NULL, e) != 0) {
         err_set(e, "Butler.logDirectory: %s", e->text);
         return -1;
     }
