@@ -511,13 +511,11 @@ plat_make_folder(const char *path, bool is_private)
     return mkdir(path, is_private ? 0700 : 0750) == 0 || errno == EEXIST ? 0 : -1;
 }
 
-/* Locks a file until it is closed. PLAT_AGAIN: another process has locked it. */
+/* Locks a file until it is closed. EWOULDBLOCK: another process has locked it. */
 static int
 plat_file_lock(int handle)
 {
-    int failed = flock(handle, LOCK_EX | LOCK_NB);
-
-    return failed && errno == EWOULDBLOCK ? PLAT_AGAIN : failed;
+    return flock(handle, LOCK_EX | LOCK_NB);
 }
 
 /* Returns when the names in the folder would survive a power cut. */
@@ -622,6 +620,7 @@ static const struct {
     {ERROR_ACCESS_DENIED, EACCES, "Permission denied"},
     {ERROR_ALREADY_EXISTS, ENOTDIR, "Not a directory"}, /* of CreateDirectory */
     {ERROR_SHARING_VIOLATION, EBUSY, "In use by another program"},
+    {ERROR_LOCK_VIOLATION, EWOULDBLOCK, "In use by another program"},
     {WSAEWOULDBLOCK, EWOULDBLOCK, "Resource temporarily unavailable"},
     {ERROR_DISK_FULL, ENOSPC, "No space left on device"},
     {ERROR_NOT_ENOUGH_MEMORY, ENOMEM, "Out of memory"},
@@ -1030,9 +1029,9 @@ plat_make_folder(const char *path, bool is_private)
 static int
 plat_file_lock(int handle)
 {
-    if (LockFile((HANDLE)_get_osfhandle(handle), 0, INT_MAX, 1, 0))
-        return 0;
-    return GetLastError() == ERROR_LOCK_VIOLATION ? PLAT_AGAIN : plat_fail(PLAT_LAST_ERROR);
+    HANDLE h = (HANDLE)_get_osfhandle(handle);
+
+    return LockFile(h, 0, INT_MAX, 1, 0) ? 0 : plat_fail(PLAT_LAST_ERROR);
 }
 
 static int64_t
@@ -4991,20 +4990,16 @@ journal_fail_rewrite(struct journal *j, int number, int64_t now_ms)
 static int
 journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
 {
-    int locked;
-
     if (plat_make_folder(j->folder, true) != 0) {
         err_set(e, "cannot make the folder %s: %s", j->folder, plat_error(errno));
         return -1;
     }
     j->lock = plat_state_open(state_path(j->folder, "lock").text, O_RDWR | O_CREAT);
-    locked = j->lock < 0 ? -1 : plat_file_lock(j->lock);
-    if (locked == PLAT_AGAIN)
-        err_set(e, "%s is used by another butler_webhook", j->folder);
-    else if (locked != 0)
-        err_set(e, "cannot lock %s/lock: %s", j->folder, state_why(errno));
-    if (locked != 0)
+    if (j->lock < 0 || plat_file_lock(j->lock) != 0) {
+        err_set(e, "cannot lock %s/lock: %s", j->folder,
+            errno == EWOULDBLOCK ? "it is used by another butler_webhook" : state_why(errno));
         return -1;
+    }
     plat_remove(state_path(j->folder, "journal.new").text);
     j->disk = x_calloc(1, sizeof *j->disk);
     j->disk->folder = j->folder;
