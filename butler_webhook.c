@@ -1617,18 +1617,6 @@ plat_state_open(const char *path, int flags)
     return -1;
 }
 
-/* Returns the size of what plat_state_open opens, 0 for what it refuses; -1: there is none. */
-static int64_t
-plat_path_len(const char *path)
-{
-    int handle = plat_state_open(path, O_RDONLY);
-    bool is_none = handle < 0 && (errno == ENOENT || plat_is_want_of_ours());
-    int64_t len = handle < 0 ? 0 : plat_file_len(handle);
-
-    plat_file_close(handle);
-    return is_none ? -1 : len;
-}
-
 /* Reads a whole file into *data (malloc, NUL-ended). EISDIR: a folder; EFBIG: over max bytes. */
 static int
 plat_read_file(const char *path, size_t max, char **data, size_t *len)
@@ -5291,10 +5279,10 @@ journal_replay_next(struct journal *j, int64_t now_ms, struct slice *line)
     j->look_ms = now_ms + LOOK_MS;
     for (size_t i = 0; i < 2 && r->file < 0; i++) {
         j->replay_path = state_path(j->folder, REPLAY_FILES[i]);
-        if (plat_path_len(j->replay_path.text) < 0)
-            continue; /* and with no descriptor left it is no failure */
         r->file = plat_state_open(j->replay_path.text, O_RDONLY);
-        if (r->file < 0 && !j->replay_failed) {
+        if (r->file >= 0 || errno == ENOENT || plat_is_want_of_ours())
+            continue; /* with no descriptor left it is no failure: again, later */
+        if (!j->replay_failed) {
             log_line(LOG_ERROR, "state directory: cannot read %s: %s; trying again",
                 j->replay_path.text, state_why(errno));
             j->replay_failed = true;
@@ -5371,7 +5359,7 @@ journal_hand_over(const struct journal *j, struct err *e)
     for (int i = 2; i-- > 0 && count >= 0;) { /* the service ends with the last */
         struct state_path from = state_path(j->folder, LETTER_FILES[i]);
         struct state_path to = state_path(j->folder, REPLAY_FILES[i]);
-        if (plat_path_len(to.text) >= 0)
+        if (plat_state_open(to.text, O_RDONLY) >= 0 || errno != ENOENT)
             err_set(e, "a replay is under way: %s is not taken back yet", to.text);
         else if (count == 0 || plat_file_replace(from.text, to.text) == 0 || errno == ENOENT)
             continue;
@@ -8208,7 +8196,7 @@ loop_start(struct app *app, struct err *e)
     const struct config *c = &app->config;
     struct backlog *b = &app->backlog;
     struct journal *j = &app->journal;
-    int64_t dead_len;
+    int dead;
 
     /* A service of Windows has no standard output, and must leave its lines somewhere. */
     if (log_start((enum log_level)c->log_level,
@@ -8236,10 +8224,11 @@ loop_start(struct app *app, struct err *e)
         return 0;
     }
     backlog_load(b, false);
-    dead_len = plat_path_len(state_path(j->folder, LETTER_FILES[1]).text);
+    dead = plat_state_open(state_path(j->folder, LETTER_FILES[1]).text, O_RDONLY);
     log_line(LOG_INFO, "state directory %s: %zu alert%s wait%s, %lld bytes of dead letters",
         j->folder, b->waiting, b->waiting == 1 ? "" : "s", b->waiting == 1 ? "s" : "",
-        (long long)(dead_len > 0 ? dead_len : 0));
+        dead < 0 ? 0 : (long long)plat_file_len(dead));
+    plat_file_close(dead);
     return 0;
 }
 
