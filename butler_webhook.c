@@ -307,12 +307,6 @@ enum plat_event {
     PLAT_DISK_FAILED
 };
 
-/* What the service may use: a file to read, or a folder to write in. */
-struct plat_right {
-    const char *path; /* borrowed */
-    bool is_folder;
-};
-
 /* What both halves, signal handlers, threads of the system and look-up threads share. */
 static struct {
     SOCKET wake[2];              /* plat_init: the end to read, the end to write */
@@ -567,15 +561,16 @@ plat_add_system_roots(mbedtls_x509_crt *chain)
 }
 
 /*
- * Registers the program as a service of Windows, or updates the registration, and
- * gives it its rights, the first of which is the configuration. Makes folders that are
+ * Registers the program as a service of Windows, or updates the registration, and gives
+ * it its rights: to read so many files, the first of which is the configuration, and to
+ * write in the folders whose paths follow theirs, up to a NULL. Makes folders that are
  * missing. Prints each step. Returns the exit code.
  */
 static int
-plat_service_install(const struct plat_right *right, size_t rights)
+plat_service_install(const char *const *path, size_t files)
 {
-    (void)right;
-    (void)rights;
+    (void)path;
+    (void)files;
     puts("--install is for Windows; with systemd, see samples/butler_webhook.service");
     return 2;
 }
@@ -1150,7 +1145,7 @@ plat_service_failed(const char *what)
  * failure. What this allocates is freed when the process ends, which is at once.
  */
 static int
-plat_service_install(const struct plat_right *right, size_t rights)
+plat_service_install(const char *const *path, size_t files)
 {
     static const wchar_t account[] = L"NT SERVICE\\" PLAT_SERVICE, shown[] = L"butler_webhook";
     static const wchar_t texts[] = L"%SystemRoot%\\System32\\EventCreate.exe"; /* "%1" for each */
@@ -1165,7 +1160,7 @@ plat_service_install(const struct plat_right *right, size_t rights)
     bool done;
 
     GetModuleFileNameW(NULL, exe, PLAT_PATH_MAX - 1);
-    GetFullPathNameW(plat_wide(right[0].path).text, PLAT_PATH_MAX, config, NULL);
+    GetFullPathNameW(plat_wide(path[0]).text, PLAT_PATH_MAX, config, NULL);
     swprintf(command, 2 * PLAT_PATH_MAX + 8, L"\"%ls\" \"%ls\"", exe, config);
     if (manager)
         s = OpenServiceW(manager, PLAT_SERVICE, SERVICE_ALL_ACCESS);
@@ -1185,8 +1180,8 @@ plat_service_install(const struct plat_right *right, size_t rights)
         sizeof texts);
     puts("service ButlerWebhook: registered, starts with the machine as NT SERVICE\\ButlerWebhook");
     done = plat_grant(plat_narrow(exe), false);
-    for (size_t i = 0; i < rights; i++)
-        done = plat_grant(right[i].path, right[i].is_folder) && done;
+    for (size_t i = 0; path[i]; i++)
+        done = plat_grant(path[i], i >= files) && done;
     puts("to start it: net start ButlerWebhook; if it runs already, first: net stop ButlerWebhook");
     return done ? 0 : 1;
 }
@@ -8553,24 +8548,25 @@ cli_install(struct app *app)
 {
     const struct config *c = &app->config;
     const struct buf *files = &app->reader.files;
-    struct plat_right *right = x_calloc(files->len + 4, sizeof *right); /* more than enough */
+    const char **path = x_calloc(files->len + 5, sizeof *path); /* more than enough */
     struct buf metrics = {0};
-    size_t n = 1;
+    size_t n = 1, readable;
     int result;
 
-    right[0].path = app->reader.file;
+    path[0] = app->reader.file;
     for (size_t at = 0; at < files->len; at += strlen(files->data + at) + 1)
-        right[n++].path = files->data + at;
+        path[n++] = files->data + at;
+    readable = n;
     if (c->state_directory)
-        right[n++] = (struct plat_right){c->state_directory, true};
-    right[n++] = (struct plat_right){c->log_directory, true};
+        path[n++] = c->state_directory;
+    path[n++] = c->log_directory;
     if (c->metrics_file) {
         buf_add(&metrics, c->metrics_file, plat_path_folder_len(c->metrics_file, "."));
         buf_add_text(&metrics, ".");
-        right[n++] = (struct plat_right){metrics.data, true};
+        path[n] = metrics.data;
     }
-    result = plat_service_install(right, n);
-    free(right);
+    result = plat_service_install(path, readable);
+    free(path);
     buf_free(&metrics);
     return result;
 }
