@@ -183,6 +183,7 @@
 #define LOG_MINUTE_MAX 20        /* lines a minute about what others can cause at will */
 #define MINUTE_MS 60000          /* that minute */
 #define LOG_NAME_MAX 200         /* bytes of a task or app name shown in a log line */
+#define PATH_ROOM 4160           /* for a path as the system takes it, and a name of ours */
 
 #define WAIT_MAX_MS 30000  /* longest wait: the system's clock for it does not count sleep */
 #define STOP_MS 5000       /* from the request to stop to the end of the process */
@@ -2020,7 +2021,6 @@ struct log_event {
 static struct log {
     enum log_level level;    /* set before the thread starts, as folder */
     const char *folder;      /* NULL: no file */
-    bool is_journal;         /* the console is systemd's journal; set as the level */
     atomic_ullong unwritten; /* lines that wait or are missing; the signal handler reads it */
     struct plat_monitor lock;
     struct buf queue;       /* guarded by lock: whole lines ... */
@@ -2186,8 +2186,7 @@ log_open_file(int64_t wall_ms)
 {
     const int64_t day_ms = 86400000;
     bool is_new = wall_ms / day_ms != the_log.day;
-    struct buf path = {0};
-    char day[32];
+    char day[32], path[PATH_ROOM];
 
     if (the_log.file >= 0 && !is_new)
         return 0;
@@ -2196,18 +2195,15 @@ log_open_file(int64_t wall_ms)
     the_log.day = wall_ms / day_ms;
     for (int days = 0; days <= (is_new ? LOG_KEEP_DAYS + 366 : 0); days++) {
         log_time(wall_ms - days * day_ms, day);
-        path.len = 0;
-        buf_format(&path, "%s/butler_webhook.%.10s.log", the_log.folder, day);
+        snprintf(path, sizeof path, "%s/butler_webhook.%.10s.log", the_log.folder, day);
         if (days > LOG_KEEP_DAYS)
-            plat_remove(path.data);
+            plat_remove(path);
         else if (days == 0)
-            the_log.file = plat_file_open(
-                path.data, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
+            the_log.file = plat_file_open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
         if (the_log.file < 0)
-            break;
+            return -1;
     }
-    buf_free(&path);
-    return the_log.file < 0 ? -1 : 0;
+    return 0;
 }
 
 /*
@@ -2217,17 +2213,18 @@ log_open_file(int64_t wall_ms)
 static int
 log_write_console(struct slice lines)
 {
+    bool is_journal = plat_is_journal();
     struct buf marked = {0};
     int result;
 
-    while (the_log.is_journal && lines.len > 0) {
+    while (is_journal && lines.len > 0) {
         struct slice line = slice_take(&lines, '\n');
         char level = line.data[sizeof "2026-11-22T09:30:00.123Z"];
         buf_add_text(&marked, level == 'e' ? "<3>" : level == 'w' ? "<4>" : "<6>");
         buf_add(&marked, line.data, line.len);
         buf_add_char(&marked, '\n');
     }
-    if (the_log.is_journal)
+    if (is_journal)
         lines = (struct slice){marked.data, marked.len};
     result = plat_console_write(STDOUT_FILENO, lines.data, lines.len);
     buf_free(&marked);
@@ -2295,8 +2292,7 @@ log_thread(void *arg)
 static int
 log_start(enum log_level level, const char *folder, struct err *e)
 {
-    the_log = (struct log){
-        .level = level, .folder = folder, .is_journal = plat_is_journal(), .file = -1};
+    the_log = (struct log){.level = level, .folder = folder, .file = -1};
     plat_monitor_init(&the_log.lock);
     if (folder && (plat_make_folder(folder, false) != 0 || log_open_file(plat_wall_ms()) != 0)) {
         err_set(e, "cannot write a log file in %s: %s", folder, plat_error(errno));
@@ -4599,7 +4595,7 @@ static const char *const REPLAY_FILES[] = {"replay.1.ndjson", "replay.ndjson"};
 
 /* A path in the state directory, by value. */
 struct state_path {
-    char text[4160]; /* as long as the system takes them, and a name of ours */
+    char text[PATH_ROOM];
 };
 
 /* Reads a file line by line, and passes over what the disk cannot read. */
