@@ -532,15 +532,15 @@ static int
 plat_console_write(int handle, const char *data, size_t len)
 {
     struct pollfd p = {handle, POLLOUT, 0};
-    const char *end = data + len;
     ssize_t n = 0;
 
-    while (data < end && n >= 0 && poll(&p, 1, handle == STDERR_FILENO ? 0 : -1) > 0) {
+    while (len > 0 && n >= 0 && poll(&p, 1, handle == STDERR_FILENO ? 0 : -1) > 0) {
         /* A pipe that polls as writable takes so much without blocking. */
-        n = write(handle, data, end - data < PIPE_BUF ? (size_t)(end - data) : PIPE_BUF);
+        n = write(handle, data, len < PIPE_BUF ? len : PIPE_BUF);
         data += n > 0 ? n : 0;
+        len -= n > 0 ? (size_t)n : 0;
     }
-    return data < end ? -1 : 0;
+    return len > 0 ? -1 : 0;
 }
 
 /* Adds the roots that the system trusts for servers. Skips what cannot be read. */
