@@ -887,13 +887,10 @@ plat_run(int (*run)(const char *), const char *file)
 static void
 plat_report(enum plat_event event, const char *text)
 {
-    static const WORD types[] = {[PLAT_RUNNING] = EVENTLOG_INFORMATION_TYPE,
-        [PLAT_STOPPED] = EVENTLOG_INFORMATION_TYPE,
-        [PLAT_FAILED] = EVENTLOG_ERROR_TYPE,
-        [PLAT_WEBHOOK_DOWN] = EVENTLOG_WARNING_TYPE,
-        [PLAT_WEBHOOK_UP] = EVENTLOG_INFORMATION_TYPE,
-        [PLAT_GIVEN_UP] = EVENTLOG_ERROR_TYPE,
-        [PLAT_DISK_FAILED] = EVENTLOG_ERROR_TYPE};
+    bool is_good = event == PLAT_RUNNING || event == PLAT_STOPPED || event == PLAT_WEBHOOK_UP;
+    WORD type = is_good              ? EVENTLOG_INFORMATION_TYPE
+        : event == PLAT_WEBHOOK_DOWN ? EVENTLOG_WARNING_TYPE
+                                     : EVENTLOG_ERROR_TYPE;
     wchar_t wide[8000] = L"";
     const wchar_t *line = wide;
     HANDLE log;
@@ -904,7 +901,7 @@ plat_report(enum plat_event event, const char *text)
         plat_tell_manager(SERVICE_RUNNING, 0);
     log = RegisterEventSourceW(NULL, PLAT_SERVICE);
     MultiByteToWideChar(CP_UTF8, 0, text, (int)strnlen(text, 7999), wide, 7999);
-    ReportEventW(log, types[event], 0, event, NULL, 1, 0, &line, NULL);
+    ReportEventW(log, type, 0, event, NULL, 1, 0, &line, NULL);
     DeregisterEventSource(log);
 }
 
@@ -951,11 +948,9 @@ plat_select(struct pollfd *fds, unsigned count, int wait_ms)
             out.fd_array[out.fd_count++] = failed.fd_array[failed.fd_count++] = fds[i].fd;
     }
     n = select(0, &in, &out, &failed, &wait); /* leaves those that are ready */
-    for (unsigned i = 0; i < count; i++)
-        fds[i].revents = n < 0 || /* the next call on each socket says why */
-            (n > 0 &&
-                (FD_ISSET(fds[i].fd, &in) || FD_ISSET(fds[i].fd, &out) ||
-                    FD_ISSET(fds[i].fd, &failed)));
+    for (unsigned i = 0; i < count; i++) /* if it fails, the next call on each socket says why */
+        fds[i].revents = n < 0 || FD_ISSET(fds[i].fd, &in) || FD_ISSET(fds[i].fd, &out) ||
+            FD_ISSET(fds[i].fd, &failed);
     return n;
 }
 
