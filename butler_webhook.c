@@ -364,9 +364,9 @@ plat_fail(int code)
  * Must be called first. Makes the command line UTF-8, takes the numbers of closed
  * standard streams (else a socket would get them, and the log with them), makes a
  * write to a closed pipe an error, raises the soft limit of descriptors to the hard
- * one, and creates what plat_wake needs. Exits if it cannot.
+ * one, and creates what plat_wake needs. -1: it cannot.
  */
-static void
+static int
 plat_init(int *argc, char ***argv)
 {
     struct rlimit files;
@@ -382,10 +382,7 @@ plat_init(int *argc, char ***argv)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    if (socketpair(AF_UNIX, SOCK_STREAM | PLAT_SOCK, 0, plat.wake) != 0) {
-        fprintf(stderr, "butler_webhook: cannot create a pair of sockets: %s\n", plat_error(errno));
-        exit(1);
-    }
+    return socketpair(AF_UNIX, SOCK_STREAM | PLAT_SOCK, 0, plat.wake);
 }
 
 /* Handles a signal that stops the program. */
@@ -786,7 +783,7 @@ plat_socket(int family, int type, int protocol)
 /* Of the C library, which has split the command line; mingw-w64 declares it in no header. */
 extern int __wgetmainargs(int *, wchar_t ***, wchar_t ***, int, int *);
 
-static void
+static int
 plat_init(int *argc, char ***argv)
 {
     struct sockaddr_in self = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -810,12 +807,9 @@ plat_init(int *argc, char ***argv)
     wake[0] = wake[1] = (SOCKET)plat_socket(AF_INET, SOCK_DGRAM, 0); /* connected to itself */
     if (bind(*wake, (const void *)&self, len) != 0 ||
         getsockname(*wake, (void *)&self, &len) != 0 ||
-        connect(*wake, (const void *)&self, len) != 0) {
-        plat_fail(PLAT_LAST_ERROR);
-        fprintf(
-            stderr, "butler_webhook: cannot create a socket on 127.0.0.1: %s\n", plat_error(errno));
-        plat_exit(1);
-    }
+        connect(*wake, (const void *)&self, len) != 0)
+        return plat_fail(PLAT_LAST_ERROR);
+    return 0;
 }
 
 /*
@@ -8630,7 +8624,10 @@ main(int argc, char **argv)
     char options[64] = "";
     int i, result;
 
-    plat_init(&argc, &argv);
+    if (plat_init(&argc, &argv) != 0) {
+        fprintf(stderr, "butler_webhook: no socket of its own: %s\n", plat_error(errno));
+        plat_exit(1);
+    }
     cJSON_InitHooks(&(cJSON_Hooks){x_malloc, free}); /* so that none of its functions fails */
     mbedtls_platform_set_calloc_free(x_calloc, free);
     psa_crypto_init(); /* of the TLS library: if it fails each handshake does, and says so */
