@@ -1957,7 +1957,7 @@ utf8_add(struct buf *b, uint32_t c)
     if (c == 0 || (c >= 0xd800 && c <= 0xdfff))
         c = 0xfffd;
     n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    /* The first byte begins with c0, e0 or f0, for n = 2, 3, 4; each other one has six bits of c. */
+    /* The first byte begins with c0, e0 or f0, for n = 2, 3, 4; each other has six bits of c. */
     buf_add_char(b, (int)(n == 1 ? c : (0xf00u >> n & 0xf0u) | c >> 6 * (n - 1)));
     while (--n > 0)
         buf_add_char(b, (int)(0x80 | (c >> 6 * (n - 1) & 0x3f)));
