@@ -2254,8 +2254,7 @@ log_thread(void *arg)
             the_log.file = -1;
             count = 0;
         }
-        if (lines.len > 0 && log_write_console((struct slice){lines.data, lines.len}) != 0 &&
-            !the_log.folder)
+        if (log_write_console((struct slice){lines.data, lines.len}) != 0 && !the_log.folder)
             count = 0;
         for (size_t i = 0; i < events.len; i += strlen(events.data + i) + 1)
             plat_report((enum plat_event)events.data[i], events.data + i + 1);
@@ -8355,9 +8354,8 @@ cli_check(struct app *app)
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
     if (c->heartbeat.url.host)
-        printf("heartbeat: GET %s every %lld s%s%s\n", c->heartbeat.url.shown,
-            (long long)c->heartbeat_s, c->heartbeat.proxy ? ", through " : "",
-            c->heartbeat.proxy ? c->heartbeat.proxy->shown : "");
+        printf("heartbeat: GET %s every %lld s\n", c->heartbeat.url.shown,
+            (long long)c->heartbeat_s);
     if (app->reader.ours > 0 && app->reader.is_shared)
         printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
             app->reader.ours);
