@@ -3086,10 +3086,10 @@ url_describe(struct url *u)
 
 /*
  * Reads an absolute URL, or with base a reference relative to it. The caller ends *u
- * with url_done. 0, or -1 with e and *u zeroed: it cannot be called.
+ * with url_done. Returns NULL, or what is wrong, with *u zeroed: it cannot be called.
  */
-static int
-url_parse(struct slice text, const struct url *base, struct url *u, struct err *e)
+static const char *
+url_parse(struct slice text, const struct url *base, struct url *u)
 {
     struct slice s = slice_trim(text, " \t\r\n");
     const char *wrong = s.len == 0 ? "it is empty" : s.len > URL_MAX ? "it is too long" : NULL;
@@ -3110,13 +3110,11 @@ url_parse(struct slice text, const struct url *base, struct url *u, struct err *
         u->target = url_make_target(path);
     }
     buf_free(&full);
-    if (wrong) {
-        err_set(e, "%s", wrong);
+    if (wrong)
         url_done(u);
-        return -1;
-    }
-    url_describe(u);
-    return 0;
+    else
+        url_describe(u);
+    return wrong;
 }
 
 /*
@@ -3707,9 +3705,9 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
     const char *const *words = CFG_RULES[key->type].words;
     bool ok = n->type == YAML_SCALAR_NODE;
     struct buf text = {0}, full = {0};
+    const char *wrong;
     uint8_t address[16];
     int64_t number;
-    struct err e;
 
     if (key->type == CFG_MAP)
         return n->type == YAML_MAPPING_NODE;
@@ -3741,10 +3739,10 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
         *(int64_t *)at = number;
     else if (ok && key->type <= CFG_METHOD)
         *(int *)at = (int)number;
-    else if (key->type == CFG_URL && url_parse(slice_of(text.data), NULL, at, &e) != 0)
+    else if (key->type == CFG_URL && (wrong = url_parse(slice_of(text.data), NULL, at)) != NULL)
         CFG_ERROR(r, n,
             "%s%s is not a URL: %s; write it as http://host/path or https://host:port/path",
-            key->section, key->name, e.text);
+            key->section, key->name, wrong);
     else if (ok && key->type != CFG_URL) {
         if (key->type == CFG_PATH)
             buf_add(&full, r->file, plat_path_folder_len(r->file, text.data));
@@ -4107,12 +4105,10 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
 {
     const yaml_node_t *n = cfg_get(r, entry, "proxyURL");
     struct url *u = &w->proxy_url;
-    struct err e;
 
     w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
     if (*w->proxy_text &&
-        (url_parse(slice_of(w->proxy_text), NULL, u, &e) != 0 || u->tls ||
-            strcmp(u->target, "/") != 0))
+        (url_parse(slice_of(w->proxy_text), NULL, u) || u->tls || strcmp(u->target, "/") != 0))
         CFG_ERROR(r, n,
             "proxyURL must be http://host:port or http://user:password@host:port, or '' for none; "
             "https, SOCKS and PAC files cannot be used: of a PAC file write the proxy that it "
@@ -4406,7 +4402,6 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
     const char *lower = getenv("no_proxy"), *upper = getenv("NO_PROXY");
     char *text;
     size_t len;
-    struct err e;
 
     *r = (struct cfg_reader){.file = file, .strict = strict, .config = config};
     *config = (struct config){.no_proxy = lower && *lower ? lower : upper ? upper : ""};
@@ -4419,7 +4414,7 @@ cfg_load(struct cfg_reader *r, const char *file, bool strict, struct config *con
         if (!value || !*value)
             continue;
         buf_format(&full, "%s%s", strstr(value, "://") ? "" : "http://", value);
-        if (url_parse((struct slice){full.data, full.len}, NULL, proxy, &e) != 0 || proxy->tls) {
+        if (url_parse((struct slice){full.data, full.len}, NULL, proxy) || proxy->tls) {
             cfg_problem(r, false, (yaml_mark_t){0},
                 "the environment's %s is not a proxy like http://host:port: it is ignored", name);
             url_done(proxy);
@@ -6300,9 +6295,8 @@ call_follow(struct call *call)
     int method = w->method, status = h->status;
     const char *why = "";
     struct url to = {0};
-    struct err e;
 
-    if (!h->location.data || url_parse(h->location, from, &to, &e) != 0)
+    if (!h->location.data || url_parse(h->location, from, &to) != NULL)
         why = " with no Location, several, or one that cannot be called";
     else if (call->hops == REDIRECTS_MAX)
         why = ", too many redirects";
