@@ -5374,7 +5374,6 @@ struct http_head {
     int64_t length;           /* Content-Length; -1: none, BODY_BAD: no number, or two */
     struct slice location;    /* data NULL: none; empty: several */
     struct slice retry_after; /* the first; empty: none */
-    bool proxy_takes_basic, proxy_takes_ntlm; /* NTLM or Negotiate */
 };
 
 enum http_end {
@@ -5853,13 +5852,6 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
         h->location = (struct slice){value.data, h->location.data ? 0 : value.len};
     else if (slice_is(name, "Retry-After") && !h->retry_after.data)
         h->retry_after = value;
-    else if (slice_is(name, "Proxy-Authenticate"))
-        while (value.len > 0) { /* parameters, behind a "," too, look like other ways */
-            struct slice way = slice_trim(slice_take(&value, ','), " \t");
-            way = slice_take(&way, ' ');
-            h->proxy_takes_basic = h->proxy_takes_basic || slice_is(way, "Basic");
-            h->proxy_takes_ntlm = h->proxy_takes_ntlm || alert_is_one_of(way, "NTLM Negotiate");
-        }
 }
 
 /*
@@ -6372,11 +6364,8 @@ call_receive(struct call *call, int64_t now_ms)
     if (next != CALL_GO_ON)
         return next;
     if (h->status == 407)
-        err_set(&call->res.hint, "%s",
-            h->proxy_takes_ntlm && !h->proxy_takes_basic
-                ? "the proxy takes NTLM or Negotiate only, which cannot be used: let it take "
-                  "Basic, or this machine without a password"
-                : "check the proxy's password");
+        err_set(&call->res.hint,
+            "check the proxy's password; a proxy that takes NTLM or Negotiate only cannot be used");
     if (call->state == CALL_TUNNEL && h->status / 100 == 2) {
         conn->in.len = 0; /* in TLS the server does not speak first */
         return call_enter(call, CALL_HANDSHAKE, call->deadline_ms);

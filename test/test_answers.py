@@ -558,8 +558,8 @@ def test_proxy_of_its_own(t):
     program.send(datagram())
     for to in ('failure 1', 'failure 2', 'failure 3'):
         is_delivered(t, program, to)
-    is_given_up(t, program, 'status 407; the proxy takes NTLM or Negotiate only', 'failure 4')
-    is_down(t, program, 'it answered CONNECT with status 407; the proxy takes NTLM or Negotiate only', 'failure 5')
+    is_given_up(t, program, "status 407; check the proxy's password.*NTLM", 'failure 4')
+    is_down(t, program, "it answered CONNECT with status 407; check the proxy's password.*NTLM", 'failure 5')
     asked = sorted((request.target, request.get('Proxy-Authorization')) for request in proxy.requests)
     t.equal('what the proxy was asked', asked, [
         ('b.example.test:443', None), *(('http://a.invalid' + to, basic('pu:SECRET')) for to in ('/port', ':81/landed'))])
