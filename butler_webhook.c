@@ -5861,37 +5861,30 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
 static int
 http_parse_head(struct slice head, struct http_head *h, struct err *e)
 {
-    struct slice rest = head, line = slice_trim(slice_take(&rest, '\n'), "\r"), name;
-    const char *wrong = NULL;
-
-    *h = (struct http_head){.len = head.len, .length = -1};
-    if (line.len >= 12 && *head.data == 'H' && memcmp(line.data, "HTTP/1.", 7) == 0 &&
+    struct slice rest = head, line = slice_trim(slice_take(&rest, '\n'), "\r"), first = line;
+    bool valid = head.len <= HEAD_MAX && line.len >= 12 && memcmp(line.data, "HTTP/1.", 7) == 0 &&
         isdigit((unsigned char)line.data[7]) && line.data[8] == ' ' &&
-        (line.len == 12 || line.data[12] == ' '))
+        (line.len == 12 || line.data[12] == ' ');
+
+    *h = (struct http_head){.len = head.len, .length = -1, .keep = valid && line.data[7] != '0'};
+    if (valid)
         h->status = (int)slice_number((struct slice){line.data + 9, 3}, 999);
-    if (h->status < 100) {
-        err_set(e, "the answer is not HTTP: it starts with \"%s\"", log_text(line).text);
-        return -1;
-    }
-    h->keep = line.data[7] != '0';
-    if (head.len > HEAD_MAX)
-        wrong = "its head is longer than 64 KiB";
-    else if (h->status == 101)
-        wrong = "it switches protocols unasked";
-    for (size_t i = 0; i < head.len && !wrong; i++)
-        if (!head.data[i] || (head.data[i] == '\r' && head.data[i + 1] != '\n'))
-            wrong = "a NUL or a lone CR in its head";
-    while (!wrong && (line = slice_trim(slice_take(&rest, '\n'), "\r")).len > 0) {
+    valid = h->status >= 100 && h->status != 101; /* nobody has asked for another protocol */
+    for (size_t i = 0; i < head.len && valid; i++)
+        valid = head.data[i] && (head.data[i] != '\r' || head.data[i + 1] == '\n');
+    while (valid && (line = slice_trim(slice_take(&rest, '\n'), "\r")).len > 0) {
+        struct slice name;
         if (*line.data == ' ' || *line.data == '\t')
             continue; /* more of the header before: long out of use (RFC 9112, 5.2) */
         name = slice_take(&line, ':');
-        if (name.len == 0 || name.data + name.len == line.data)
-            wrong = "a header without name and colon";
-        else
-            http_read_header(h, slice_trim(name, " \t"), slice_trim(line, " \t"));
+        valid = name.len > 0 && name.data + name.len < line.data; /* there is a colon */
+        http_read_header(h, slice_trim(name, " \t"), slice_trim(line, " \t"));
     }
-    if (wrong) {
-        err_set(e, "the answer is not HTTP: %s", wrong);
+    if (!valid) {
+        err_set(e,
+            "the answer is not HTTP: it starts with \"%s\", not with a valid head of at most "
+            "64 KiB",
+            log_text(first).text);
         return -1;
     }
     if (h->status == 204 || h->status == 304) { /* no body: RFC 9112, 6.3 */

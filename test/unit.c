@@ -2416,8 +2416,8 @@ test_http_answers(void)
         int zeros; /* between */
         const char *end, *want;
     } rows[] = {{OK2 "Long: ", HEAD_MAX - 46, "\r\n\r\nok", "200 kept"},
-        {OK2 "Long: ", HEAD_MAX - 45, "\r\n\r\nok", "no: the answer is not HTTP: its head"},
-        {OK2 "Long: ", HEAD_MAX, "", "no: the answer is not HTTP: its head"},
+        {OK2 "Long: ", HEAD_MAX - 45, "\r\n\r\nok", "no: the answer is not HTTP: it starts with"},
+        {OK2 "Long: ", HEAD_MAX, "", "no: the answer is not HTTP: it starts with"},
         {OK "Transfer-Encoding: chunked\r\n\r\nea60\r\n", 60000, "\r\n0\r\n\r\n", "200 kept"},
         {OK "Transfer-Encoding: chunked\r\n\r\n1d4c0\r\n", 120000, "\r\n0\r\n\r\n", "200 closed"}};
     struct table t = {0};
