@@ -6278,18 +6278,13 @@ call_follow(struct call *call)
     const struct url *home = &w->url, *from = call->url;
     const struct http_head *h = &call->head;
     int method = w->method, status = h->status;
-    const char *why = "";
+    bool has_secret = home->auth || w->header || w->client_crt;
     struct url to = {0};
 
-    if (!h->location.data || url_parse(h->location, from, &to) != NULL)
-        why = " with no Location, several, or one that cannot be called";
-    else if (call->hops == REDIRECTS_MAX)
-        why = ", too many redirects";
-    else if (strcmp(to.host, home->host) != 0 || (from->tls && !to.tls) ||
-        ((home->auth || w->header || w->client_crt) && to.port != home->port))
-        why = " leads to another host, from https to http, or to another port where the password "
-              "may not go, refused";
-    else if (status >= 307 || (status == 303 ? method == METHOD_GET : method != METHOD_POST)) {
+    if (h->location.data && !url_parse(h->location, from, &to) && call->hops < REDIRECTS_MAX &&
+        (status >= 307 || (status == 303 ? method == METHOD_GET : method != METHOD_POST)) &&
+        strcmp(to.host, home->host) == 0 && (to.tls || !from->tls) &&
+        (to.port == home->port || !has_secret)) {
         url_done(&call->moved);
         call->moved = to;
         call->url = &call->moved;
@@ -6297,7 +6292,8 @@ call_follow(struct call *call)
         call->hops++;
         return true;
     }
-    err_set(&call->res.reason, "status %d%s", status, why);
+    err_set(&call->res.reason,
+        "status %d, not followed: another host, port or method, no https, or too often", status);
     err_set(&call->res.hint, to.host ? "moved to %s, change webhookURL" : "change webhookURL",
         to.shown);
     url_done(&to);
