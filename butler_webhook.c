@@ -5983,15 +5983,6 @@ call_resolve(struct call *call, int64_t now_ms)
     return CALL_FAILED;
 }
 
-/* True if some headers, which may be NULL, hold one with this label. */
-static bool
-http_has_header(const struct header *h, const char *label)
-{
-    while (h && h->label && strcasecmp(h->label, label) != 0)
-        h++;
-    return h && h->label;
-}
-
 /*
  * Writes a request to the connection. headers end with one without a label, as own, which
  * may be NULL: with {{webhookId}} filled in they replace those of the same name.
@@ -6004,9 +5995,13 @@ call_write(struct call *call, const char *method, const char *target, const stru
 
     out->len = 0;
     buf_add_texts(out, method, " ", target, " HTTP/1.1\r\n", NULL);
-    for (const struct header *h = headers; h->label; h++)
-        if (h->value && !http_has_header(own, h->label))
+    for (const struct header *h = headers; h->label; h++) {
+        const struct header *same = own;
+        while (same && same->label && strcasecmp(same->label, h->label) != 0)
+            same++;
+        if (h->value && !(same && same->label))
             buf_add_texts(out, h->label, h->value, "\r\n", NULL);
+    }
     for (const struct header *h = own; h && h->label; h++) {
         const char *value = h->value, *id;
         buf_add_text(out, h->label);
