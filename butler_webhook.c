@@ -5510,20 +5510,17 @@ static int
 tls_check_certificate(void *arg, mbedtls_x509_crt *crt, int depth, uint32_t *flags)
 {
     const mbedtls_x509_time *from = &crt->valid_from, *until = &crt->valid_to;
-    const mbedtls_x509_sequence *name = &crt->subject_alt_names;
     char subject[200] = "?", issuer[200] = "?";
     struct conn *conn = arg;
-    bool is_named;
+    bool is_named = conn->address_len == 0;
 
     if (conn->faults != 0)
         return 0;
-    do {
-        is_named = (name->buf.tag & MBEDTLS_ASN1_TAG_VALUE_MASK) == MBEDTLS_X509_SAN_IP_ADDRESS &&
-            name->buf.len == conn->address_len &&
-            memcmp(name->buf.p, conn->address, conn->address_len) == 0;
-        name = name->next;
-    } while (!is_named && name);
-    if (depth == 0 && conn->address_len > 0 && !is_named)
+    for (const mbedtls_x509_sequence *name = &crt->subject_alt_names; name; name = name->next)
+        if ((name->buf.tag & MBEDTLS_ASN1_TAG_VALUE_MASK) == MBEDTLS_X509_SAN_IP_ADDRESS &&
+            name->buf.len == conn->address_len)
+            is_named = is_named || memcmp(name->buf.p, conn->address, name->buf.len) == 0;
+    if (depth == 0 && !is_named)
         *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
     conn->faults = *flags;
     if (depth == 0)
