@@ -5708,26 +5708,33 @@ conn_tls_read(struct conn *conn, void *data, size_t len)
         return 0;
     if (n >= 0)
         return n;
-    err_set(&conn->broken, "the TLS connection broke: error -0x%04x%s", (unsigned)-n,
-        n == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE /* TLS 1.3 misses one only after our handshake */
-            ? ", an alert; the server may want a client certificate (cert.clientCert), or another"
-            : "");
+    /* TLS 1.3 misses a client certificate only after our handshake. */
+    err_set(&conn->broken,
+        "the TLS connection broke: error -0x%04x; perhaps the server wants a cert.clientCert",
+        (unsigned)-n);
     return -1;
 }
 
-/* Closes the connection if there is one. */
+/* Closes the connection if there is one; without TLS the library has nothing to do. */
 static void
 conn_close(struct conn *conn)
 {
-    if (conn->ssl) {
-        mbedtls_ssl_close_notify(conn->ssl);
-        mbedtls_ssl_free(conn->ssl);
-        free(conn->ssl);
-    }
+    mbedtls_ssl_close_notify(conn->ssl);
+    mbedtls_ssl_free(conn->ssl);
+    free(conn->ssl);
     plat_close(conn->sock);
     buf_free(&conn->in);
     buf_free(&conn->out);
     *conn = (struct conn){.sock = -1, .peer = conn->peer};
+}
+
+/* Puts the call into a state, which may last until then. */
+static enum call_next
+call_enter(struct call *call, enum call_state state, int64_t until_ms)
+{
+    call->state = state;
+    call->until_ms = until_ms;
+    return CALL_GO_ON;
 }
 
 /* Closes the connection. http_step frees the call once its result was given. */
@@ -5735,9 +5742,7 @@ static enum call_next
 call_close(struct call *call)
 {
     conn_close(&call->conn);
-    call->state = CALL_CLOSED;
-    call->until_ms = 0;
-    return CALL_GO_ON;
+    return call_enter(call, CALL_CLOSED, 0);
 }
 
 /*
@@ -6205,8 +6210,7 @@ call_read_head(struct call *call, int64_t now_ms)
     if (n == PLAT_AGAIN)
         err_set(e, "no answer within %lld s", (long long)call->conn.peer->http->config->timeout_s);
     else if (n == 0)
-        err_set(
-            e, "connection closed before %s", conn->in.len > 0 ? "the whole answer" : "an answer");
+        err_set(e, "connection closed before the whole answer");
     else
         *e = conn->broken;
     return CALL_FAILED;
