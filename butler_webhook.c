@@ -5944,15 +5944,6 @@ http_body_len(const struct http_head *h, struct slice in)
 
 /* ---- The states of a call, in the order in which they happen ---- */
 
-/* Puts the call into a state, which may last until then. */
-static enum call_next
-call_enter(struct call *call, enum call_state state, int64_t until_ms)
-{
-    call->state = state;
-    call->until_ms = until_ms;
-    return CALL_GO_ON;
-}
-
 /*
  * Begins on a new connection: looks up the host to connect to, which is the proxy's if
  * there is one. The address that was connected to last comes first.
