@@ -5605,7 +5605,6 @@ tls_init(struct peer *p)
             mbedtls_x509_crt_parse_der_nocopy(roots, der, roots_len[i]);
         plat_add_system_roots(roots);
     }
-    mbedtls_ssl_session_init(&p->session);
     mbedtls_ssl_config_init(&p->tls);
     mbedtls_ssl_config_defaults(&p->tls, MBEDTLS_SSL_IS_CLIENT, MBEDTLS_SSL_TRANSPORT_STREAM,
         MBEDTLS_SSL_PRESET_DEFAULT); /* can fail for a server only */
@@ -5619,19 +5618,6 @@ tls_init(struct peer *p)
     mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(
         &p->tls, MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
     p->has_tls = true;
-}
-
-/* Keeps the session of a connection to the webhook's own origin, for one short handshake. */
-static void
-tls_keep_session(struct conn *conn)
-{
-    struct peer *p = conn->peer;
-
-    if (!conn->to_origin)
-        return;
-    mbedtls_ssl_session_free(&p->session);
-    mbedtls_ssl_session_init(&p->session);
-    p->has_session = mbedtls_ssl_get_session(conn->ssl, &p->session) == 0;
 }
 
 /* ---- Connection ---- */
@@ -5694,12 +5680,13 @@ conn_tls_write(void *arg, const unsigned char *data, size_t len)
 static int
 conn_tls_read(struct conn *conn, void *data, size_t len)
 {
+    struct peer *p = conn->peer;
     int n;
 
     do {
         n = mbedtls_ssl_read(conn->ssl, data, len);
-        if (n == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
-            tls_keep_session(conn);
+        if (n == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET && conn->to_origin)
+            p->has_session = mbedtls_ssl_get_session(conn->ssl, &p->session) == 0;
     } while (n == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET ||
         (n == MBEDTLS_ERR_SSL_WANT_READ && mbedtls_ssl_check_pending(conn->ssl)));
     if (n == MBEDTLS_ERR_SSL_WANT_READ)
@@ -6247,8 +6234,9 @@ call_handshake(struct call *call, int64_t now_ms)
     conn->may_be_stale = false;
     conn->read = conn_tls_read;
     conn->write = conn_tls_write;
-    if (mbedtls_ssl_get_version_number(conn->ssl) == MBEDTLS_SSL_VERSION_TLS1_2)
-        tls_keep_session(conn); /* TLS 1.3 sends its tickets later */
+    /* TLS 1.3 sends its tickets later: conn_tls_read. The library frees the session before. */
+    if (mbedtls_ssl_get_version_number(conn->ssl) == MBEDTLS_SSL_VERSION_TLS1_2 && conn->to_origin)
+        p->has_session = mbedtls_ssl_get_session(conn->ssl, &p->session) == 0;
     return call_send(call);
 }
 
