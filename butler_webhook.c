@@ -6268,7 +6268,8 @@ call_follow(struct call *call)
         return true;
     }
     err_set(&call->res.reason,
-        "status %d, not followed: another host, port or method, no https, or too often", status);
+        "status %d, not followed: no URL, another host, port or method, no https, or too often",
+        status);
     err_set(&call->res.hint, to.host ? "moved to %s, change webhookURL" : "change webhookURL",
         to.shown);
     url_done(&to);
