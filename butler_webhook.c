@@ -8302,8 +8302,8 @@ cli_check(struct app *app)
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
     if (c->heartbeat.url.host)
-        printf("heartbeat: GET %s every %lld s\n", c->heartbeat.url.shown,
-            (long long)c->heartbeat_s);
+        printf(
+            "heartbeat: GET %s every %lld s\n", c->heartbeat.url.shown, (long long)c->heartbeat_s);
     if (app->reader.ours > 0 && app->reader.is_shared)
         printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
             app->reader.ours);
