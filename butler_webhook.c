@@ -3849,7 +3849,7 @@ cfg_read_sources(struct cfg_reader *r)
 
 /*
  * Adds the certificates of the PEM file that a key names to crt. Returns how many could
- * be read; why tells of the first that could not, or why there is none, and is else empty.
+ * be read; why tells of those that could not, or why there is none, and is else empty.
  */
 static int
 cfg_read_pem(
@@ -3933,13 +3933,10 @@ cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
         MBEDTLS_PSA_RANDOM_STATE);
     if (!strstr(pem, "PRIVATE KEY-----"))
         fault = *pem == '0' ? "no PEM private key" CFG_NOT_PEM : "no PEM private key";
-    else if (result == MBEDTLS_ERR_PK_PASSWORD_REQUIRED ||
-        result == MBEDTLS_ERR_PK_PASSWORD_MISMATCH)
-        fault = "the private key is encrypted, and cert.passphrase is missing or wrong";
-    else if (result != 0 && strstr(pem, "ENCRYPTED")) /* one of 256 wrong ones seems to fit */
-        fault =
-            "the private key is encrypted in an old way, or cert.passphrase is wrong; to encrypt "
-            "it anew: openssl pkcs8 -topk8 -in OLD -out NEW";
+    else if (result != 0 &&
+        strstr(pem, "ENCRYPTED")) /* one of 256 wrong passphrases seems to fit */
+        fault = "the private key is encrypted, and cert.passphrase is missing or wrong, or it is "
+                "encrypted in an old way: do it anew with openssl pkcs8 -topk8 -in OLD -out NEW";
     else if (result != 0)
         fault = "the private key is damaged, or of a kind that is not supported";
     else if (mbedtls_pk_check_pair(&w->client_crt->pk, w->client_pk, mbedtls_psa_get_random,
