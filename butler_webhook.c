@@ -2388,12 +2388,6 @@ struct alert {
     struct buf text;     /* of a datagram */
 };
 
-/* A text that a field may be, see alert_matches. Those for one field stand together. */
-struct pattern {
-    enum alert_field field;
-    char *text; /* NULL: the end of them */
-};
-
 /* What becomes of a datagram: alert_parse knows the first four, the listener the others. */
 enum listen_fate {
     LISTEN_ACCEPTED,
@@ -2765,19 +2759,19 @@ alert_text_matches(const char *text, const char *pattern)
     return pattern[strspn(pattern, "*")] == '\0';
 }
 
-/* True if each field that patterns name matches one of those for it. NULL: they name none. */
+/* True if each field matches one of the patterns for it, each with its NUL, or has none. */
 static bool
-alert_matches(const struct alert *alert, const struct pattern *patterns)
+alert_matches(const struct alert *alert, const struct buf patterns[ALERT_FIELDS])
 {
-    for (const struct pattern *p = patterns; p && p->text;) {
-        enum alert_field field = p->field;
-        bool ok = false;
-        for (; p->text && p->field == field; p++)
-            ok = ok || alert_text_matches(alert->field[field], p->text);
-        if (!ok)
-            return false;
+    bool ok = true;
+
+    for (int i = 0; i < ALERT_FIELDS && ok; i++) {
+        const struct buf *b = &patterns[i];
+        ok = b->len == 0;
+        for (size_t at = 0; at < b->len && !ok; at += strlen(b->data + at) + 1)
+            ok = alert_text_matches(alert->field[i], b->data + at);
     }
-    return true;
+    return ok;
 }
 
 /* ---- Templates: a body or a query of the user's own, with fields of the alert in it ---- */
@@ -3206,7 +3200,7 @@ struct webhook_config {
     struct header *header;                 /* ends with one without a label; NULL: none */
     const char *user, *password, *bearer;  /* NULL or "": none; what is sent is in url.auth */
     bool retries[100];                     /* statuses from 400 that are not final */
-    struct pattern *match;                 /* of the alerts that it gets; none: all */
+    struct buf match[ALERT_FIELDS];        /* patterns of the alerts that it gets */
     char *template_text;                   /* of the body, of a GET the query; NULL: none */
     const struct template_piece *template; /* what that was read as */
     enum template_form form;               /* of that */
@@ -4061,29 +4055,25 @@ static void
 cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
 {
     const yaml_node_t *map = w->match_map, *n;
-    struct buf patterns = {0};
 
     for (size_t i = 0; i < cfg_count(map); i += 2) {
         const yaml_node_t *key = cfg_child(r, map, i), *texts = cfg_child(r, map, i + 1);
-        struct pattern p = {0};
-        while (p.field < ALERT_FIELDS && strcmp(FIELD_NAMES[p.field], cfg_text(key)) != 0)
-            p.field++;
-        if (p.field == ALERT_FIELDS)
+        int field = 0;
+        while (field < ALERT_FIELDS && strcmp(FIELD_NAMES[field], cfg_text(key)) != 0)
+            field++;
+        if (field == ALERT_FIELDS)
             CFG_ERROR(r, key, "match: unknown field; known here: " FIELD_LIST);
         if (!cfg_item(r, texts, 0))
             CFG_ERROR(r, texts, "match: the list must hold a text at least");
-        for (size_t k = 0; (n = cfg_item(r, texts, k)) != NULL; k++) {
-            struct buf text = {0};
-            cfg_expand(r, n, &text);
-            if (text.len == 0 && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
+        for (size_t k = 0; field < ALERT_FIELDS && (n = cfg_item(r, texts, k)) != NULL; k++) {
+            struct buf *b = &w->match[field];
+            if (cfg_is_empty(n) && n->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
                 CFG_ERROR(
                     r, n, "match: a text must stand here, or a list of such; '' is an empty field");
-            p.text = text.data;
-            buf_add(&patterns, &p, sizeof p);
+            cfg_expand(r, n, b);
+            buf_add_char(b, '\0');
         }
     }
-    buf_add(&patterns, &(struct pattern){0}, sizeof(struct pattern));
-    w->match = (struct pattern *)(void *)patterns.data;
 }
 
 /* Returns the proxy for a URL of the webhook, its own or one that it has moved to; NULL: none. */

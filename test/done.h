@@ -36,9 +36,8 @@ cfg_done(struct cfg_reader *r)
             free((char *)(uintptr_t)h->value);
         }
         free(c->webhook[i].header);
-        for (struct pattern *p = c->webhook[i].match; p && p->text; p++)
-            free(p->text);
-        free(c->webhook[i].match);
+        for (int k = 0; k < ALERT_FIELDS; k++)
+            buf_free(&c->webhook[i].match[k]);
         free((void *)(uintptr_t)c->webhook[i].template);
         free(c->webhook[i].template_text);
         buf_free(&c->webhook[i].hidden);
