@@ -3182,9 +3182,8 @@ struct webhook_config {
     struct url url;           /* host NULL: it is not valid, and webhooks are off */
     const char *url_text;     /* as it stands in the file, while that is read */
     const struct url *proxy;  /* NULL: called directly */
-    const char *proxy_text;   /* proxyURL; "": none */
     bool has_proxy_key;       /* the environment does not count, but ... */
-    struct url proxy_url;     /* ... this; host NULL: called directly */
+    struct url proxy_url;     /* ... proxyURL; host NULL: called directly */
     int64_t max_calls;        /* begun in any minute; 0: no limit */
     mbedtls_x509_crt *ca;     /* what cert_ca holds; NULL: none */
     int ca_count;
@@ -3379,7 +3378,7 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"auth.basic.", "user", CFG_TEXT, .offset = AT(user), .required = true, .is_ours = true},
     {"auth.basic.", "password", CFG_TEXT, AT(password), "", .is_ours = true},
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
-    {"", "proxyURL", CFG_TEXT, AT(proxy_text), "", .is_ours = true},
+    {"", "proxyURL", CFG_URL, .offset = AT(proxy_url), .is_ours = true},
     {"", "maxCallsPerMinute", CFG_INT, AT(max_calls), NULL, 1, .max = 6000, .is_ours = true},
     {"", "match", CFG_PAIRS, AT(match_map), .max = PAIRS_MAX, .is_ours = true},
     {"", "body", CFG_NODE, .offset = AT(body), .is_ours = true},
@@ -4091,11 +4090,9 @@ static void
 cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
     const yaml_node_t *n = cfg_get(r, entry, "proxyURL");
-    struct url *u = &w->proxy_url;
 
     w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
-    if (*w->proxy_text &&
-        (url_parse(slice_of(w->proxy_text), NULL, u) || u->tls || strcmp(u->target, "/") != 0))
+    if (w->proxy_url.host && (w->proxy_url.tls || strcmp(w->proxy_url.target, "/") != 0))
         CFG_ERROR(r, n,
             "proxyURL must be http://host:port or http://user:password@host:port, or '' for none; "
             "https, SOCKS and PAC files cannot be used: of a PAC file write the proxy that it "
