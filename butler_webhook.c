@@ -3416,19 +3416,16 @@ cfg_problem(struct cfg_reader *r, bool is_error, yaml_mark_t mark, const char *f
     struct problem *p, **at = &r->problems;
     int line = (int)mark.line + 1, column = (int)mark.column + 1;
     struct buf text = {0};
-    bool again = false;
     va_list args;
 
     va_start(args, format);
     buf_vformat(&text, format, args);
     va_end(args);
     for (; (p = *at) && (p->line < line || (p->line == line && p->column <= column)); at = &p->next)
-        again = again ||
-            (p->line == line && p->column == column && strcmp(p->text, text.data) == 0);
-    if (again) {
-        buf_free(&text);
-        return;
-    }
+        if (p->line == line && p->column == column && strcmp(p->text, text.data) == 0) {
+            buf_free(&text);
+            return;
+        }
     is_error = is_error && !r->only_warn;
     *(is_error ? &r->errors : &r->warnings) += 1;
     *at = x_malloc(sizeof **at);
