@@ -2817,8 +2817,6 @@ template_cut(struct slice value, size_t max, size_t room)
 {
     size_t kept = 0, next = 0;
 
-    if (value.len <= max && value.len <= room)
-        return value.len;
     for (; max > 0 && next < value.len && next <= room; max--) {
         kept = next++;
         while ((value.data[next] & 0xc0) == 0x80) /* the rest of a character of UTF-8 */
@@ -3169,7 +3167,7 @@ struct header {
 
 struct webhook_config {
     const char *description;  /* "": none */
-    int method;               /* enum http_method */
+    int64_t method;           /* enum http_method */
     bool cert_enable;         /* only cert_ca is trusted, not the public roots */
     bool reject_unauthorized; /* false: whoever answers is trusted */
     const char *cert_ca;      /* path; NULL: none */
@@ -3218,7 +3216,7 @@ struct source {
 
 /* Lives as long as the process, with all that it points to. */
 struct config {
-    int log_level;
+    int64_t log_level;
     bool file_logging;
     const char *log_directory;
     bool udp_enable, webhook_enable, own_enable; /* settled in disabled_by */
@@ -3251,8 +3249,8 @@ struct config {
 enum cfg_type {
     CFG_BOOL,   /* bool */
     CFG_INT,    /* int64_t from min to max */
-    CFG_LEVEL,  /* int, place in LOG_LEVELS */
-    CFG_METHOD, /* int, place in METHODS */
+    CFG_LEVEL,  /* int64_t, place in LOG_LEVELS */
+    CFG_METHOD, /* int64_t, place in METHODS */
     CFG_TEXT,   /* const char * */
     CFG_PATH,   /* the same; a relative one starts at the configuration's folder */
     CFG_HOST,   /* const char *, an address or host name */
@@ -3718,10 +3716,8 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
         (key->type != CFG_HOST || cfg_read_host(slice_of(text.data), address) >= 0);
     if (ok && key->type == CFG_BOOL)
         *(bool *)at = number == 1;
-    else if (ok && key->type == CFG_INT)
-        *(int64_t *)at = number;
     else if (ok && key->type <= CFG_METHOD)
-        *(int *)at = (int)number;
+        *(int64_t *)at = number;
     else if (key->type == CFG_URL && (wrong = url_parse(slice_of(text.data), NULL, at)) != NULL)
         CFG_ERROR(r, n,
             "%s%s is not a URL: %s; write it as http://host/path or https://host:port/path",
@@ -6227,7 +6223,7 @@ call_follow(struct call *call)
     const struct webhook_config *w = call->conn.peer->webhook;
     const struct url *home = &w->url, *from = call->url;
     const struct http_head *h = &call->head;
-    int method = w->method, status = h->status;
+    int method = (int)w->method, status = h->status;
     bool has_secret = home->auth || w->header || w->client_crt;
     struct url to = {0};
 

@@ -1271,7 +1271,7 @@ check_values(const char *want, const char *what)
 
     buf_format(&got, "%s on %s%s, level %d, file %d in %s, state in %s: %d MB, %d h\n",
         c->disabled_by ? c->disabled_by : "runs", c->listens_on, c->is_local ? " (local)" : "",
-        c->log_level, c->file_logging, c->log_directory,
+        (int)c->log_level, c->file_logging, c->log_directory,
         c->state_directory ? c->state_directory : "memory", (int)c->max_state_mb,
         (int)c->max_age_hours);
     buf_format(&got,
