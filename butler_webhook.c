@@ -3698,7 +3698,7 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
         ok = key->type == CFG_NODE ||
             (cfg_count(n) <= max && n->type == (is_list ? YAML_SEQUENCE_NODE : YAML_MAPPING_NODE));
         for (size_t i = 0; key->type == CFG_PAIRS && ok && i < cfg_count(n); i += 2)
-            ok = cfg_child(r, n, i)->type == YAML_SCALAR_NODE;
+            ok = cfg_child(r, n, i)->type == YAML_SCALAR_NODE; /* not so in query: {{event}} */
         *(const yaml_node_t **)at = ok ? n : NULL;
         return ok;
     }
@@ -3945,10 +3945,8 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
     cfg_read_pem(r, "cert.clientCert", w->client_cert, w->client_crt, &why);
     if (!*why.text && mbedtls_x509_time_is_past(&w->client_crt->valid_to))
         CFG_WARN(r, at, "cert.clientCert: the certificate in %s has expired", w->client_cert);
-    if (!*why.text) {
-        at = w->client_key ? cfg_get(r, cert, "clientKey") : at;
+    if (!*why.text)
         cfg_read_key(r, w, &why);
-    }
     if (*why.text)
         CFG_ERROR(r, at, "%s", why.text);
 }
@@ -4193,9 +4191,8 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
         cJSON_Delete(json);
     }
     for (const struct header *h = w->header; h && h->label && w->form == TEMPLATE_TEXT; h++)
-        for (const char *p = h->value; *p && strcasecmp(h->label, "Content-Type: ") == 0; p++)
-            if (strncasecmp(p, "json", 4) == 0)
-                CFG_ERROR(r, n, "body is a text, but headers call it JSON: write it as a YAML map");
+        if (strcasecmp(h->label, "Content-Type: ") == 0 && strstr(h->value, "json"))
+            CFG_ERROR(r, n, "body is a text, but headers call it JSON: write it as a YAML map");
     if (text.len > TEMPLATE_MAX || room == 0)
         CFG_ERROR(
             r, n, "%s is too long: at most %u bytes", is_get ? "query" : "body", TEMPLATE_MAX);
@@ -4311,10 +4308,8 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     c->heartbeat.proxy = cfg_proxy(c, &c->heartbeat, &c->heartbeat.url);
 
     cfg_read_sources(r);
-    at = cfg_get(r, udp, "allowedSources");
-    if (c->source_validation && (cfg_is_empty(at) || c->source_list) && c->sources == 0)
-        CFG_WARN(
-            r, at ? at : udp, "udpServerConfig.allowedSources is empty: every sender is accepted");
+    if (c->source_validation && c->sources == 0)
+        CFG_WARN(r, udp, "udpServerConfig.allowedSources names nobody: every sender is accepted");
     c->source_validation = c->source_validation && c->sources > 0;
 
     snprintf(c->listens_on, sizeof c->listens_on, strchr(c->udp_host, ':') ? "[%s]:%d" : "%s:%d",
@@ -4324,10 +4319,8 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     if (plat_numeric(c->udp_host, &addr, 1) == 1)
         plat_addr_text(&addr, text);
     c->is_local = strncmp(text, "[::1]:", 6) == 0 || strncmp(text, "127.", 4) == 0;
-    at = cfg_get(r, own, "serverHost");
-    at = cfg_is_empty(at) ? cfg_get(r, udp, "serverHost") : at;
     if (!c->disabled_by && !c->is_local && !c->source_validation)
-        CFG_WARN(r, at ? at : butler,
+        CFG_WARN(r, udp ? udp : butler,
             "listening on %s, beyond this machine, without a check of the senders: set "
             "udpServerConfig.enableSourceValidation and allowedSources",
             c->udp_host);
