@@ -3892,37 +3892,37 @@ cfg_read_cert(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_con
         cfg_problem(r, checked && w->ca_count == 0, (ca ? ca : cert)->start_mark, "%s", why.text);
 }
 
-/* Reads the private key of a client certificate. why tells what is wrong, else it stays as it is. */
+/* Reads the private key of a client certificate; at is where problems are shown. */
 static void
-cfg_read_key(struct cfg_reader *r, struct webhook_config *w, struct err *why)
+cfg_read_key(struct cfg_reader *r, const yaml_node_t *at, struct webhook_config *w)
 {
     const char *key = w->client_key ? "cert.clientKey" : "cert.clientCert";
     const char *file = w->client_key ? w->client_key : w->client_cert;
     const char *pass = w->passphrase, *fault = NULL;
-    char *pem;
+    char *pem = NULL;
     size_t len;
-    int result;
+    int result = 0;
 
-    if (cfg_read_file(r, file, CERT_FILE_MAX, &pem, &len) != 0) {
-        err_set(why, "%s: %s: %s", key, file, plat_error(errno));
-        return;
-    }
-    result = mbedtls_pk_parse_key(w->client_pk, (unsigned char *)pem, strlen(pem) + 1,
-        (const unsigned char *)pass, strlen(pass), mbedtls_psa_get_random,
-        MBEDTLS_PSA_RANDOM_STATE);
-    if (!strstr(pem, "PRIVATE KEY-----"))
+    if (cfg_read_file(r, file, CERT_FILE_MAX, &pem, &len) != 0)
+        fault = plat_error(errno);
+    else if (!strstr(pem, "PRIVATE KEY-----"))
         fault = *pem == '0' ? "no PEM private key" CFG_NOT_PEM : "no PEM private key";
-    else if (result != 0 &&
-        strstr(pem, "ENCRYPTED")) /* one of 256 wrong passphrases seems to fit */
+    else
+        result = mbedtls_pk_parse_key(w->client_pk, (unsigned char *)pem, strlen(pem) + 1,
+            (const unsigned char *)pass, strlen(pass), mbedtls_psa_get_random,
+            MBEDTLS_PSA_RANDOM_STATE);
+    /* Not by the result: one of 256 wrong passphrases seems to fit, and what comes out is damaged. */
+    if (result != 0 && strstr(pem, "ENCRYPTED"))
         fault = "the private key is encrypted, and cert.passphrase is missing or wrong, or it is "
                 "encrypted in an old way: do it anew with openssl pkcs8 -topk8 -in OLD -out NEW";
     else if (result != 0)
         fault = "the private key is damaged, or of a kind that is not supported";
-    else if (mbedtls_pk_check_pair(&w->client_crt->pk, w->client_pk, mbedtls_psa_get_random,
-                 MBEDTLS_PSA_RANDOM_STATE) != 0)
+    else if (!fault &&
+        mbedtls_pk_check_pair(&w->client_crt->pk, w->client_pk, mbedtls_psa_get_random,
+            MBEDTLS_PSA_RANDOM_STATE) != 0)
         fault = "the private key does not belong to the first certificate of cert.clientCert";
     if (fault)
-        err_set(why, "%s: %s: %s", key, file, fault);
+        CFG_ERROR(r, at, "%s: %s: %s", key, file, fault);
     free(pem);
 }
 
@@ -3931,7 +3931,7 @@ static void
 cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
     const yaml_node_t *cert = cfg_get(r, entry, "cert"), *at = cfg_get(r, cert, "clientCert");
-    struct err why = {""};
+    struct err why;
 
     if ((w->client_key || *w->passphrase) && !w->client_cert)
         CFG_ERROR(r, cert,
@@ -3943,12 +3943,12 @@ cfg_read_client(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_c
     mbedtls_x509_crt_init(w->client_crt);
     mbedtls_pk_init(w->client_pk);
     cfg_read_pem(r, "cert.clientCert", w->client_cert, w->client_crt, &why);
-    if (!*why.text && mbedtls_x509_time_is_past(&w->client_crt->valid_to))
-        CFG_WARN(r, at, "cert.clientCert: the certificate in %s has expired", w->client_cert);
-    if (!*why.text)
-        cfg_read_key(r, w, &why);
     if (*why.text)
         CFG_ERROR(r, at, "%s", why.text);
+    else
+        cfg_read_key(r, at, w);
+    if (!*why.text && mbedtls_x509_time_is_past(&w->client_crt->valid_to))
+        CFG_WARN(r, at, "cert.clientCert: the certificate in %s has expired", w->client_cert);
 }
 
 /* Sets what people call a webhook. */
