@@ -2763,15 +2763,15 @@ alert_text_matches(const char *text, const char *pattern)
 static bool
 alert_matches(const struct alert *alert, const struct buf patterns[ALERT_FIELDS])
 {
-    bool ok = true;
-
-    for (int i = 0; i < ALERT_FIELDS && ok; i++) {
+    for (int i = 0; i < ALERT_FIELDS; i++) {
         const struct buf *b = &patterns[i];
-        ok = b->len == 0;
-        for (size_t at = 0; at < b->len && !ok; at += strlen(b->data + at) + 1)
-            ok = alert_text_matches(alert->field[i], b->data + at);
+        size_t at = 0;
+        while (at < b->len && !alert_text_matches(alert->field[i], b->data + at))
+            at += strlen(b->data + at) + 1;
+        if (at == b->len && b->len > 0)
+            return false;
     }
-    return ok;
+    return true;
 }
 
 /* ---- Templates: a body or a query of the user's own, with fields of the alert in it ---- */
