@@ -4018,21 +4018,6 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     }
 }
 
-/* Reads which statuses are not final. */
-static void
-cfg_read_retries(struct cfg_reader *r, struct webhook_config *w)
-{
-    const yaml_node_t *n;
-
-    for (size_t i = 0; (n = cfg_item(r, w->retry_list, i)) != NULL; i++) {
-        int64_t status = slice_number(slice_of(cfg_text(n)), 499);
-        if (status >= 400)
-            w->retries[status - 400] = true;
-        else
-            CFG_ERROR(r, n, "retryStatus: an entry must be a status from 400 to 499");
-    }
-}
-
 /* Reads which alerts the webhook gets: fields, and for each a text or a list of texts. */
 static void
 cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
@@ -4233,7 +4218,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
 {
     struct config *c = r->config;
     struct webhook_config *w = &c->webhook[c->webhooks++];
-    const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place);
+    const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place), *n;
     struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
@@ -4263,7 +4248,13 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     cfg_read_cert(r, entry, w);
     cfg_read_client(r, entry, w);
     cfg_read_headers(r, entry, w);
-    cfg_read_retries(r, w);
+    for (size_t i = 0; (n = cfg_item(r, w->retry_list, i)) != NULL; i++) {
+        int64_t status = slice_number(slice_of(cfg_text(n)), 499);
+        if (status >= 400)
+            w->retries[status - 400] = true;
+        else
+            CFG_ERROR(r, n, "retryStatus: an entry must be a status from 400 to 499");
+    }
     cfg_read_proxy(r, entry, w);
     cfg_read_match(r, w);
     cfg_read_template(r, w);
