@@ -3189,7 +3189,7 @@ struct webhook_config {
     const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
     const yaml_node_t *body, *query, *signing;              /* ... as these */
     struct header *header;                /* ends with one without a label; NULL: none */
-    const char *user, *password, *bearer; /* NULL or "": none; what is sent is in url.auth */
+    const char *user, *password, *bearer; /* "": none; what is sent is in url.auth */
     bool retries[100];                    /* statuses from 400 that are not final */
     struct buf match[ALERT_FIELDS];       /* patterns of the alerts that it gets */
     char *template;                       /* of the body, of a GET the query; NULL: none */
@@ -3364,9 +3364,9 @@ static const struct cfg_key CFG_WEBHOOK_KEYS[] = {
     {"cert.", "serverName", CFG_HOST, .offset = AT(server_name), .is_ours = true},
     {"", "headers", CFG_PAIRS, AT(header_map), .max = PAIRS_MAX, .is_ours = true},
     {"", "auth", .type = CFG_MAP},
-    {"auth.", "bearer", CFG_TEXT, .offset = AT(bearer), .is_ours = true},
+    {"auth.", "bearer", CFG_TEXT, AT(bearer), "", .is_ours = true},
     {"auth.", "basic", .type = CFG_MAP},
-    {"auth.basic.", "user", CFG_TEXT, .offset = AT(user), .required = true, .is_ours = true},
+    {"auth.basic.", "user", CFG_TEXT, AT(user), "", .required = true, .is_ours = true},
     {"auth.basic.", "password", CFG_TEXT, AT(password), "", .is_ours = true},
     {"", "retryStatus", CFG_LIST, AT(retry_list), .max = 100, .is_ours = true},
     {"", "proxyURL", CFG_URL, .offset = AT(proxy_url), .is_ours = true},
@@ -3778,11 +3778,9 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
         const struct cfg_key *k = keys;
         while (k->name && (strcmp(k->section, section) != 0 || strcmp(k->name, name) != 0))
             k++;
-        if (k->name)
-            continue;
-        if (keys == CFG_KEYS && !*section)
+        if (!k->name && keys == CFG_KEYS && !*section)
             r->is_shared = true;
-        else
+        else if (!k->name)
             CFG_WARN(r, cfg_child(r, map, i), "unknown key \"%s\" is ignored; known here: %s", name,
                 known.data);
     }
@@ -3816,9 +3814,8 @@ cfg_read_sources(struct cfg_reader *r)
             s->name = kind == 0 ? x_check(strdup(text)) : NULL;
             c->sources++;
         } else
-            CFG_ERROR(r, n,
-                "udpServerConfig.allowedSources: an entry must be an address, a range (10.1.0.0/16) or "
-                "a host name");
+            CFG_ERROR(
+                r, n, "allowedSources must hold addresses, ranges (10.1.0.0/16) and host names");
     }
 }
 
@@ -3983,7 +3980,7 @@ static void
 cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
     const yaml_node_t *map = w->header_map, *auth = cfg_get(r, entry, "auth");
-    int ways = (w->url.auth != NULL) + (w->user != NULL) + (w->bearer != NULL);
+    int ways = (w->url.auth != NULL) + (*w->user != '\0') + (*w->bearer != '\0');
     const char *fault = NULL, *wrong;
     struct buf bearer = {0};
 
@@ -4001,17 +3998,17 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     if (ways > 1)
         fault = "two ways to authenticate: keep one of auth.basic, auth.bearer, a header "
                 "Authorization and user:password@ in webhookURL";
-    else if (!cfg_is_empty(auth) && !w->user && !w->bearer)
+    else if (!cfg_is_empty(auth) && !*w->user && !*w->bearer)
         fault = "auth must hold basic or bearer";
-    else if ((w->user && (cfg_header_fault("user", w->user) || strchr(w->user, ':'))) ||
-        (w->bearer && cfg_header_fault("bearer", w->bearer)))
+    else if (cfg_header_fault("user", w->user) || strchr(w->user, ':') ||
+        cfg_header_fault("bearer", w->bearer))
         fault = "auth may hold no control character, and user no colon";
     if (fault)
         CFG_ERROR(r, auth ? auth : map, "%s", fault);
-    else if (w->bearer) {
+    else if (*w->bearer) {
         buf_add_texts(&bearer, "Bearer ", w->bearer, NULL);
         w->url.auth = bearer.data;
-    } else if (w->user) {
+    } else if (*w->user) {
         w->url.login.len = 0; /* a lone ":" in webhookURL is nobody */
         buf_add_texts(&w->url.login, w->user, ":", w->password, NULL);
         url_set_auth(&w->url);
@@ -4063,9 +4060,8 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
     if (w->proxy_url.host && (w->proxy_url.tls || strcmp(w->proxy_url.target, "/") != 0))
         CFG_ERROR(r, n,
-            "proxyURL must be http://host:port or http://user:password@host:port, or '' for none; "
-            "https, SOCKS and PAC files cannot be used: of a PAC file write the proxy that it "
-            "names");
+            "proxyURL must be http://host:port or http://user:password@host:port; https cannot be "
+            "used, nor can a PAC file: write the proxy that it names");
     w->proxy = cfg_proxy(r->config, w, &w->url);
 }
 
