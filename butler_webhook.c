@@ -2602,9 +2602,8 @@ alert_find_fields(struct slice rest, struct slice *field)
 
     for (size_t n = 0; rest.len > 0; n++) {
         field[FIELD_TASK_ID] = field[FIELD_APP_ID];
-        field[FIELD_APP_ID] = field[FIELD_TIME];
-        field[FIELD_TIME] = field[FIELD_LEVEL];
-        field[FIELD_LEVEL] = field[FIELD_EXECUTION_ID];
+        for (int i = FIELD_APP_ID; i < FIELD_EXECUTION_ID; i++)
+            field[i] = field[i + 1];
         field[FIELD_EXECUTION_ID] = slice_take(&rest, ';');
         if (n < 7 || !alert_read_id(field[FIELD_TASK_ID], id) ||
             !alert_read_id(field[FIELD_APP_ID], id))
@@ -3908,7 +3907,7 @@ cfg_read_key(struct cfg_reader *r, const yaml_node_t *at, struct webhook_config 
         result = mbedtls_pk_parse_key(w->client_pk, (unsigned char *)pem, strlen(pem) + 1,
             (const unsigned char *)pass, strlen(pass), mbedtls_psa_get_random,
             MBEDTLS_PSA_RANDOM_STATE);
-    /* Not by the result: one of 256 wrong passphrases seems to fit, and what comes out is damaged. */
+    /* Not by result: one of 256 wrong passphrases seems to fit, and makes a damaged key. */
     if (result != 0 && strstr(pem, "ENCRYPTED"))
         fault = "the private key is encrypted, and cert.passphrase is missing or wrong, or it is "
                 "encrypted in an old way: do it anew with openssl pkcs8 -topk8 -in OLD -out NEW";
@@ -4232,7 +4231,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
         if (is_twin && w->is_special && strcmp(v->description, w->description) == 0)
             CFG_ERROR(r, entry, "entry %zu has the same method, URL and description: change one",
                 v->place + 1);
-        twins += is_twin && !w->is_special;
+        twins += is_twin;
     }
     buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method], w->url_text);
     buf_format(&key, w->is_special ? "-%s" : "%s",
