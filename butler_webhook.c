@@ -4512,11 +4512,11 @@ static const char *const JOURNAL_WORDS[] = {
     "webhook", "accepted", "waiting", "attempt", "end", "window"};
 #define JOURNAL_FIELDS 7 /* behind the CRC */
 
-/* One record, read or to be written; everything in it is borrowed. */
+/* One record, read or to be written, in the order of its line; everything in it is borrowed. */
 struct journal_record {
     enum journal_word word;
-    enum alert_kind kind; /* not of ATTEMPT, END */
     uint64_t number;      /* of the alert: ascending in the file */
+    enum alert_kind kind; /* not of ATTEMPT, END */
     int64_t wall_ms;      /* accepted, tried, or the window's begin */
     size_t count;         /* as above */
     struct slice key;     /* ACCEPTED, WAITING: ',' between them; WINDOW: 32 hexadecimal digits */
@@ -4661,13 +4661,9 @@ journal_read_record(struct slice line, struct journal_record *out, struct buf *t
         field[i] = slice_take(&rest, '\t');
         n[i] = slice_number(field[i], INT64_MAX / 32);
     }
-    *out = (struct journal_record){.word = JOURNAL_WINDOW,
-        .kind = slice_is(field[2], KINDS[ALERT_ABORTED].name) ? ALERT_ABORTED : ALERT_FAILURE,
-        .number = (uint64_t)n[1],
-        .wall_ms = n[3],
-        .count = (size_t)n[4],
-        .key = field[5],
-        .text = field[6]};
+    *out = (struct journal_record){
+        JOURNAL_WINDOW, (uint64_t)n[1], 0, n[3], (size_t)n[4], field[5], field[6]};
+    out->kind = slice_is(field[2], KINDS[ALERT_ABORTED].name) ? ALERT_ABORTED : ALERT_FAILURE;
     while (out->word > 0 && !slice_is(field[0], JOURNAL_WORDS[out->word]))
         out->word--;
     if (memcmp(line.data, crc, 8) != 0 || !slice_is(field[0], JOURNAL_WORDS[out->word]) ||
@@ -6714,10 +6710,8 @@ delivery_end(struct delivery *d)
     bool is_dead = d->state == DELIVERY_DEAD;
 
     journal_note(b->journal,
-        (struct journal_record){.word = JOURNAL_END,
-            .number = p->number,
-            .count = is_dead,
-            .key = slice_of(d->webhook->config->key)});
+        (struct journal_record){
+            JOURNAL_END, p->number, 0, 0, is_dead, slice_of(d->webhook->config->key), {"", 0}});
     list_remove(is_dead ? &b->dead : &d->webhook->list, d);
     b->dead_bytes -= is_dead ? payload_size(p) : 0;
     d->state = DELIVERY_ENDED;
@@ -6781,25 +6775,17 @@ payload_record(struct backlog *b, const struct payload *p, enum journal_word wor
         if (p->delivery[i].state != DELIVERY_ENDED)
             buf_add_texts(
                 &b->text, b->text.len ? "," : "", p->delivery[i].webhook->config->key, NULL);
-    return (struct journal_record){.word = word,
-        .number = p->number,
-        .kind = p->kind,
-        .wall_ms = backlog_wall_ms(p->accepted_ms),
-        .count = p->suppressed,
-        .key = {b->text.data, b->text.len},
-        .text = p->json};
+    return (struct journal_record){word, p->number, p->kind, backlog_wall_ms(p->accepted_ms),
+        p->suppressed, {b->text.data, b->text.len}, p->json};
 }
 
 /* Returns the record of a delivery's failed attempts. */
 static struct journal_record
 delivery_record(const struct delivery *d)
 {
-    return (struct journal_record){.word = JOURNAL_ATTEMPT,
-        .number = d->payload->number,
-        .wall_ms = backlog_wall_ms(d->tried_ms),
-        .count = (size_t)d->attempts,
-        .key = slice_of(d->webhook->config->key),
-        .text = slice_of(d->why ? d->why : "")};
+    return (struct journal_record){JOURNAL_ATTEMPT, d->payload->number, 0,
+        backlog_wall_ms(d->tried_ms), (size_t)d->attempts, slice_of(d->webhook->config->key),
+        slice_of(d->why ? d->why : "")};
 }
 
 /*
@@ -7341,12 +7327,8 @@ backlog_rewrite(struct backlog *b, int64_t now_ms)
     for (size_t i = 0; i < (b->dead.count > 0 ? b->known : b->webhooks); i++) {
         const struct webhook_config *c = b->webhook[i].config;
         journal_rewrite_add(b->journal,
-            (struct journal_record){.word = JOURNAL_WEBHOOK,
-                .kind = c->kind,
-                .number = c->place + 1,
-                .count = c->listed,
-                .key = slice_of(c->key),
-                .text = slice_of(c->description)});
+            (struct journal_record){JOURNAL_WEBHOOK, c->place + 1, c->kind, 0, c->listed,
+                slice_of(c->key), slice_of(c->description)});
     }
     for (const struct payload *p = b->oldest; p; p = p->newer) {
         journal_rewrite_add(b->journal, payload_record(b, p, JOURNAL_WAITING));
@@ -7356,8 +7338,8 @@ backlog_rewrite(struct backlog *b, int64_t now_ms)
                 journal_rewrite_add(b->journal, delivery_record(d));
         }
     }
-    for (int kind = 0; kind < ALERT_KINDS; kind++)
-        for (int use = 0; use < WINDOW_USES; use++) {
+    for (enum alert_kind kind = 0; kind < ALERT_KINDS; kind++)
+        for (enum window_use use = 0; use < WINDOW_USES; use++) {
             const struct window_table *t = &b->windows->table[kind][use];
             uint64_t n = t->last > WINDOW_MAX ? t->last - WINDOW_MAX : 0;
             while (n++ < t->last) {
@@ -7367,11 +7349,8 @@ backlog_rewrite(struct backlog *b, int64_t now_ms)
                     continue; /* it has ended */
                 hex_write(entry->key.bytes, sizeof entry->key.bytes, key);
                 journal_rewrite_add(b->journal,
-                    (struct journal_record){.word = JOURNAL_WINDOW,
-                        .kind = (enum alert_kind)kind,
-                        .count = (size_t)use,
-                        .wall_ms = backlog_wall_ms(entry->begin_ms),
-                        .key = slice_of(key)});
+                    (struct journal_record){JOURNAL_WINDOW, 0, kind,
+                        backlog_wall_ms(entry->begin_ms), use, slice_of(key), {"", 0}});
             }
         }
     journal_rewrite_flush(b->journal);
