@@ -4535,10 +4535,9 @@ struct state_path {
 struct line_reader {
     int file; /* -1: none */
     struct buf in;
-    size_t used;      /* of in: lines that were given */
-    int64_t offset;   /* of the end of in, in the file */
-    int64_t unread;   /* bytes passed over */
-    bool is_complete; /* the last line ended with LF */
+    size_t used;    /* of in: lines that were given */
+    int64_t offset; /* of the end of in, in the file */
+    int64_t unread; /* bytes passed over */
 };
 
 /* What the loop shares with the disk thread, which owns all but busy as long as it is busy. */
@@ -4738,7 +4737,6 @@ line_read(struct line_reader *r, struct slice *line)
         if (end || have > JOURNAL_LINE_MAX) {
             *line = (struct slice){begin, end ? (size_t)(end - begin) : have};
             r->used += line->len + (end ? 1 : 0);
-            r->is_complete = end != NULL;
             return 1;
         }
         buf_drop(&r->in, r->used);
@@ -4754,7 +4752,6 @@ line_read(struct line_reader *r, struct slice *line)
         else {
             *line = (struct slice){r->in.data, have};
             r->used = have;
-            r->is_complete = r->is_complete && have == 0;
             return have > 0;
         }
         r->offset += n;
@@ -4939,7 +4936,7 @@ journal_open(struct journal *j, const struct config *c, bool read_only, struct e
     if (read_only || journal_take_folder(j, c->metrics_file, e) == 0) {
         j->file = plat_state_open(
             state_path(j->folder, "journal").text, read_only ? O_RDONLY : O_RDWR | O_CREAT);
-        j->reader = (struct line_reader){.file = j->file, .is_complete = true};
+        j->reader.file = j->file;
         if (j->file >= 0 || (read_only && errno == ENOENT))
             return 0;
         err_set(e, "cannot open %s/journal: %s", j->folder, state_why(errno));
@@ -4958,16 +4955,12 @@ journal_read_next(struct journal *j, struct journal_record *out)
 {
     struct line_reader *r = &j->reader;
     struct slice line;
-    size_t torn = 0;
 
     while (line_read(r, &line) > 0) {
         if (line.len == 0)
-            continue; /* a LF that was written behind a torn line */
+            continue; /* the LF of an earlier start */
         if (journal_read_record(line, out, &j->text) == 0)
             return 1;
-        torn = r->is_complete || line.len > JOURNAL_LINE_MAX ? 0 : line.len;
-        if (torn > 0)
-            continue;
         if (j->damaged++ == 0 && j->disk)
             j->aside = plat_state_open(
                 state_path(j->folder, "journal.damaged").text, O_RDWR | O_CREAT);
@@ -4976,8 +4969,6 @@ journal_read_next(struct journal *j, struct journal_record *out)
             plat_write(j->aside, "\n", 1);
         }
     }
-    if (j->disk && torn > 0)
-        log_line(LOG_WARN, "journal: a torn last line (%zu bytes) was cut off", torn);
     if (j->disk && j->damaged > 0)
         log_line(LOG_ERROR, "journal: %d damaged line%s %s %s/journal.damaged", j->damaged,
             j->damaged == 1 ? "" : "s", j->aside < 0 ? "skipped; cannot open" : "set aside in",
@@ -4985,7 +4976,8 @@ journal_read_next(struct journal *j, struct journal_record *out)
     if (j->disk && r->unread > 0)
         log_line(LOG_ERROR, "journal: %lld bytes that cannot be read were passed over",
             (long long)r->unread);
-    if (j->disk && !r->is_complete && plat_write(j->file, "\n", 1) != 0)
+    /* The last line may be torn: what is appended must not become a part of it. */
+    if (j->disk && plat_write(j->file, "\n", 1) != 0)
         journal_fail(j, &j->failed, "cannot write the journal", errno, 0);
     j->len = plat_file_len(j->file);
     r->file = -1; /* it is the journal's own */

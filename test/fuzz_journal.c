@@ -47,7 +47,7 @@ open_journal(struct slice content)
         .folder = "/nonexistent", .aside = -1, .file = memfd_create("journal", MFD_CLOEXEC)};
 
     require(plat_write(j.file, content.data, content.len) == 0, "memfd", strerror(errno));
-    j.reader = (struct line_reader){.file = j.file, .is_complete = true};
+    j.reader.file = j.file;
     return j;
 }
 

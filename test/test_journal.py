@@ -1,6 +1,5 @@
 """kill -9 at random moments, torn and damaged journals, clocks that jump, power cuts: what is accepted arrives all the same."""
 
-import errno
 import json
 import os
 import time
@@ -14,7 +13,6 @@ import words
 
 pytestmark = harness.limit(120, 300)
 
-TORN = r' warn: journal: a torn last line \(%s bytes\) was cut off'
 DAMAGED = r' error: journal: %s damaged lines? set aside in .*/journal\.damaged'
 
 
@@ -201,27 +199,27 @@ def test_damaged_files(t):
     unknown = b''.join([base.record('colour', 3, 'failure', 0, 0, key, '""'), end_record(-3, key),
                         base.record('accepted', 'never', 'failure', 1, 0, key, '{}'),
                         base.record('accepted', 1500000, 'failure', base.now_ms(), 0, key, '{"event":5}')])
-    cases = {       # the content, what must arrive, damaged lines, and the bytes of a torn one (None: more than can be told here)
-        'empty': (b'', set(), 0, 0),
-        'with itself': (data + data, rest, 0, 0),
-        'without the last line end': (begin + last[:-1], rest, 0, 0),
-        'torn in the CRC': (begin + last[:7], most, 0, 7),
-        'torn behind the CRC': (begin + last[:9], most, 0, 9),
-        'torn before its end': (begin + last[:-2], most, 0, len(last) - 2),
-        'made longer by a file system, but not written': (begin + bytes(70000), most, 0, 70000),
-        'never written': (bytes(100000), set(), 0, 100000),
-        'zeros, then a line end': (data + bytes(100) + b'\n', rest, 1, 0),
-        'two bits flipped': (bytes(struck), rest - {executions[n] for n in (3, 5, 6)}, 2, 0),
-        'garbage around good records': (noise + b'\n' + data + noise, rest, None, None),
-        'a line of 2 MB': (base.record('accepted', 1500000, 'failure', 1, 0, key, 'x' * (2 << 20)) + data, rest, None, 0),
-        'unknown words and values': (unknown + data, rest, 3, 0),
-        'end before its alert': (end_record(2000000, key) + data + accepted, rest | {new}, 0, 0),
-        'line ends of Windows': (data.replace(b'\n', b'\r\n'), set(), len(lines), 0),
-        'a good record behind half a line': (data + b'half' + accepted + base.accepted_record(key, late), rest | {late}, 1, 0),
-        'accepted in the future': (base.accepted_record(key, late, base.now_ms() + base.HOUR_MS), {late}, 0, 0),
+    cases = {       # the content, what must arrive, damaged lines, a torn one counted (None: more than can be told here)
+        'empty': (b'', set(), 0),
+        'with itself': (data + data, rest, 0),
+        'without the last line end': (begin + last[:-1], rest, 0),
+        'torn in the CRC': (begin + last[:7], most, 1),
+        'torn behind the CRC': (begin + last[:9], most, 1),
+        'torn before its end': (begin + last[:-2], most, 1),
+        'made longer by a file system, but not written': (begin + bytes(70000), most, 1),
+        'never written': (bytes(100000), set(), 1),
+        'zeros, then a line end': (data + bytes(100) + b'\n', rest, 1),
+        'two bits flipped': (bytes(struck), rest - {executions[n] for n in (3, 5, 6)}, 2),
+        'garbage around good records': (noise + b'\n' + data + noise, rest, None),
+        'a line of 2 MB': (base.record('accepted', 1500000, 'failure', 1, 0, key, 'x' * (2 << 20)) + data, rest, None),
+        'unknown words and values': (unknown + data, rest, 3),
+        'end before its alert': (end_record(2000000, key) + data + accepted, rest | {new}, 0),
+        'line ends of Windows': (data.replace(b'\n', b'\r\n'), set(), len(lines)),
+        'a good record behind half a line': (data + b'half' + accepted + base.accepted_record(key, late), rest | {late}, 1),
+        'accepted in the future': (base.accepted_record(key, late, base.now_ms() + base.HOUR_MS), {late}, 0),
     }
     sink.up()
-    for name, (content, must, damaged, torn) in cases.items():
+    for name, (content, must, damaged) in cases.items():
         sink.forget()
         place.fill(content)
         base.write(place.path('journal.new'), accepted)     # left by a rewriting that was cut short: it does not count
@@ -233,10 +231,9 @@ def test_damaged_files(t):
         t.equal('%s: nothing is made up' % name, set(sink.seen), must)
         base.soon(t, '%s: it is written anew' % name, lambda: not base.read(place.path()).startswith(content or b'x'), 10)
         base.stop(t, process)
-        for regex, count in ((DAMAGED, damaged), (TORN, torn)):
-            if count is not None:
-                t.equal('%s: what is told of it' % name, [len(process.lines(regex % number)) for number in (count, r'\d+')],
-                        [min(count, 1)] * 2)
+        if damaged is not None:
+            t.equal('%s: what is told of it' % name, [len(process.lines(DAMAGED % number)) for number in (damaged, r'\d+')],
+                    [min(damaged, 1)] * 2)
         kept = base.read(place.path('journal.damaged'))
         if damaged is None:
             t.check('%s: of what is damaged at most 1 MiB is kept' % name, 0 < len(kept) <= 1 << 20, len(kept))
@@ -353,11 +350,11 @@ def test_power_cut(t):
     place, sink = base.single(t, up=False, shim=True)
     accepted = place.fill_waiting(20)
     length = base.size(place.path())
-    place.shim.set(write_errno=errno.EIO)       # no new journal takes its place, which would be synced
+    os.mkdir(place.path('journal.new'))         # no new journal takes its place, which would be synced
     process = place.start()
-    base.soon(t, 'what a start has read is synced', lambda: place.shim.get('synced_len') == length)
+    base.soon(t, 'what a start has read is synced', lambda: place.shim.get('synced_len') > length)
     base.soon(t, 'and its directory', lambda: place.shim.get('folder_syncs') > 0)
-    place.shim.heal()
+    os.rmdir(place.path('journal.new'))
     base.logged(t, 'it works again', process, words.WORKS_AGAIN)
     for n in range(base.pick(3, 20)):
         place.shim.set(sync_delay_ms=100)
