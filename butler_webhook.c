@@ -4867,23 +4867,23 @@ disk_thread(void *arg)
  * has failed is tried again after HEAL_MS.
  */
 static void
-journal_fail(struct journal *j, bool *flag, const char *what, int number, int64_t now_ms)
+journal_fail(struct journal *j, bool *flag, const char *what, int number)
 {
     if (!*flag && (!j->failed || flag != &j->rewrite_failed))
         log_event(&j->event, PLAT_DISK_FAILED, LOG_ERROR, "state directory: %s: %s; %s", what,
             state_why(number), flag == &j->failed ? "alerts go on from memory" : "trying again");
     *flag = true;
-    j->retry_ms = now_ms + HEAL_MS;
+    j->retry_ms = plat_now_ms() + HEAL_MS;
 }
 
 /* Gives journal.new up, to begin another later. */
 static void
-journal_fail_rewrite(struct journal *j, int number, int64_t now_ms)
+journal_fail_rewrite(struct journal *j, int number)
 {
     plat_file_close(j->new_file);
     j->new_file = -1;
     plat_remove(state_path(j->folder, "journal.new").text);
-    journal_fail(j, &j->rewrite_failed, "cannot rewrite the journal", number, now_ms);
+    journal_fail(j, &j->rewrite_failed, "cannot rewrite the journal", number);
 }
 
 /* ---- Start ---- */
@@ -4978,7 +4978,7 @@ journal_read_next(struct journal *j, struct journal_record *out)
             (long long)r->unread);
     /* The last line may be torn: what is appended must not become a part of it. */
     if (j->disk && plat_write(j->file, "\n", 1) != 0)
-        journal_fail(j, &j->failed, "cannot write the journal", errno, 0);
+        journal_fail(j, &j->failed, "cannot write the journal", errno);
     j->len = plat_file_len(j->file);
     r->file = -1; /* it is the journal's own */
     line_reader_done(r);
@@ -5005,7 +5005,7 @@ journal_note(struct journal *j, struct journal_record r)
  * only, as there is no folder or it has failed, which was logged.
  */
 static int
-journal_write(struct journal *j, int64_t now_ms)
+journal_write(struct journal *j)
 {
     bool full = j->rewrite_failed && j->len > j->max / 5 * 2;
     int64_t took_ms = plat_now_ms();
@@ -5013,9 +5013,9 @@ journal_write(struct journal *j, int64_t now_ms)
     if (!j->disk || j->out.len == 0)
         return j->disk && !j->failed ? 0 : -1;
     if (!j->failed && (full || plat_write(j->file, j->out.data, j->out.len) != 0))
-        journal_fail(j, &j->failed, "cannot write the journal", full ? ENOSPC : errno, now_ms);
+        journal_fail(j, &j->failed, "cannot write the journal", full ? ENOSPC : errno);
     if (j->new_file >= 0 && plat_write(j->new_file, j->out.data, j->out.len) != 0)
-        journal_fail_rewrite(j, errno, now_ms);
+        journal_fail_rewrite(j, errno);
     took_ms = plat_now_ms() - took_ms;
     if (took_ms > 1000) /* a sync on a slow disk holds it up, and the loop */
         log_line(LOG_WARN, "state directory: writing the journal took %lld ms", (long long)took_ms);
@@ -5039,20 +5039,15 @@ journal_wants_rewrite(const struct journal *j, int64_t live_bytes, int64_t now_m
             (j->len + live_bytes > j->max / 10 * 8 && j->len > live_bytes / 4 * 5));
 }
 
-/*
- * Begins journal.new; none may be under way, nor anything noted since journal_write.
- * -1: it cannot be made, which was logged.
- */
-static int
-journal_rewrite_begin(struct journal *j, int64_t now_ms)
+/* Begins journal.new; none may be under way, nor anything noted since journal_write. */
+static void
+journal_rewrite_begin(struct journal *j)
 {
     plat_make_folder(j->folder, true); /* somebody may have deleted it */
     j->new_file = plat_state_open(
         state_path(j->folder, "journal.new").text, O_RDWR | O_CREAT | O_EXCL);
-    if (j->new_file >= 0)
-        return 0;
-    journal_fail_rewrite(j, errno, now_ms);
-    return -1;
+    if (j->new_file < 0)
+        journal_fail_rewrite(j, errno);
 }
 
 /* Writes what was added; from here on records go to both files. */
@@ -5060,7 +5055,7 @@ static void
 journal_rewrite_flush(struct journal *j)
 {
     if (j->new_file >= 0 && plat_write(j->new_file, j->out.data, j->out.len) != 0)
-        journal_fail_rewrite(j, errno, plat_now_ms());
+        journal_fail_rewrite(j, errno);
     buf_free(&j->out);
 }
 
@@ -5075,17 +5070,17 @@ journal_rewrite_add(struct journal *j, struct journal_record r)
 
 /* Renames journal.new, which is synced, over the journal. If that is refused it is given up. */
 static void
-journal_place(struct journal *j, int64_t now_ms)
+journal_place(struct journal *j)
 {
     struct state_path from = state_path(j->folder, "journal.new");
     struct state_path to = state_path(j->folder, "journal");
 
     plat_file_close(j->file); /* Windows replaces nothing that is open */
     if (plat_file_replace(from.text, to.text) != 0) {
-        journal_fail_rewrite(j, errno, now_ms);
+        journal_fail_rewrite(j, errno);
         j->file = plat_state_open(to.text, O_RDWR);
         if (j->file < 0)
-            journal_fail(j, &j->failed, "cannot open the journal", errno, now_ms);
+            journal_fail(j, &j->failed, "cannot open the journal", errno);
         return;
     }
     j->file = j->new_file;
@@ -5101,7 +5096,7 @@ journal_place(struct journal *j, int64_t now_ms)
 
 /* Once a round, first: takes what the disk thread has done, if it is no longer busy. */
 static void
-journal_take_results(struct journal *j, int64_t now_ms)
+journal_take_results(struct journal *j)
 {
     struct disk *d = j->disk;
     bool is_new = j->new_file >= 0 && d->sync_new; /* unless it was given up meanwhile */
@@ -5110,10 +5105,9 @@ journal_take_results(struct journal *j, int64_t now_ms)
         return;
     j->asked = false;
     if (d->sync_error)
-        journal_fail(j, &j->failed, "cannot sync the journal", d->sync_error, now_ms);
+        journal_fail(j, &j->failed, "cannot sync the journal", d->sync_error);
     if (d->letters_error)
-        journal_fail(
-            j, &j->letters_failed, "cannot write dead-letters.ndjson", d->letters_error, now_ms);
+        journal_fail(j, &j->letters_failed, "cannot write dead-letters.ndjson", d->letters_error);
     else if (d->letters) {
         if (j->letters_failed)
             log_line(LOG_INFO, "state directory: dead-letters.ndjson can be written again");
@@ -5128,9 +5122,9 @@ journal_take_results(struct journal *j, int64_t now_ms)
         j->metrics_failed = d->metrics_error != 0;
     }
     if (is_new && d->new_error)
-        journal_fail_rewrite(j, d->new_error, now_ms);
+        journal_fail_rewrite(j, d->new_error);
     else if (is_new)
-        journal_place(j, now_ms);
+        journal_place(j);
 }
 
 /*
@@ -7313,8 +7307,9 @@ backlog_load(struct backlog *b, bool read_only)
 static void
 backlog_rewrite(struct backlog *b, int64_t now_ms)
 {
-    if (journal_rewrite_begin(b->journal, now_ms) != 0)
-        return;
+    journal_rewrite_begin(b->journal);
+    if (b->journal->new_file < 0)
+        return; /* that was logged */
     /* Letters that are not yet written may be for webhooks that are gone. */
     for (size_t i = 0; i < (b->dead.count > 0 ? b->known : b->webhooks); i++) {
         const struct webhook_config *c = b->webhook[i].config;
@@ -7974,7 +7969,7 @@ loop_round(struct app *app, int64_t until_ms)
 
     now_ms = plat_now_ms();
     until_ms = now_ms + (b->stopping ? SYNC_MS : LOOK_MS);
-    journal_take_results(j, now_ms);
+    journal_take_results(j);
     l->more = false;
     if (l->sock >= 0 && app->poll.slot[0].revents)
         listen_receive(l, now_ms, false); /* first, as the system's buffer may overflow */
@@ -8000,7 +7995,7 @@ loop_round(struct app *app, int64_t until_ms)
     backlog_write_letters(b); /* with the letters just made */
     backlog_replay(b, now_ms, &until_ms);
 
-    if (journal_write(j, now_ms) == 0)
+    if (journal_write(j) == 0)
         b->safe_number = b->last_number;
     for (size_t i = 0; i < b->webhooks; i++)
         webhook_begin(&b->webhook[(b->turn + i) % b->webhooks], now_ms, &until_ms);

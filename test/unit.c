@@ -1670,7 +1670,7 @@ state_settle(struct journal *j, bool has_failed)
 
     for (int i = 0; i < 5000; i++) {
         int64_t until_ms = INT64_MAX;
-        journal_take_results(j, plat_now_ms());
+        journal_take_results(j);
         journal_upkeep(j, number, plat_now_ms(), &until_ms);
         if (!j->disk || (!j->asked && (j->failed ? !has_failed : j->synced_number == number)))
             return;
@@ -1683,7 +1683,7 @@ state_settle(struct journal *j, bool has_failed)
 static bool
 journal_stop(struct journal *j)
 {
-    journal_write(j, plat_now_ms());
+    journal_write(j);
     j->retry_ms = j->failed ? 0 : INT64_MAX;
     j->sync_all = true;
     state_settle(j, false);
@@ -1894,14 +1894,15 @@ state_write(struct journal *j, enum journal_word word, unsigned number, int resu
     journal_note(j,
         (struct journal_record){
             .word = word, .number = number, .key = S(KEY1), .text = S("{\"event\":\"x\"}")});
-    check_number(journal_write(j, plat_now_ms()), result, "journal_write");
+    check_number(journal_write(j), result, "journal_write");
 }
 
 /* Rewrites the journal so that it holds one alert. */
 static void
 state_rewrite(struct journal *j, unsigned number)
 {
-    if (journal_rewrite_begin(j, plat_now_ms()) == 0) {
+    journal_rewrite_begin(j);
+    if (j->new_file >= 0) {
         journal_rewrite_add(j,
             (struct journal_record){
                 .word = JOURNAL_WAITING, .number = number, .key = S(KEY1), .text = S("{}")});
@@ -1917,7 +1918,7 @@ test_journal_appends(void)
     struct err e;
 
     state_open(&j, true, ""); /* no folder: nothing waits */
-    check(!journal_wants_rewrite(&j, 0, INT64_MAX) && journal_write(&j, 0) != 0, "read only");
+    check(!journal_wants_rewrite(&j, 0, INT64_MAX) && journal_write(&j) != 0, "read only");
     journal_done(&j);
     check(!is_in_state(""), "read only makes nothing");
     state_open(&j, false, "");
@@ -1934,7 +1935,7 @@ test_journal_appends(void)
     state_open(&j, false, "");
     state_write(&j, JOURNAL_ACCEPTED, 1, 0);
     state_settle(&j, false);
-    check_number(journal_write(&j, 0), 0, "nothing to be written");
+    check_number(journal_write(&j), 0, "nothing to be written");
     state_write(&j, JOURNAL_END, 1, 0);
     now_ms = plat_now_ms();
     journal_upkeep(&j, j.synced_number, now_ms + 2 * SYNC_MS, &until_ms);
@@ -2006,7 +2007,7 @@ test_journal_rewriting(void)
     state_write(&j, JOURNAL_ACCEPTED, 5, 0);
     state_write(&j, JOURNAL_ACCEPTED, 6, -1);
     check_log(1, "error: state directory: cannot write the journal: No space left on device; ");
-    journal_fail(&j, &j.letters_failed, "cannot write dead-letters.ndjson", ENOSPC, 0);
+    journal_fail(&j, &j.letters_failed, "cannot write dead-letters.ndjson", ENOSPC);
     check_log(1, "cannot write dead-letters.ndjson"); /* in spite of the other failure */
     state_close(&j, "w2a3a4a5");
     /* a write that fails: nothing is appended until a rewriting has succeeded */
@@ -2038,7 +2039,7 @@ test_journal_rewriting(void)
     state_rewrite(&j, 11);
     unlink(in_state("journal"));
     state_block("journal");
-    journal_place(&j, plat_now_ms());
+    journal_place(&j);
     check(j.failed && j.rewrite_failed && j.new_file < 0, "both have failed");
     check_log(1, "error: state directory: cannot open the journal: ");
     state_write(&j, JOURNAL_ACCEPTED, 12, -1);
@@ -3019,7 +3020,7 @@ settle_disk(void)
     int64_t until_ms = INT64_MAX;
 
     for (int i = 0; i < 5000; i++) {
-        journal_take_results(j, plat_now_ms());
+        journal_take_results(j);
         journal_upkeep(j, newest_number(), plat_now_ms(), &until_ms);
         if (!j->asked && j->new_file < 0 && newest_number() <= j->synced_number)
             return;
@@ -3034,7 +3035,7 @@ write_all(void)
 {
     for (int i = 0; i < 3 || (backlog->dead.count && i < 1000); i++) {
         backlog_write_letters(backlog);
-        check_number(journal_write(&app.journal, plat_now_ms()), 0, "journal_write");
+        check_number(journal_write(&app.journal), 0, "journal_write");
         settle_disk();
     }
     check(!backlog->dead.count && backlog->dead_bytes == 0, "all dead letters are written");
@@ -3339,7 +3340,7 @@ test_dead_letters(void)
     check_backlog("one is dead");
     state_block("dead-letters.ndjson");
     backlog_write_letters(backlog);
-    journal_write(&app.journal, plat_now_ms());
+    journal_write(&app.journal);
     settle_disk();
     backlog_write_letters(backlog);
     check(backlog->dead.count > 0 && backlog->waiting == 4, "it still waits");
@@ -3538,11 +3539,11 @@ backlog_step(struct delivery **flying)
         webhook_expire(w, now_ms);
     } else if (step == 6) {
         backlog_write_letters(backlog);
-        journal_write(&app.journal, now_ms);
+        journal_write(&app.journal);
         journal_upkeep(&app.journal, newest_number(), now_ms, &ignored);
-        journal_take_results(&app.journal, now_ms);
+        journal_take_results(&app.journal);
     } else {
-        journal_write(&app.journal, now_ms);
+        journal_write(&app.journal);
         app.journal.wants_rewrite |= random_below(20) == 0;
         if (journal_wants_rewrite(&app.journal, (int64_t)backlog->bytes, now_ms))
             backlog_rewrite(backlog, now_ms);
@@ -3600,16 +3601,16 @@ test_backlog_replay(void)
         settle_disk();
         get(ALERT_ABORTED, "M"); /* delivered at once, it needs no sync */
         settle_next(&hook[2], "200");
-        journal_write(&app.journal, plat_now_ms());
+        journal_write(&app.journal);
         settle_disk();
         int64_t now_ms = plat_now_ms(), ignored;
         for (int k = 0; k < 400 && is_in_state("replay.ndjson"); k++) {
             now_ms += 2 * LOOK_MS;
-            journal_take_results(&app.journal, now_ms);
+            journal_take_results(&app.journal);
             backlog->stopping = app.journal.replay_is_read; /* a stop ends what was read */
             backlog_replay(backlog, now_ms, &ignored);
             backlog_write_letters(backlog);
-            journal_write(&app.journal, now_ms);
+            journal_write(&app.journal);
             journal_upkeep(&app.journal, newest_number(), now_ms, &ignored);
             usleep(3000);
         }
@@ -3656,7 +3657,7 @@ listener_gets(const char *from, struct slice datagram, int64_t now_ms)
 {
     listener_stores(from, datagram);
     listen_sort(listener, now_ms);
-    listen_log_accepted(listener, journal_write(&app.journal, now_ms) == 0);
+    listen_log_accepted(listener, journal_write(&app.journal) == 0);
 }
 
 static void
@@ -3821,7 +3822,7 @@ test_listen_inbox(void)
     }
     check_log(0, "accepted");
     for (int i = 0; i < 2; i++) {
-        listen_log_accepted(listener, journal_write(&app.journal, 0) == 0);
+        listen_log_accepted(listener, journal_write(&app.journal) == 0);
         check_log(4 * SORT_ROUND - 26, "accepted"); /* once */
     }
     check_log(1, "alert 102 accepted: ");
