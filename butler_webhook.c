@@ -4863,17 +4863,19 @@ disk_thread(void *arg)
 /* ---- Failures ---- */
 
 /*
- * Logs a failure, once until it works again, and notes it in *flag: one of j's. What
- * has failed is tried again after HEAL_MS.
+ * Notes in *flag, one of j's, that something has failed, with that errno, or works again, 0;
+ * logs it when that changes. What has failed is tried again after HEAL_MS.
  */
 static void
 journal_fail(struct journal *j, bool *flag, const char *what, int number)
 {
-    if (!*flag && (!j->failed || flag != &j->rewrite_failed))
-        log_event(&j->event, PLAT_DISK_FAILED, LOG_ERROR, "state directory: %s: %s; %s", what,
-            state_why(number), flag == &j->failed ? "alerts go on from memory" : "trying again");
-    *flag = true;
-    j->retry_ms = plat_now_ms() + HEAL_MS;
+    if (number && !*flag && (!j->failed || flag != &j->rewrite_failed))
+        log_event(&j->event, PLAT_DISK_FAILED, LOG_ERROR, "disk: %s: %s; %s", what, state_why(number),
+            flag == &j->failed ? "alerts go on from memory" : "trying again");
+    if (!number && *flag)
+        log_line(LOG_INFO, "disk: %s: works again", what);
+    *flag = number != 0;
+    j->retry_ms = number ? plat_now_ms() + HEAL_MS : j->retry_ms;
 }
 
 /* Gives journal.new up, to begin another later. */
@@ -4895,13 +4897,10 @@ journal_fail_rewrite(struct journal *j, int number)
 static int
 journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
 {
-    if (plat_make_folder(j->folder, true) != 0) {
-        err_set(e, "cannot make the folder %s: %s", j->folder, plat_error(errno));
-        return -1;
-    }
-    j->lock = plat_state_open(state_path(j->folder, "lock").text, O_RDWR | O_CREAT);
+    if (plat_make_folder(j->folder, true) == 0)
+        j->lock = plat_state_open(state_path(j->folder, "lock").text, O_RDWR | O_CREAT);
     if (j->lock < 0 || plat_file_lock(j->lock) != 0) {
-        err_set(e, "cannot lock %s/lock: %s", j->folder,
+        err_set(e, "cannot make or lock %s/lock: %s", j->folder,
             errno == EWOULDBLOCK ? "it is used by another butler_webhook" : state_why(errno));
         return -1;
     }
@@ -5088,7 +5087,7 @@ journal_place(struct journal *j)
     j->len = plat_file_len(j->file);
     j->sync_all = true;
     if (j->failed || j->rewrite_failed)
-        log_line(LOG_INFO, "state directory: works again");
+        log_line(LOG_INFO, "disk: journal: works again");
     j->failed = j->rewrite_failed = j->wants_rewrite = false;
 }
 
@@ -5106,20 +5105,13 @@ journal_take_results(struct journal *j)
     j->asked = false;
     if (d->sync_error)
         journal_fail(j, &j->failed, "cannot sync the journal", d->sync_error);
-    if (d->letters_error)
-        journal_fail(j, &j->letters_failed, "cannot write dead-letters.ndjson", d->letters_error);
-    else if (d->letters) {
-        if (j->letters_failed)
-            log_line(LOG_INFO, "state directory: dead-letters.ndjson can be written again");
-        j->letters_failed = false;
+    if (d->letters)
+        journal_fail(j, &j->letters_failed, LETTER_FILES[1], d->letters_error);
+    if (d->letters && !d->letters_error)
         buf_free(&j->letters);
-    }
     if (d->metrics) {
+        journal_fail(j, &j->metrics_failed, d->metrics_file, d->metrics_error);
         j->metrics.len = 0;
-        if (d->metrics_error && !j->metrics_failed)
-            log_line(LOG_ERROR, "cannot write %s: %s; trying again", d->metrics_file,
-                plat_error(d->metrics_error));
-        j->metrics_failed = d->metrics_error != 0;
     }
     if (is_new && d->new_error)
         journal_fail_rewrite(j, d->new_error);
@@ -5186,13 +5178,8 @@ journal_replay_next(struct journal *j, int64_t now_ms, struct slice *line)
     for (size_t i = 0; i < 2 && r->file < 0; i++) {
         j->replay_path = state_path(j->folder, REPLAY_FILES[i]);
         r->file = plat_state_open(j->replay_path.text, O_RDONLY);
-        if (r->file >= 0 || errno == ENOENT || plat_is_want_of_ours())
-            continue; /* with no descriptor left it is no failure: again, later */
-        if (!j->replay_failed) {
-            log_line(LOG_ERROR, "state directory: cannot read %s: %s; trying again",
-                j->replay_path.text, state_why(errno));
-            j->replay_failed = true;
-        }
+        if (r->file < 0 && errno != ENOENT && !plat_is_want_of_ours() && !j->replay_failed)
+            journal_fail(j, &j->replay_failed, j->replay_path.text, errno);
     }
     while (line_read(r, line) > 0)
         if (line->len > 0)
@@ -5211,20 +5198,20 @@ journal_replay_end(struct journal *j)
 {
     struct line_reader *r = &j->replay;
 
+    int why = 0;
+
     plat_file_close(r->file); /* Windows deletes nothing that is open */
     r->file = -1;
     if (r->unread > 0)
-        errno = EIO;
-    else if (plat_remove(j->replay_path.text) == 0 || errno == ENOENT) {
+        why = EIO;
+    else if (plat_remove(j->replay_path.text) != 0 && errno != ENOENT)
+        why = errno;
+    if (!why)
         line_reader_done(r);
-        j->replay_is_read = j->replay_failed = false;
-        return true;
-    }
-    if (!j->replay_failed)
-        log_line(LOG_ERROR, "state directory: cannot read all of %s and delete it: %s; it stays",
-            j->replay_path.text, plat_error(errno));
-    j->replay_failed = true;
-    return false;
+    j->replay_is_read = why != 0;
+    if (!why || !j->replay_failed) /* not again and again: that would put off all other tries */
+        journal_fail(j, &j->replay_failed, j->replay_path.text, why);
+    return !why;
 }
 
 /*

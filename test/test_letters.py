@@ -17,8 +17,8 @@ pytestmark = harness.limit(120, 300)
 
 WAITING_KEYS = {'webhookId', 'webhook', 'acceptedAt', 'ageSeconds', 'attempts', 'lastAttemptAt', 'lastError', 'alert'}
 TIME = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z'
-UNWRITTEN = words.state(r'cannot write dead-letters\.ndjson: .*; trying again$')
-WRITTEN = r' info: state directory: dead-letters\.ndjson can be written again$'
+UNWRITTEN = words.state(r'dead-letters\.ndjson: .*; trying again$')
+WRITTEN = r' info: disk: dead-letters\.ndjson: works again$'
 GONE = 'http://127.0.0.1:1/gone'
 
 

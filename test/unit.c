@@ -2006,9 +2006,9 @@ test_journal_rewriting(void)
     j.len = j.max / 5 * 2;
     state_write(&j, JOURNAL_ACCEPTED, 5, 0);
     state_write(&j, JOURNAL_ACCEPTED, 6, -1);
-    check_log(1, "error: state directory: cannot write the journal: No space left on device; ");
-    journal_fail(&j, &j.letters_failed, "cannot write dead-letters.ndjson", ENOSPC);
-    check_log(1, "cannot write dead-letters.ndjson"); /* in spite of the other failure */
+    check_log(1, "error: disk: cannot write the journal: No space left on device; ");
+    journal_fail(&j, &j.letters_failed, "dead-letters.ndjson", ENOSPC);
+    check_log(1, "disk: dead-letters.ndjson: "); /* in spite of the other failure */
     state_close(&j, "w2a3a4a5");
     /* a write that fails: nothing is appended until a rewriting has succeeded */
     state_open(&j, false, "w2a3a4a5");
@@ -2018,7 +2018,7 @@ test_journal_rewriting(void)
     close(full);
     state_write(&j, JOURNAL_ACCEPTED, 5, -1);
     state_write(&j, JOURNAL_ACCEPTED, 6, -1);
-    check_log(1, "error: state directory: cannot write the journal");
+    check_log(1, "error: disk: cannot write the journal");
     check(j.failed && !journal_wants_rewrite(&j, 0, plat_now_ms()), "not at once");
     check(journal_wants_rewrite(&j, 0, plat_now_ms() + HEAL_MS), "but soon");
     state_block("journal.new");
@@ -2030,7 +2030,7 @@ test_journal_rewriting(void)
     j.retry_ms = 0;
     state_settle(&j, true);
     state_write(&j, JOURNAL_ACCEPTED, 10, 0);
-    check_log(1, "info: state directory: works again");
+    check_log(1, "info: disk: journal: works again");
     check_log(1, "error: ");
     state_close(&j, "w8a9a10");
     /* a journal.new that cannot take the journal's place, nor the old one be opened again */
@@ -2041,13 +2041,13 @@ test_journal_rewriting(void)
     state_block("journal");
     journal_place(&j);
     check(j.failed && j.rewrite_failed && j.new_file < 0, "both have failed");
-    check_log(1, "error: state directory: cannot open the journal: ");
+    check_log(1, "error: disk: cannot open the journal: ");
     state_write(&j, JOURNAL_ACCEPTED, 12, -1);
     state_unblock("journal");
     state_rewrite(&j, 12);
     j.retry_ms = 0;
     state_settle(&j, true);
-    check_log(1, "info: state directory: works again");
+    check_log(1, "info: disk: journal: works again");
     state_close(&j, "w12");
 }
 
@@ -2169,13 +2169,13 @@ test_letters_files(void)
     state_block(current);
     state_give(&j, "five\n", false);
     state_settle(&j, false);
-    check_log(1, "error: state directory: cannot write dead-letters.ndjson: it is a link");
+    check_log(1, "error: disk: dead-letters.ndjson: it is a link");
     state_unblock(current);
     state_settle(&j, false);
     check(j.letters.len > 0, "not at once again");
     j.retry_ms = 0;
     state_give(&j, "", true);
-    check_log(1, "dead-letters.ndjson can be written again");
+    check_log(1, "disk: dead-letters.ndjson: works again");
     state_open(&cli, true, "");
     check_hand_over(&cli, 2, "");
     check_letters(&cli, false, "");
@@ -2191,8 +2191,7 @@ test_letters_files(void)
         check_number(journal_replay_next(&j, now_ms, &line), 0, "it is read once");
         j.replay.unread = 1;
         check(!journal_replay_end(&j), "a part that could not be read");
-        check_log(1, "ndjson and delete it: ");
-        check_log(1, "; it stays");
+        check_log(1, "ndjson: Input/output error; trying again");
         j.replay.unread = 0;
         check(journal_replay_end(&j), "journal_replay_end");
         log_begin(LOG_VERBOSE);

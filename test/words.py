@@ -19,7 +19,7 @@ NOT_ALLOWED = r' warn: datagram ignored, its sender is not in allowedSources, fr
 RECEIVE_LIMIT = r' error: datagram dropped, over udpServerConfig\.rateLimit, from '
 MEMORY_ONLY = r" warn: butlerWebhook\.stateDirectory is '': alerts are kept in memory only"
 STARTED = r' info: state directory .*: \d+ alerts? waits?,|%s' % MEMORY_ONLY       # the last line of a start
-WORKS_AGAIN = r' info: state directory: works again$'
+WORKS_AGAIN = r' info: disk: journal: works again$'
 NO_ROOM = 'no room: too many alerts wait; see butlerWebhook.maxStateMB'
 REPLAYED = r' info: dead letters: (\d+) taken back to be sent again, (\d+) stay$'
 MISSING_LINES = r' error: (\d+) log lines are missing: '
@@ -71,8 +71,8 @@ def more(what='', count=ANY):
 
 
 def state(what):
-    """Trouble with the state directory."""
-    return r' (?:warn|error): state directory: .*' + what
+    """Trouble with a file of the state directory, or with the metrics."""
+    return r' (?:warn|error): (?:disk|state directory): .*' + what
 
 
 NOT_TRUSTED = 'certificate not trusted: '
