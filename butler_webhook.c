@@ -6590,8 +6590,7 @@ struct webhook {
 struct backlog {
     const struct config *config;
     struct journal *journal;
-    struct windows *windows; /* those of the listener, which the journal keeps, too */
-    struct http *http;
+    struct windows *windows; /* what the listener asks, and the journal keeps */
     struct webhook *webhook; /* of all kinds, in the configuration's order; behind them ... */
     size_t webhooks, known;  /* ... the unknown one, and those that only the journal knows */
     struct payload *oldest, *newest;
@@ -7098,7 +7097,7 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
 
     webhook_put_off(w);
     while (w->calls < calls_max && !(b->ended || (b->stopping && !up)) &&
-        b->http->busy < CONNECTIONS_MAX && now_ms >= w->quiet_until_ms &&
+        w->peer.http->busy < CONNECTIONS_MAX && now_ms >= w->quiet_until_ms &&
         (d = webhook_next(w, now_ms)) != NULL) {
         struct http_request request = {.json = d->payload->json,
             .suppressed = d->payload->suppressed,
@@ -7370,28 +7369,23 @@ backlog_replay(struct backlog *b, int64_t now_ms, int64_t *until_ms)
     }
 }
 
-/*
- * Readies the backlog, and the lengths of the windows, which are all zeros, for the
- * configuration. http NULL: it makes no calls.
- */
+/* Readies the backlog, and its windows, for the configuration. http NULL: it makes no calls. */
 static void
-backlog_init(struct backlog *b, const struct config *c, struct journal *journal,
-    struct windows *windows, struct http *http)
+backlog_init(struct backlog *b, const struct config *c, struct journal *journal, struct http *http)
 {
     static const struct webhook_config unknown = {
         .key = "unknown", .description = "", .name = "an unknown webhook"};
 
     *b = (struct backlog){.config = c,
         .journal = journal,
-        .windows = windows,
-        .http = http,
+        .windows = x_calloc(1, sizeof *b->windows),
         .webhook = x_calloc(c->webhooks + 1 + KNOWN_MAX, sizeof *b->webhook),
         .webhooks = c->webhooks,
         .known = c->webhooks + 1,
         .room = (size_t)c->max_state_mb * STATE_UNIT / 10 * 3, /* see journal_wants_rewrite */
         .grace_until_ms = plat_now_ms() + AGE_UNIT_MS};
     for (int kind = 0; kind < ALERT_KINDS; kind++) {
-        struct window_table *t = windows->table[kind];
+        struct window_table *t = b->windows->table[kind];
         t[WINDOW_RATE].length_ms = c->rate_limit_s[kind] * 1000;
         t[WINDOW_SEEN].length_ms = c->dedup_enable ? c->dedup_minutes * 60000 : 0;
     }
@@ -7863,7 +7857,6 @@ struct app {
     struct cfg_reader reader;
     struct http http;
     struct journal journal;
-    struct windows windows;
     struct backlog backlog;
     struct listener listener;
     struct plat_poll poll; /* this round's sockets, the listener's first */
@@ -8040,7 +8033,7 @@ loop_start(struct app *app, struct err *e)
     if (journal_open(j, c, false, e) != 0 || listen_open(&app->listener, c, e) != 0)
         return -1;
     plat_catch_stop(loop_hung); /* until here, also in a look-up that hangs, a stop just ends */
-    backlog_init(b, c, j, &app->windows, &app->http);
+    backlog_init(b, c, j, &app->http);
     app->listener.backlog = b;
     app->heartbeat = (struct peer){.http = &app->http, .webhook = &c->heartbeat};
     if (c->heartbeat.url.tls)
@@ -8261,7 +8254,7 @@ cli_test(struct app *app)
     static struct buf json[ALERT_KINDS]; /* as long as the calls */
     char host[256] = "";
 
-    backlog_init(b, &app->config, &app->journal, &app->windows, &app->http);
+    backlog_init(b, &app->config, &app->journal, &app->http);
     gethostname(host, sizeof host - 1);
     for (char *p = host; *p; p++)
         *p = (char)(*p & 0x80 ? '?' : *p); /* Windows: of a code page that nobody knows */
@@ -8330,7 +8323,7 @@ cli_pending(struct app *app)
 
     if (journal_open(&app->journal, &app->config, true, &app->error) != 0)
         return 1;
-    backlog_init(b, &app->config, &app->journal, &app->windows, NULL);
+    backlog_init(b, &app->config, &app->journal, NULL);
     backlog_load(b, true);
     printf(json ? "{\"waiting\":[" : "%zu waiting: accepted, attempts, webhook, task, last error\n",
         b->waiting);

@@ -80,5 +80,6 @@ backlog_done(struct backlog *b)
         buf_free(&b->webhook[i].event_given_up.text);
     }
     free(b->webhook);
+    free(b->windows);
     buf_free(&b->text);
 }

@@ -68,7 +68,6 @@ check_journal(struct slice content)
 static void
 check_load(struct slice content)
 {
-    static struct windows windows; /* of no length: none opens */
     struct webhook_config webhook[2] = {
         {.listed = 2, .description = ""}, {.place = 1, .listed = 2, .description = ""}};
     const struct config config = {.webhook = webhook, .webhooks = 2, .max_state_mb = 16};
@@ -78,7 +77,7 @@ check_load(struct slice content)
 
     for (int i = 0; i < 2; i++)
         memset(webhook[i].key, '1' + i, 32);
-    backlog_init(&b, &config, &j, &windows, NULL);
+    backlog_init(&b, &config, &j, NULL);
     backlog_load(&b, false);
     for (size_t i = 0; i < b.known; i++) {
         const struct webhook *w = &b.webhook[i];

@@ -2885,7 +2885,7 @@ app_start(const char *yaml)
     check(journal_open(&app.journal, &the_config, false, &e) == 0, "journal_open: %s", e.text);
     app.config = the_config;
     app.http.config = &the_config;
-    backlog_init(backlog, &the_config, &app.journal, &app.windows, &app.http);
+    backlog_init(backlog, &the_config, &app.journal, &app.http);
     hook = backlog->webhook;
     backlog_load(backlog, false);
     app.listener = (struct listener){.backlog = backlog, .sock = -1};
@@ -3467,7 +3467,6 @@ test_backlog_match(void)
 static void
 test_backlog_load(void)
 {
-    struct window_table *windows = app.windows.table[ALERT_FAILURE];
     struct window_key task = key_of(TASK_ID), run = key_of(RUN_ID);
     struct table t = {0};
 
@@ -3481,6 +3480,7 @@ test_backlog_load(void)
             check_waiting(t.field[1].data, what);
             check_log(start == 0 ? dead : 0, " error: ");
             check_log(start == 0 ? dead : 0, "its webhook is not in the configuration any more");
+            struct window_table *windows = backlog->windows->table[ALERT_FAILURE];
             bool rate = window_find(&windows[WINDOW_RATE], &task, plat_now_ms()) != NULL;
             bool seen = window_find(&windows[WINDOW_SEEN], &run, plat_now_ms()) != NULL;
             check_text(textf("%s%s", rate ? "r" : "", seen ? "s" : ""), t.field[3].data, what);
@@ -3809,7 +3809,7 @@ static void
 test_listen_inbox(void)
 {
     app_start(ON_DISK WITH_UDP(", deduplication: {enable: false}"));
-    app.windows.table[ALERT_FAILURE][WINDOW_RATE].length_ms = 0;
+    backlog->windows->table[ALERT_FAILURE][WINDOW_RATE].length_ms = 0;
     for (int i = 0; i < 4 * SORT_ROUND; i++) /* every fifth datagram is none of ours */
         listener_stores("10.0.0.1",
             slice_of(textf("%s;QS1;T;A;u;" TASK_ID ";" APP_ID ";" WHEN ";INFO;;%d",
