@@ -4544,12 +4544,11 @@ struct line_reader {
 struct disk {
     struct plat_monitor lock;
     atomic_bool busy; /* true is set, and waited for, with the lock */
-    const char *folder;
+    const struct config *config;
     int sync;                   /* the loop's handle; -1: not to be synced; ... */
     bool sync_new, sync_folder; /* ... journal.new and the folder to be synced ... */
     const struct buf *letters;  /* ... lines for the dead letters; NULL: none ... */
     const struct buf *metrics;  /* ... and a text for the file of metrics; NULL: none */
-    const char *metrics_file;
     int sync_error, new_error, letters_error, metrics_error; /* errno; 0: done */
 };
 
@@ -4777,7 +4776,7 @@ line_reader_done(struct line_reader *r)
 static int
 disk_write_letters(const struct disk *d)
 {
-    struct state_path path = state_path(d->folder, LETTER_FILES[1]);
+    struct state_path path = state_path(d->config->state_directory, LETTER_FILES[1]);
     int why, file = plat_state_open(path.text, O_RDWR | O_CREAT);
     char last = '\n';
     int64_t len;
@@ -4790,14 +4789,14 @@ disk_write_letters(const struct disk *d)
     /* A line that a crash has torn must not swallow the next one. */
     why = (last == '\n' || plat_write(file, "\n", 1) == 0) &&
             plat_write(file, d->letters->data, d->letters->len) == 0 && plat_file_sync(file) == 0 &&
-            (len > 0 || plat_folder_sync(d->folder) == 0)
+            (len > 0 || plat_folder_sync(d->config->state_directory) == 0)
         ? 0
         : errno;
     if (why)
         ftruncate(file, (long)len);
     plat_file_close(file);
     if (len + (int64_t)d->letters->len > LETTERS_FILE_MAX) /* if that is refused it grows on */
-        plat_file_replace(path.text, state_path(d->folder, LETTER_FILES[0]).text);
+        plat_file_replace(path.text, state_path(d->config->state_directory, LETTER_FILES[0]).text);
     return why;
 }
 
@@ -4809,7 +4808,7 @@ disk_write_letters(const struct disk *d)
 static int
 disk_sync(const struct disk *d, const char *name, int loops)
 {
-    int own = plat_state_open(state_path(d->folder, name).text, O_RDWR);
+    int own = plat_state_open(state_path(d->config->state_directory, name).text, O_RDWR);
     int file = own >= 0 ? own : loops;
     int why = file >= 0 && plat_file_sync(file) == 0 ? 0 : errno;
 
@@ -4824,14 +4823,14 @@ disk_write_metrics(const struct disk *d)
     struct buf path = {0};
     int why = 0, file;
 
-    buf_add_texts(&path, d->metrics_file, ".new", NULL);
+    buf_add_texts(&path, d->config->metrics_file, ".new", NULL);
     plat_remove(path.data);
     file = plat_file_open(path.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (file < 0 || fchmod(file, 0644) != 0 ||
         plat_write(file, d->metrics->data, d->metrics->len) != 0)
         why = errno;
     plat_file_close(file);
-    if (!why && plat_file_replace(path.data, d->metrics_file) != 0)
+    if (!why && plat_file_replace(path.data, d->config->metrics_file) != 0)
         why = errno;
     buf_free(&path);
     return why;
@@ -4849,7 +4848,7 @@ disk_thread(void *arg)
             plat_monitor_wait(&d->lock, WAIT_MAX_MS);
         pthread_mutex_unlock(&d->lock.mutex);
         d->sync_error = d->sync >= 0 ? disk_sync(d, "journal", d->sync) : 0;
-        if (d->sync_folder && plat_folder_sync(d->folder) != 0)
+        if (d->sync_folder && plat_folder_sync(d->config->state_directory) != 0)
             d->sync_error = errno;
         d->letters_error = d->letters ? disk_write_letters(d) : 0;
         d->new_error = d->sync_new ? disk_sync(d, "journal.new", -1) : 0;
@@ -4895,7 +4894,7 @@ journal_fail_rewrite(struct journal *j, int number)
  * left, and starts the disk thread. -1 with e.
  */
 static int
-journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
+journal_take_folder(struct journal *j, const struct config *c, struct err *e)
 {
     if (plat_make_folder(j->folder, true) == 0)
         j->lock = plat_state_open(state_path(j->folder, "lock").text, O_RDWR | O_CREAT);
@@ -4906,8 +4905,7 @@ journal_take_folder(struct journal *j, const char *metrics_file, struct err *e)
     }
     plat_remove(state_path(j->folder, "journal.new").text);
     j->disk = x_calloc(1, sizeof *j->disk);
-    j->disk->folder = j->folder;
-    j->disk->metrics_file = metrics_file;
+    j->disk->config = c;
     plat_monitor_init(&j->disk->lock);
     if (plat_thread_start(disk_thread, j->disk) == 0)
         return 0;
@@ -4932,7 +4930,7 @@ journal_open(struct journal *j, const struct config *c, bool read_only, struct e
     j->lock = j->file = j->new_file = j->aside = j->reader.file = j->replay.file = -1;
     if (!j->folder)
         return 0;
-    if (read_only || journal_take_folder(j, c->metrics_file, e) == 0) {
+    if (read_only || journal_take_folder(j, c, e) == 0) {
         j->file = plat_state_open(
             state_path(j->folder, "journal").text, read_only ? O_RDONLY : O_RDWR | O_CREAT);
         j->reader.file = j->file;
@@ -5110,7 +5108,7 @@ journal_take_results(struct journal *j)
     if (d->letters && !d->letters_error)
         buf_free(&j->letters);
     if (d->metrics) {
-        journal_fail(j, &j->metrics_failed, d->metrics_file, d->metrics_error);
+        journal_fail(j, &j->metrics_failed, d->config->metrics_file, d->metrics_error);
         j->metrics.len = 0;
     }
     if (is_new && d->new_error)
