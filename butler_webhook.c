@@ -4869,8 +4869,8 @@ static void
 journal_fail(struct journal *j, bool *flag, const char *what, int number)
 {
     if (number && !*flag && (!j->failed || flag != &j->rewrite_failed))
-        log_event(&j->event, PLAT_DISK_FAILED, LOG_ERROR, "disk: %s: %s; %s", what, state_why(number),
-            flag == &j->failed ? "alerts go on from memory" : "trying again");
+        log_event(&j->event, PLAT_DISK_FAILED, LOG_ERROR, "disk: %s: %s; %s", what,
+            state_why(number), flag == &j->failed ? "alerts go on from memory" : "trying again");
     if (!number && *flag)
         log_line(LOG_INFO, "disk: %s: works again", what);
     *flag = number != 0;
