@@ -2126,7 +2126,7 @@ log_line(enum log_level level, const char *format, ...)
     return fits;
 }
 
-/* Logs a line that is an event; log_report tells Windows of it. */
+/* Logs a line that is an event; log_report tells Windows of it, whatever logLevel is. */
 __attribute__((format(PRINTF, 4, 5))) static void
 log_event(
     struct log_event *e, enum plat_event number, enum log_level level, const char *format, ...)
@@ -2146,7 +2146,10 @@ log_event(
     log_add(level, (struct slice){e->text.data, e->text.len});
 }
 
-/* Hands what has happened to the log thread for the event log, each at most once a minute. */
+/*
+ * Hands what has happened to the log thread, each at most once a minute: the event log may
+ * keep who writes to it waiting, which must not be the loop.
+ */
 static void
 log_report(int64_t now_ms)
 {
@@ -3691,6 +3694,7 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
 
     if (key->type == CFG_MAP)
         return n->type == YAML_MAPPING_NODE;
+    /* Of what holds more than one value the node is kept, which lives as long as the document. */
     if (key->type >= CFG_LIST) {
         bool is_list = key->type == CFG_LIST;
         size_t max = (size_t)(is_list ? key->max : 2 * key->max);
@@ -3705,6 +3709,7 @@ cfg_store(struct cfg_reader *r, const struct cfg_key *key, const yaml_node_t *n,
         return false;
     cfg_expand(r, n, &text);
     number = words ? -1 : slice_number(slice_of(text.data), key->max);
+    /* A word is stored as its place in the list, which is the value of its enum. */
     for (int i = 0; words && i <= CFG_RULES[key->type].last; i++)
         if (strcasecmp(text.data, words[i]) == 0)
             number = i;
@@ -3744,6 +3749,7 @@ cfg_read_keys(struct cfg_reader *r, const struct cfg_key *keys, const char *sect
     bool is_map = map && map->type == YAML_MAPPING_NODE;
     struct buf known = {0};
 
+    /* A default is stored as if it stood in the file, so that it is checked in the same way. */
     for (const struct cfg_key *k = keys; k->name; k++) {
         const yaml_node_t *n = cfg_get(r, map, k->name);
         yaml_node_t preset = {.type = YAML_SCALAR_NODE};
@@ -6173,6 +6179,7 @@ call_follow(struct call *call)
     bool has_secret = home->auth || w->header || w->client_crt;
     struct url to = {0};
 
+    /* 307 and 308 keep the method; the others must not change what we send. */
     if (h->location.data && !url_parse(h->location, from, &to) && call->hops < REDIRECTS_MAX &&
         (status >= 307 || (status == 303 ? method == METHOD_GET : method != METHOD_POST)) &&
         strcmp(to.host, home->host) == 0 && (to.tls || !from->tls) &&
@@ -6294,6 +6301,7 @@ call_add_reason(struct call *call)
     if (size != BODY_MORE && size < (int64_t)in.len) /* of chunks the first says enough */
         in.len = size == BODY_BAD ? 0 : (size_t)size;
     buf_add(&text, in.data, in.len);
+    /* Basic sends user and password as Base64; a receiver may say either. */
     call_hide(&text, slice_of(auth));
     call_hide(&text, slice_take(&login, ':'));
     call_hide(&text, login); /* the password */
@@ -6304,6 +6312,7 @@ call_add_reason(struct call *call)
         call_hide(&text, slice_of(h->value));
         call_hide(&text, slice_of(word ? word + 1 : ""));
     }
+    /* Of the URL what url_describe shows as ***, too. */
     while (rest.len > 0) {
         size_t len = strcspn(rest.data, "/?&=");
         if (len >= 16 || memchr(w->url.target, '?', (size_t)(rest.data - w->url.target)))
@@ -6959,6 +6968,7 @@ webhook_turn(
     bool is_held = w->state != WEBHOOK_UP && now_ms < w->wait_until_ms;
     bool is_up_again = w->state == WEBHOOK_DOWN && state != WEBHOOK_DOWN;
 
+    /* Another call that began before: it brings nothing new, but perhaps a longer wait. */
     if (is_held && (state != WEBHOOK_UP || w->state == WEBHOOK_PACED)) {
         if (now_ms + wait_ms > w->wait_until_ms)
             w->wait_until_ms = now_ms + wait_ms;
@@ -7962,6 +7972,7 @@ loop_round(struct app *app, int64_t until_ms)
     now_ms = plat_now_ms();
     if (!b->stopping)
         loop_beat(app, now_ms);
+    /* The text is the disk thread's from then until its results are taken. */
     if (app->config.metrics_file && now_ms >= app->metrics_ms && !j->asked) {
         app->metrics_ms = now_ms + METRICS_MS;
         metrics_make(l, now_ms, &j->metrics);
