@@ -2819,6 +2819,8 @@ template_cut(struct slice value, size_t max, size_t room)
 {
     size_t kept = 0, next = 0;
 
+    if (value.len <= max && value.len <= room)
+        return value.len; /* nearly always */
     for (; max > 0 && next < value.len && next <= room; max--) {
         kept = next++;
         while ((value.data[next] & 0xc0) == 0x80) /* the rest of a character of UTF-8 */
