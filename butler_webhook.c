@@ -3653,14 +3653,16 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         bool env = strncmp(text, "${env:", 6) == 0, file = strncmp(text, "${file:", 7) == 0;
         const char *begin = text + (env ? 6 : 7), *end = env || file ? strchr(text, '}') : NULL;
         struct buf name = {0}, value = {0};
+        const char *held;
         if (!end) {
             buf_add_char(out, *text++);
             continue;
         }
         buf_add(&name, r->file, file ? plat_path_folder_len(r->file, begin) : 0);
         buf_add(&name, begin, (size_t)(end - begin));
+        held = env ? getenv(name.data) : NULL;
         if (env)
-            buf_add_text(&value, getenv(name.data) ? getenv(name.data) : "");
+            buf_add_text(&value, held ? held : "");
         else if (cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error(errno));
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
@@ -4011,7 +4013,7 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
         cfg_header_fault("bearer", w->bearer))
         fault = "auth may hold no control character, and user no colon";
     if (fault)
-        CFG_ERROR(r, auth ? auth : map, "%s", fault);
+        CFG_ERROR(r, auth ? auth : map ? map : entry, "%s", fault);
     else if (*w->bearer) {
         buf_add_texts(&bearer, "Bearer ", w->bearer, NULL);
         w->url.auth = bearer.data;
@@ -4066,7 +4068,7 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
 
     w->has_proxy_key = n && (!cfg_is_empty(n) || n->data.scalar.style > YAML_PLAIN_SCALAR_STYLE);
     if (w->proxy_url.host && (w->proxy_url.tls || strcmp(w->proxy_url.target, "/") != 0))
-        CFG_ERROR(r, n,
+        CFG_ERROR(r, n ? n : entry,
             "proxyURL must be http://host:port or http://user:password@host:port; https cannot be "
             "used, nor can a PAC file: write the proxy that it names");
     w->proxy = cfg_proxy(r->config, w, &w->url);
@@ -5438,18 +5440,20 @@ tls_check_certificate(void *arg, mbedtls_x509_crt *crt, int depth, uint32_t *fla
     char subject[200] = "?", issuer[200] = "?";
     struct conn *conn = arg;
     bool is_named = conn->address_len == 0;
+    const mbedtls_x509_sequence *name = &crt->subject_alt_names;
 
+    if (depth == 0)
+        conn->peer->expires_s = tls_time(until);
     if (conn->faults != 0)
         return 0;
-    for (const mbedtls_x509_sequence *name = &crt->subject_alt_names; name; name = name->next)
+    do
         if ((name->buf.tag & MBEDTLS_ASN1_TAG_VALUE_MASK) == MBEDTLS_X509_SAN_IP_ADDRESS &&
             name->buf.len == conn->address_len)
             is_named = is_named || memcmp(name->buf.p, conn->address, name->buf.len) == 0;
+    while ((name = name->next) != NULL);
     if (depth == 0 && !is_named)
         *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
     conn->faults = *flags;
-    if (depth == 0)
-        conn->peer->expires_s = tls_time(until);
     mbedtls_x509_dn_gets(subject, sizeof subject, &crt->subject);
     mbedtls_x509_dn_gets(issuer, sizeof issuer, &crt->issuer);
     err_set(&conn->about, "\"%s\", issued by %s, valid from %04d-%02d-%02d until %04d-%02d-%02d",
