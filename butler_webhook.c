@@ -1618,6 +1618,7 @@ plat_read_file(const char *path, size_t max, char **data, size_t *len)
     plat_file_close(handle);
     if (n != 0 || *len > max) {
         free(room);
+        *len = 0;
         return -1;
     }
     room[*len] = '\0';
@@ -2000,7 +2001,7 @@ struct log_text {
 
 /* An event that can come again and again: the event log gets the last of a minute. */
 struct log_event {
-    enum plat_event number; /* 0: it has never come */
+    enum plat_event number; /* of the last; 0: it has never come */
     unsigned count;         /* how many it has not told of ... */
     struct buf text;        /* ... and the last of them */
     int64_t next_ms;        /* not before */
@@ -2134,10 +2135,10 @@ log_event(
     va_list args;
 
     if (!e->number) {
-        e->number = number;
         e->next = the_log.came;
         the_log.came = e;
     }
+    e->number = number;
     e->count++;
     e->text.len = 0;
     va_start(args, format);
@@ -2163,6 +2164,8 @@ log_report(int64_t now_ms)
         if (e->count > 1)
             buf_format(&the_log.events, " (the last of %u within a minute)", e->count);
         buf_add_char(&the_log.events, '\0');
+        if (the_log.events.len > LOG_QUEUE_MAX) /* nobody has taken them for long */
+            the_log.events.len = 0;
         pthread_cond_broadcast(&the_log.lock.changed);
         pthread_mutex_unlock(&the_log.lock.mutex);
         e->count = 0;
@@ -4298,8 +4301,12 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
 
     at = cfg_get(r, own, "metricsFile");
     end = c->metrics_file ? strrchr(c->metrics_file, '.') : NULL;
-    if (c->metrics_file && (!end || strcmp(end, ".prom") != 0 || !c->state_directory))
-        CFG_ERROR(r, at, "butlerWebhook.metricsFile must end in .prom, and needs a stateDirectory");
+    /* --install lets the service write in its folder, which must not be that of the program. */
+    if (c->metrics_file &&
+        (!end || strcmp(end, ".prom") != 0 || !c->state_directory ||
+            !strpbrk(cfg_text(at), PLAT_SEPARATORS)))
+        CFG_ERROR(r, at,
+            "butlerWebhook.metricsFile must be FOLDER/NAME.prom, and needs a stateDirectory");
     c->heartbeat.reject_unauthorized = true;
     c->heartbeat.proxy = cfg_proxy(c, &c->heartbeat, &c->heartbeat.url);
 
@@ -4575,7 +4582,7 @@ struct journal {
 
     /* Each was logged when it became true. */
     bool failed; /* alerts go on from memory until a rewriting has succeeded */
-    bool rewrite_failed, letters_failed, replay_failed, metrics_failed;
+    bool rewrite_failed, letters_failed, replay_failed, metrics_failed, metrics_again;
     bool wants_rewrite; /* however small the journal is: from the start until it is done */
     int64_t retry_ms;   /* what has failed is tried no sooner */
     struct log_event event;
@@ -4884,7 +4891,8 @@ journal_fail(struct journal *j, bool *flag, const char *what, int number)
     if (!number && *flag)
         log_line(LOG_INFO, "disk: %s: works again", what);
     *flag = number != 0;
-    j->retry_ms = number ? plat_now_ms() + HEAL_MS : j->retry_ms;
+    if (number && flag != &j->metrics_failed) /* they are written again anyway */
+        j->retry_ms = plat_now_ms() + HEAL_MS;
 }
 
 /* Gives journal.new up, to begin another later. */
@@ -5118,7 +5126,9 @@ journal_take_results(struct journal *j)
     if (d->letters && !d->letters_error)
         buf_free(&j->letters);
     if (d->metrics) {
-        journal_fail(j, &j->metrics_failed, d->config->metrics_file, d->metrics_error);
+        if (!d->metrics_error || j->metrics_again) /* Windows refuses while somebody reads it */
+            journal_fail(j, &j->metrics_failed, d->config->metrics_file, d->metrics_error);
+        j->metrics_again = d->metrics_error != 0;
         j->metrics.len = 0;
     }
     if (is_new && d->new_error)
@@ -5418,14 +5428,9 @@ struct http {
 static int64_t
 tls_time(const mbedtls_x509_time *t)
 {
-    struct tm tm = {.tm_year = t->year - 1900,
-        .tm_mon = t->mon - 1,
-        .tm_mday = t->day,
-        .tm_hour = t->hour,
-        .tm_min = t->min,
-        .tm_sec = t->sec};
+    struct tm day = {.tm_year = t->year - 1900, .tm_mon = t->mon - 1, .tm_mday = t->day};
 
-    return timegm(&tm);
+    return timegm(&day) + t->hour * 3600 + t->min * 60 + t->sec;
 }
 
 /*
@@ -6592,7 +6597,7 @@ struct webhook {
     int64_t wait_until_ms;          /* the least of that; not UP: when the next probe may go */
     int failures;                   /* not UP: probes that failed in a row */
     uint64_t suspect[SUSPECTS_MAX]; /* numbers of different alerts that failed in a row */
-    struct log_event event_down, event_up, event_given_up;
+    struct log_event event_state, event_given_up;
     unsigned long long delivered, given_up, attempts; /* since the start ... */
     int64_t spent_ms;                                 /* ... and how long those attempts took */
     struct webhook *today; /* itself, as soon as a key in the journal means it; */
@@ -6986,12 +6991,12 @@ webhook_turn(
     w->wait_until_ms = state == WEBHOOK_UP ? 0 : now_ms + wait_ms;
     if (is_up_again)
         log_event(
-            &w->event_up, PLAT_WEBHOOK_UP, LOG_INFO, "webhook %s is up again", w->config->name);
+            &w->event_state, PLAT_WEBHOOK_UP, LOG_INFO, "webhook %s is up again", w->config->name);
     if (state == WEBHOOK_PACED && w->state != state)
         log_line(LOG_WARN, "webhook %s asked to wait: %d, for %.1f s", w->config->name, res->status,
             (double)wait_ms / 1000);
     if (state == WEBHOOK_DOWN && w->state != state)
-        log_event(&w->event_down, PLAT_WEBHOOK_DOWN, LOG_WARN, "webhook %s is down: %s%s%s",
+        log_event(&w->event_state, PLAT_WEBHOOK_DOWN, LOG_WARN, "webhook %s is down: %s%s%s",
             w->config->name, res->reason.text, res->hint.text[0] ? "; " : "", res->hint.text);
     for (struct delivery *d = w->list.oldest; d && w->state == WEBHOOK_UP; d = d->newer)
         if (d->tried_ms && state == WEBHOOK_DOWN) /* no backoff of its own any more */
@@ -7843,9 +7848,8 @@ metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
     for (int i = 0; i < LISTEN_FATES; i++)
         buf_format(
             b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", FATES[i].name, l->count[i]);
-    metrics_begin(
-        b, "kernel_drops_total", "counter", "Datagrams for which the system had no room.");
-    buf_format(b, "butler_webhook_kernel_drops_total %u\n", (unsigned)l->drops);
+    /* Those for which the system's buffer had no room. */
+    buf_format(b, "butler_webhook_datagrams_total{outcome=\"dropped\"} %u\n", (unsigned)l->drops);
     for (size_t row = 0; row < METRICS_ROWS; row++) {
         if (METRICS[row].help)
             metrics_begin(b, METRICS[row].name, METRICS[row].type, METRICS[row].help);
@@ -7935,10 +7939,9 @@ loop_settle(void *owner, const struct http_result *res)
         webhook_settle(owner, res);
         return;
     }
-    if (failed && !app->beat_failed)
-        log_line(LOG_WARN, "heartbeat failed: %s", res->reason.text);
-    else if (!failed && app->beat_failed)
-        log_line(LOG_INFO, "heartbeat works again");
+    if (failed != app->beat_failed)
+        log_line(failed ? LOG_WARN : LOG_INFO, "heartbeat %s%s",
+            failed ? "failed: " : "works again", failed ? res->reason.text : "");
     app->beat_ms = plat_now_ms() - res->ms + app->config.heartbeat_s * 1000;
     app->beat_failed = failed;
 }
@@ -8133,6 +8136,7 @@ loop_stop(struct app *app, int64_t began_ms)
     while (j->asked && plat_now_ms() < end_ms);
     loop_log_lost(app, end_ms);
     listen_log_counts(l, began_ms, true);
+    log_report(plat_now_ms() + MINUTE_MS); /* what was held back, too */
     the_log.last = true;
     log_line(LOG_INFO,
         "no alerts: %llu ignored, %llu malformed, %llu unknown, %llu duplicates, %llu rate "
@@ -8311,7 +8315,7 @@ cli_print_entry(struct slice line, void *arg)
     bool is_dead = *json_text(entry, "deadAt");
     struct buf row = {0}, text = {0};
 
-    if (count && entry) {
+    if (the_app->json && entry) {
         buf_add_text(&text, (*count)++ > 0 ? ",\n" : "\n");
         json_print(entry, &text);
     } else if (entry) {
@@ -8333,7 +8337,7 @@ cli_pending(struct app *app)
 {
     bool json = app->json;
     struct backlog *b = &app->backlog;
-    size_t printed = 0, *count = json ? &printed : NULL;
+    size_t printed[3] = {0};
     struct buf line = {0};
 
     if (journal_open(&app->journal, &app->config, true, &app->error) != 0)
@@ -8347,15 +8351,13 @@ cli_pending(struct app *app)
             if (p->delivery[i].state != DELIVERY_ENDED) {
                 line.len = 0;
                 delivery_print(&p->delivery[i], &line);
-                cli_print_entry((struct slice){line.data, line.len}, count);
+                cli_print_entry((struct slice){line.data, line.len}, &printed[0]);
             }
-    printed = 0;
     fputs(
         json ? "],\n\"dead\":[" : "dead letters: when, attempts, webhook, task, reason\n", stdout);
-    journal_each_letter(&app->journal, LETTER_FILES, cli_print_entry, count, &app->error);
-    printed = 0;
+    journal_each_letter(&app->journal, LETTER_FILES, cli_print_entry, &printed[1], &app->error);
     fputs(json ? "],\n\"handedOver\":[" : "handed over by --replay, to be sent again:\n", stdout);
-    journal_each_letter(&app->journal, REPLAY_FILES, cli_print_entry, count, &app->error);
+    journal_each_letter(&app->journal, REPLAY_FILES, cli_print_entry, &printed[2], &app->error);
     fputs(json ? "]}\n" : "", stdout);
     buf_free(&line);
     return *app->error.text != '\0'; /* a file of dead letters cannot be read */
@@ -8390,11 +8392,11 @@ cli_install(struct app *app)
 {
     const struct config *c = &app->config;
     const struct buf *files = &app->reader.files;
-    const char **path = x_calloc(files->len + 5, sizeof *path); /* more than enough */
-    struct buf metrics = {0};
+    static struct buf metrics; /* as long as the process, as the next */
+    static const char **path;
     size_t n = 1, readable;
-    int result;
 
+    path = x_calloc(files->len + 5, sizeof *path); /* more than enough */
     path[0] = app->reader.file;
     for (size_t at = 0; at < files->len; at += strlen(files->data + at) + 1)
         path[n++] = files->data + at;
@@ -8407,10 +8409,7 @@ cli_install(struct app *app)
         buf_add_text(&metrics, ".");
         path[n] = metrics.data;
     }
-    result = plat_service_install(path, readable);
-    free(path);
-    buf_free(&metrics);
-    return result;
+    return plat_service_install(path, readable);
 }
 
 static const char CLI_HELP[] =

@@ -75,8 +75,7 @@ backlog_done(struct backlog *b)
     }
     for (size_t i = 0; i < b->known; i++) {
         free(b->webhook[i].begun_ms);
-        buf_free(&b->webhook[i].event_down.text);
-        buf_free(&b->webhook[i].event_up.text);
+        buf_free(&b->webhook[i].event_state.text);
         buf_free(&b->webhook[i].event_given_up.text);
     }
     free(b->webhook);

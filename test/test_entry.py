@@ -119,6 +119,16 @@ def test_entry_empty(t):
              'webhookURL is not a URL: it is empty; write it as http://host/path or https://host:port/path'])
 
 
+def test_entry_large_file(t):
+    """A file that is too large for a value is told."""
+    with open(os.path.join(t.tmp, 'large'), 'wb') as file:
+        file.write(b'x' * 600000)
+    path, _ = t.config([{'url': 'http://127.0.0.1:1/', 'auth': {'bearer': '${file:large}'}}])
+    done = t.run('--check', path)
+    t.equal('exit code', done.returncode, 2)
+    t.check('it says so', 'large: File too large\n' in done.stderr and 'error: cannot read the file ' in done.stderr, done.stderr)
+
+
 def test_heartbeat(t):
     """One call every so many seconds, with nothing in it; that it fails, and works again, is told once."""
     answers = [response(200), response(500), response(500), response(204)]
@@ -156,7 +166,8 @@ def test_metrics(t):
     values = dict(line.rsplit(' ', 1) for line in text.splitlines() if not line.startswith('#'))
     labels = [r'webhook="failure %d (\"%s\")"' % pair for pair in enumerate((r'a \"quoted\" \\ name', 'dead', 'down'), 1)]
     wanted = {'datagrams_total{outcome="accepted"}': 2, 'datagrams_total{outcome="malformed"}': 0,
-              'datagrams_total{outcome="unknown"}': 1, 'datagrams_total{outcome="ignored"}': 1, 'kernel_drops_total': 0,
+              'datagrams_total{outcome="unknown"}': 1, 'datagrams_total{outcome="ignored"}': 1,
+              'datagrams_total{outcome="dropped"}': 0,
               'deliveries_total{%s,outcome="delivered"}' % labels[0]: 2,
               'deliveries_total{%s,outcome="dead_letter"}' % labels[1]: 2,
               'attempt_seconds_count{%s}' % labels[1]: 2, 'up{%s}' % labels[0]: 1, 'up{%s}' % labels[2]: 0,

@@ -270,7 +270,7 @@ def test_replay_running(t):
 def test_replay_killed(t):
     """kill -9 of --replay, or of the service that takes them back, at random moments: none is ever lost."""
     numbers = base.rng(t)
-    count = base.pick(400, 3000)
+    count = base.pick(400, 1500)
     place, sink, executions = with_letters(t, count, butlerWebhook=base.OURS,
                                            behave=base.fickle(numbers, good=0.6, error=0.4, hang=0, good_from=3))
     kills = 0

@@ -25,7 +25,7 @@ def promtool(t, *arguments, text=None):
 def test_prometheus(t):
     """What metricsFile holds is clean for promtool; so are the rules that are made of it, and each fires when it should."""
     receiver = t.receiver(lambda request, connection: response(200))
-    path, _ = t.config([{'url': receiver.url(), 'description': 'a "name" \\ ü'}], butlerWebhook={'metricsFile': 'a.prom'})
+    path, _ = t.config([{'url': receiver.url(), 'description': 'a "name" \\ ü'}], butlerWebhook={'metricsFile': './a.prom'})
     program = t.start(path)
     program.send(datagram())
     receiver.wait()

@@ -687,7 +687,8 @@ test_log(void)
 static void
 test_log_events(void)
 {
-    static const char told[] = "\6one 1\0\6one 4 (the last of 3 within a minute)\0\7other";
+    static const char told[] = "\6one 1\0\6one 4 (the last of 3 within a minute)\0\7other\0"
+                               "\5up (the last of 2 within a minute)";
     struct log_event one = {0}, other = {0};
 
     log_begin(LOG_ERROR);
@@ -700,9 +701,12 @@ test_log_events(void)
     log_event(&other, PLAT_DISK_FAILED, LOG_ERROR, "other");
     log_report(1002 + MINUTE_MS);
     log_report(1002 + 2 * MINUTE_MS);
+    log_event(&other, PLAT_WEBHOOK_DOWN, LOG_ERROR, "down");
+    log_event(&other, PLAT_WEBHOOK_UP, LOG_ERROR, "up");
+    log_report(1002 + 3 * MINUTE_MS);
     check(the_log.events.len == sizeof told && memcmp(the_log.events.data, told, sizeof told) == 0,
         "%s", show(held(&the_log.events)));
-    check_log(1, ""); /* whatever logLevel is */
+    check_log(3, ""); /* whatever logLevel is */
     buf_free(&the_log.events);
     buf_free(&one.text);
     buf_free(&other.text);
