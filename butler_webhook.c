@@ -2784,33 +2784,41 @@ alert_matches(const struct alert *alert, const struct buf patterns[ALERT_FIELDS]
 /* What it is, and so how a field stands in it. */
 enum template_form { TEMPLATE_TEXT, TEMPLATE_JSON, TEMPLATE_QUERY };
 
-/*
- * Takes a text and the field behind it off a template, in which every {{ begins a field:
- * {{NAME}} or {{NAME|MAX}}. Returns the field, of which max characters are sent, or
- * TEMPLATE_FIELDS: there is none, or *rest, which is not empty then, begins with a wrong one.
- */
-static int
-template_take(const char **rest, struct slice *text, int64_t *max)
-{
-    const char *open = strstr(*rest, "{{"), *end;
-    struct slice name, limit;
-    int field = 0;
+/* A text of a template, and the field behind it; a template is an array of these. */
+struct template_piece {
+    struct slice text;
+    int field;  /* TEMPLATE_FIELDS: none, it is the last piece */
+    size_t max; /* characters of the field that are sent */
+};
 
-    *text = (struct slice){*rest, open ? (size_t)(open - *rest) : strlen(*rest)};
-    *rest += text->len;
-    if (!open)
-        return TEMPLATE_FIELDS;
-    end = open + strcspn(open, "}");
-    limit = (struct slice){open + 2, (size_t)(end - open - 2)};
-    name = slice_trim(slice_take(&limit, '|'), " ");
-    limit = slice_trim(limit, " ");
-    *max = limit.len > 0 ? slice_number(limit, DATAGRAM_MAX) : DATAGRAM_MAX;
-    while (field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[field]))
-        field++;
-    if (field == TEMPLATE_FIELDS || *max <= 0 || strncmp(end, "}}", 2) != 0)
-        return TEMPLATE_FIELDS;
-    *rest = end + 2;
-    return field;
+/*
+ * Reads a template, in which every {{ begins a field: {{NAME}} or {{NAME|MAX}}. Returns its
+ * pieces, which point into text, and free frees them; NULL: one is no field.
+ */
+static struct template_piece *
+template_read(const char *text)
+{
+    struct template_piece p;
+    struct buf pieces = {0};
+
+    for (const char *open, *end; (open = strstr(text, "{{")) != NULL; text = end + 2) {
+        struct slice max = {open + 2, strcspn(open + 2, "}")}, name = slice_take(&max, '|');
+        int64_t most = open[2 + name.len] == '|' ? slice_number(slice_trim(max, " "), DATAGRAM_MAX)
+                                                 : DATAGRAM_MAX;
+        end = open + strcspn(open, "}");
+        name = slice_trim(name, " ");
+        p = (struct template_piece){{text, (size_t)(open - text)}, 0, (size_t)most};
+        while (p.field < TEMPLATE_FIELDS && !slice_is(name, FIELD_NAMES[p.field]))
+            p.field++;
+        if (p.field == TEMPLATE_FIELDS || most <= 0 || strncmp(end, "}}", 2) != 0) {
+            buf_free(&pieces);
+            return NULL;
+        }
+        buf_add(&pieces, &p, sizeof p);
+    }
+    p = (struct template_piece){slice_of(text), TEMPLATE_FIELDS, 0};
+    buf_add(&pieces, &p, sizeof p);
+    return (struct template_piece *)(void *)pieces.data;
 }
 
 /*
@@ -2822,8 +2830,6 @@ template_cut(struct slice value, size_t max, size_t room)
 {
     size_t kept = 0, next = 0;
 
-    if (value.len <= max && value.len <= room)
-        return value.len; /* nearly always */
     for (; max > 0 && next < value.len && next <= room; max--) {
         kept = next++;
         while ((value.data[next] & 0xc0) == 0x80) /* the rest of a character of UTF-8 */
@@ -2837,21 +2843,19 @@ template_cut(struct slice value, size_t max, size_t room)
  * there. Those used, together, are cut at TEMPLATE_MAX bytes: each of them once always fits.
  */
 static void
-template_add(struct buf *b, enum template_form form, const char *template,
+template_add(struct buf *b, enum template_form form, const struct template_piece *p,
     const struct slice values[TEMPLATE_FIELDS])
 {
     size_t room = TEMPLATE_MAX;
     struct buf value = {0}, json = {0};
-    struct slice text;
-    int64_t max;
 
-    for (int i; (i = template_take(&template, &text, &max)) < TEMPLATE_FIELDS;) {
-        size_t len = template_cut(values[i], (size_t)max, room);
+    for (; p->field < TEMPLATE_FIELDS; p++) {
+        size_t len = template_cut(values[p->field], p->max, room);
         value.len = json.len = 0;
-        buf_add(&value, values[i].data, len);
-        buf_add_text(&value, len < values[i].len ? "\xe2\x80\xa6" : "");
+        buf_add(&value, values[p->field].data, len);
+        buf_add_text(&value, len < values[p->field].len ? "\xe2\x80\xa6" : "");
         room -= value.len < room ? value.len : room;
-        buf_add(b, text.data, text.len);
+        buf_add(b, p->text.data, p->text.len);
         if (form == TEMPLATE_QUERY)
             percent_encode(b, (struct slice){value.data, value.len}, QUERY_PLAIN);
         else if (form == TEMPLATE_JSON) {
@@ -2860,7 +2864,7 @@ template_add(struct buf *b, enum template_form form, const char *template,
         } else
             buf_add(b, value.data, value.len);
     }
-    buf_add(b, text.data, text.len);
+    buf_add(b, p->text.data, p->text.len);
     buf_free(&value);
     buf_free(&json);
 }
@@ -3195,13 +3199,14 @@ struct webhook_config {
     struct buf hidden;       /* what is never shown: texts, each with its NUL */
     const yaml_node_t *header_map, *retry_list, *match_map; /* while the file is read ... */
     const yaml_node_t *body, *query, *signing;              /* ... as these */
-    struct header *header;                /* ends with one without a label; NULL: none */
-    const char *user, *password, *bearer; /* "": none; what is sent is in url.auth */
-    bool retries[100];                    /* statuses from 400 that are not final */
-    struct buf match[ALERT_FIELDS];       /* patterns of the alerts that it gets */
-    char *template;                       /* of the body, of a GET the query; NULL: none */
-    enum template_form form;              /* of that */
-    bool has_own_query;                   /* it is not the standard one */
+    struct header *header;                 /* ends with one without a label; NULL: none */
+    const char *user, *password, *bearer;  /* "": none; what is sent is in url.auth */
+    bool retries[100];                     /* statuses from 400 that are not final */
+    struct buf match[ALERT_FIELDS];        /* patterns of the alerts that it gets */
+    char *template_text;                   /* of the body, of a GET the query; NULL: none */
+    const struct template_piece *template; /* what that was read as */
+    enum template_form form;               /* of that */
+    bool has_own_query;                    /* it is not the standard one */
     struct {
         unsigned char bytes[SECRET_MAX];
         size_t len; /* 0: none */
@@ -4084,25 +4089,23 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
 static void
 cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, bool is_query, struct buf *out)
 {
-    struct buf text = {0}, encoded = {0};
-    struct slice part;
-    const char *rest;
-    int64_t max;
+    struct template_piece *pieces, *p;
+    struct buf text = {0};
 
     cfg_expand(r, n, &text);
-    rest = text.data;
-    for (int i; (i = template_take(&rest, &part, &max)) < TEMPLATE_FIELDS;) {
-        percent_encode(&encoded, part, QUERY_PLAIN);
-        buf_format(&encoded, "{{%s|%d}}", FIELD_NAMES[i], (int)max);
-    }
-    if (*rest)
+    pieces = template_read(text.data);
+    if (!pieces)
         CFG_ERROR(r, n,
             "{{...}} here is no field: write {{NAME}}, or {{NAME|1000}} to cut it at so many "
             "characters; names: " FIELD_LIST ", kind, suppressed, receivedAt, webhookId");
-    percent_encode(&encoded, part, QUERY_PLAIN);
-    buf_add(out, is_query ? encoded.data : text.data, is_query ? encoded.len : text.len);
+    for (p = pieces; p && is_query; p = p->field < TEMPLATE_FIELDS ? p + 1 : NULL) {
+        percent_encode(out, p->text, QUERY_PLAIN);
+        if (p->field < TEMPLATE_FIELDS)
+            buf_format(out, "{{%s|%zu}}", FIELD_NAMES[p->field], p->max);
+    }
+    buf_add(out, text.data, is_query ? 0 : text.len);
+    free(pieces);
     buf_free(&text);
-    buf_free(&encoded);
 }
 
 /*
@@ -4189,7 +4192,8 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
     if (text.len > TEMPLATE_MAX || room == 0)
         CFG_ERROR(
             r, n, "%s is too long: at most %u bytes", is_get ? "query" : "body", TEMPLATE_MAX);
-    w->template = text.data;
+    w->template_text = text.data;
+    w->template = template_read(text.data);
 }
 
 /* Reads signingSecret: a text, or a list of two. No error shows any of it. */
@@ -6217,8 +6221,7 @@ static const struct {
     const char *hint;
 } HTTP_HINTS[] = {
     {401, "check the credentials (auth, headers, or user:password@ in webhookURL)"},
-    {403,
-        "check the credentials (auth, headers, or user:password@ in webhookURL) and the webhook's permissions"},
+    {403, "check the credentials (auth, headers, user:password@) and the webhook's permissions"},
     {404, "check webhookURL"},
     {405, "check httpMethod"},
     {410, "gone: remove or change webhookURL"},
@@ -7848,7 +7851,6 @@ metrics_make(const struct listener *l, int64_t now_ms, struct buf *b)
     for (int i = 0; i < LISTEN_FATES; i++)
         buf_format(
             b, "butler_webhook_datagrams_total{outcome=\"%s\"} %llu\n", FATES[i].name, l->count[i]);
-    /* Those for which the system's buffer had no room. */
     buf_format(b, "butler_webhook_datagrams_total{outcome=\"dropped\"} %u\n", (unsigned)l->drops);
     for (size_t row = 0; row < METRICS_ROWS; row++) {
         if (METRICS[row].help)
@@ -8060,8 +8062,7 @@ loop_start(struct app *app, struct err *e)
         log_line(LOG_WARN, "no webhook is configured: nothing will be called");
     if (!j->folder) {
         log_line(LOG_WARN,
-            "butlerWebhook.stateDirectory is '': alerts are kept in memory only, and are lost when "
-            "the program ends");
+            "butlerWebhook.stateDirectory is '': alerts that wait are lost when the program ends");
         return 0;
     }
     backlog_load(b, false);

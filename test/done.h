@@ -38,7 +38,8 @@ cfg_done(struct cfg_reader *r)
         free(c->webhook[i].header);
         for (int k = 0; k < ALERT_FIELDS; k++)
             buf_free(&c->webhook[i].match[k]);
-        free(c->webhook[i].template);
+        free((void *)(uintptr_t)c->webhook[i].template);
+        free(c->webhook[i].template_text);
         buf_free(&c->webhook[i].hidden);
         cfg_free_texts(CFG_WEBHOOK_KEYS, &c->webhook[i]);
     }

@@ -38,15 +38,18 @@ check_query(const struct alert *alert, size_t max)
 {
     struct buf target = {0}, want = {0}, got = {0}, text = {0};
     struct slice values[TEMPLATE_FIELDS];
+    struct template_piece *query;
 
     for (int i = 0; i < ALERT_FIELDS; i++) {
         buf_format(&text, "&%s={{%s}}", FIELD_NAMES[i], FIELD_NAMES[i]);
         values[i] = slice_of(alert->field[i]);
     }
+    query = template_read(text.data);
     buf_add_text(&target, "/x?a=b");
-    template_add(&target, TEMPLATE_QUERY, text.data, values);
+    template_add(&target, TEMPLATE_QUERY, query, values);
     if (max > 0)
         template_cut_query(&target, max);
+    free(query);
     buf_free(&text);
     require(strspn(target.data,
                 "/?&=%+*-._ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789") ==

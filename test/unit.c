@@ -982,25 +982,31 @@ test_alert_about(void)
     check_text(about, "4831c6a534f645bb9d4073a6e6992670_a", "aborted");
 }
 
-/* The template of the standard query. */
-static char standard_query[] =
-    "event={{event}}&hostName={{hostName}}&user={{user}}&taskName={{taskName}}&taskId={{taskId}}"
-    "&appName={{appName}}&appId={{appId}}&logTimeStamp={{logTimeStamp}}&logLevel={{logLevel}}"
-    "&executionId={{executionId}}&logMessage={{logMessage}}";
+/* The template of the standard query. The caller frees it with free. */
+static struct template_piece *
+standard_query(void)
+{
+    return template_read(
+        "event={{event}}&hostName={{hostName}}&user={{user}}&taskName={{taskName}}&taskId={{taskId}}"
+        "&appName={{appName}}&appId={{appId}}&logTimeStamp={{logTimeStamp}}&logLevel={{logLevel}}"
+        "&executionId={{executionId}}&logMessage={{logMessage}}");
+}
 
 /* Makes b the target with the standard query of an alert, at most that long; max 0: all of it. */
 static void
 make_query(struct buf *b, const char *target, const struct alert *alert, size_t max)
 {
+    struct template_piece *query = standard_query();
     struct slice values[TEMPLATE_FIELDS];
 
     for (int i = 0; i < ALERT_FIELDS; i++)
         values[i] = slice_of(alert->field[i]);
     b->len = 0;
     buf_add_text(b, target);
-    template_add(b, TEMPLATE_QUERY, standard_query, values);
+    template_add(b, TEMPLATE_QUERY, query, values);
     if (max > 0)
         template_cut_query(b, max);
+    free(query);
 }
 
 static void
@@ -2321,7 +2327,7 @@ player_begin(struct player *p, const char *method, const char *url, enum call_st
     p->webhook.url = url_of(url);
     p->webhook.proxy = p->proxy.host ? &p->proxy : NULL;
     p->webhook.form = TEMPLATE_QUERY;
-    p->webhook.template = p->webhook.method == METHOD_GET ? standard_query : NULL;
+    p->webhook.template = p->webhook.method == METHOD_GET ? standard_query() : NULL;
     p->http.config = &p->config;
     p->peer = (struct peer){.http = &p->http, .webhook = &p->webhook};
     p->call.conn.peer = &p->peer;
@@ -2339,6 +2345,7 @@ player_done(struct player *p)
     conn_close(&p->call.conn);
     url_done(&p->call.moved);
     url_done(&p->webhook.url);
+    free((void *)(uintptr_t)p->webhook.template);
     url_done(&p->proxy);
     http_done(&p->http);
     peer_done(&p->peer);
