@@ -388,7 +388,7 @@ def test_memory_only(t):
     place, good, _ = base.pair(t, butlerWebhook={'stateDirectory': ''})
     before = os.listdir(os.path.dirname(place.config))
     process = place.start()
-    base.logged(t, 'the warning', process, words.MEMORY_ONLY + ', and are lost when the program ends')
+    base.logged(t, 'the warning', process, words.MEMORY_ONLY)
     fire(t, process, good)
     waiting = base.send(process, 8, id=base.ABORTED)
     t.equal('the log says so of each alert', len(process.lines(base.MEMORY_ONLY)), 11)
