@@ -162,7 +162,7 @@
 #define HELD_MAX 1000000000   /* held back that are counted: the journal takes that, too */
 #define LOOKUP_AGAIN_MS 10000 /* names in allowedSources are looked up again while not found ... */
 #define LOOKUP_MS 300000      /* ... and afterwards */
-#define LOOKUP_FRESH_MS 2000  /* an answer counts for all that ask: longer than a slow round */
+#define LOOKUP_FRESH_MS 2000  /* so long the answer to a look-up is used again */
 #define SOURCE_ADDRESSES_MAX 16 /* addresses behind one name in it */
 
 #define CONFIG_MAX (512u << 10)  /* bytes; Butler's own full sample has 60 KB */
@@ -1575,8 +1575,7 @@ plat_is_journal(void)
 
     if (!stream || fstat(STDOUT_FILENO, &st) != 0)
         return false;
-    snprintf(
-        own, sizeof own, "%llu:%llu", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    snprintf(own, sizeof own, "%ju:%ju", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino);
     return strcmp(stream, own) == 0;
 }
 
@@ -3657,7 +3656,7 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
     if (n->type != YAML_SCALAR_NODE)
         CFG_ERROR(r, n, "a single value must stand here; put {{...}} in quotes");
     buf_add(out, "", 0);
-    while (*text && out->len <= CONFIG_MAX) {
+    while (*text && r->hidden->len <= CONFIG_MAX) {
         bool env = strncmp(text, "${env:", 6) == 0, file = strncmp(text, "${file:", 7) == 0;
         const char *begin = text + (env ? 6 : 7), *end = env || file ? strchr(text, '}') : NULL;
         struct buf name = {0}, value = {0};
@@ -3686,8 +3685,8 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         buf_free(&value);
         text = end + 1;
     }
-    if (out->len > CONFIG_MAX)
-        CFG_ERROR(r, n, "a value may have at most 512 KB");
+    if (r->hidden->len > CONFIG_MAX)
+        CFG_ERROR(r, n, "variables and files may put at most 512 KB into an entry");
 }
 
 /*
@@ -3842,7 +3841,7 @@ cfg_read_sources(struct cfg_reader *r)
 
 /*
  * Adds the certificates of the PEM file that a key names to crt. Returns how many could
- * be read; why tells of those that could not, or why there is none, and is else empty.
+ * be read; why tells of the first that could not, or why there is none, and is else empty.
  */
 static int
 cfg_read_pem(
@@ -4082,10 +4081,7 @@ cfg_read_proxy(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_co
     w->proxy = cfg_proxy(r->config, w, &w->url);
 }
 
-/*
- * Adds the text of a scalar of a template; in a query what stands between fields as a URL
- * may hold it.
- */
+/* Adds a scalar of a template; of a query, with all but the fields percent-encoded. */
 static void
 cfg_add_template(struct cfg_reader *r, const yaml_node_t *n, bool is_query, struct buf *out)
 {
@@ -4290,6 +4286,7 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     struct buf folder = {0};
     struct plat_addr addr;
     char text[64] = "";
+    size_t len;
 
     if (cfg_is_empty(at) && (quoted || (folders && *folders == '/'))) {
         if (!quoted)
@@ -4305,10 +4302,12 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
 
     at = cfg_get(r, own, "metricsFile");
     end = c->metrics_file ? strrchr(c->metrics_file, '.') : NULL;
-    /* --install lets the service write in its folder, which must not be that of the program. */
+    len = c->metrics_file ? plat_path_folder_len(c->metrics_file, ".") : 0;
+    /* --install lets the service write in its folder: that must not hold this file or the program. */
     if (c->metrics_file &&
         (!end || strcmp(end, ".prom") != 0 || !c->state_directory ||
-            !strpbrk(cfg_text(at), PLAT_SEPARATORS)))
+            (len == plat_path_folder_len(r->file, ".") &&
+                strncmp(c->metrics_file, r->file, len) == 0)))
         CFG_ERROR(r, at,
             "butlerWebhook.metricsFile must be FOLDER/NAME.prom, and needs a stateDirectory");
     c->heartbeat.reject_unauthorized = true;
@@ -5219,7 +5218,6 @@ static bool
 journal_replay_end(struct journal *j)
 {
     struct line_reader *r = &j->replay;
-
     int why = 0;
 
     plat_file_close(r->file); /* Windows deletes nothing that is open */
@@ -6351,9 +6349,11 @@ call_read_body(struct call *call, int64_t now_ms)
     struct conn *conn = &call->conn;
     bool keep = h->keep && conn->to_origin && conn->out.len == 0 && h->length <= SKIP_MAX;
     int64_t len = BODY_MORE;
-    int n = keep || h->has_reason ? 1 : 0;
+    /* A connection that cannot be used again is read for the reason alone. */
+    size_t most = keep ? SKIP_MAX : h->has_reason ? REASON_MAX : 0;
+    int n = 1;
 
-    while (n > 0 && conn->in.len <= SKIP_MAX &&
+    while (n > 0 && conn->in.len < most &&
         (len = http_body_len(h, (struct slice){conn->in.data, conn->in.len})) == BODY_MORE)
         n = conn_fill(conn);
     if (n == PLAT_AGAIN && now_ms < call->until_ms)
@@ -7882,7 +7882,8 @@ struct app {
     struct plat_poll poll; /* this round's sockets, the listener's first */
     size_t lost;           /* of what waits, at the end: it stands on no disk */
     struct peer heartbeat;
-    int64_t beat_ms;    /* when the next heartbeat is due; INT64_MAX: one is under way */
+    size_t beats;       /* heartbeats under way: 0 or 1; a stop does not wait for one */
+    int64_t beat_ms;    /* when the next is due */
     int64_t metrics_ms; /* when the metrics are written next */
     bool beat_failed;
     bool json;        /* --pending is for a program */
@@ -7924,9 +7925,10 @@ loop_beat(struct app *app, int64_t now_ms)
 {
     const struct http_request request = {.id = "heartbeat", .json = {"", 0}};
 
-    if (!app->config.heartbeat.url.host || now_ms < app->beat_ms)
+    if (!app->config.heartbeat.url.host || app->beats > 0 || now_ms < app->beat_ms)
         return;
-    app->beat_ms = INT64_MAX;
+    app->beats = 1;
+    app->beat_ms = now_ms + app->config.heartbeat_s * 1000;
     call_begin(&app->heartbeat, &request, app, now_ms);
 }
 
@@ -7944,7 +7946,7 @@ loop_settle(void *owner, const struct http_result *res)
     if (failed != app->beat_failed)
         log_line(failed ? LOG_WARN : LOG_INFO, "heartbeat %s%s",
             failed ? "failed: " : "works again", failed ? res->reason.text : "");
-    app->beat_ms = plat_now_ms() - res->ms + app->config.heartbeat_s * 1000;
+    app->beats = 0;
     app->beat_failed = failed;
 }
 
@@ -8117,7 +8119,8 @@ loop_stop(struct app *app, int64_t began_ms)
     plat_close(l->sock);
     l->sock = -1;
     while (plat_now_ms() < began_ms + STOP_BEGIN_MS && /* what is due is still sent */
-        (l->unsorted > 0 || app->http.busy > 0 || (b->dead.count > 0 && !j->letters_failed)))
+        (l->unsorted > 0 || app->http.busy > app->beats ||
+            (b->dead.count > 0 && !j->letters_failed)))
         until_ms = loop_round(app, until_ms);
     b->ended = true; /* nothing begins any more; what is under way may end */
     if (l->unsorted > 0)
@@ -8130,7 +8133,7 @@ loop_stop(struct app *app, int64_t began_ms)
         now_ms = plat_now_ms();
     } while ((now_ms < end_ms && j->asked) ||
         (now_ms < began_ms + STOP_CALLS_MS &&
-            (app->http.busy > 0 || (b->batch > 0 && !j->letters_failed))));
+            (app->http.busy > app->beats || (b->batch > 0 && !j->letters_failed))));
     app->metrics_ms = 0; /* once more */
     do
         until_ms = loop_round(app, until_ms);
@@ -8141,10 +8144,10 @@ loop_stop(struct app *app, int64_t began_ms)
     the_log.last = true;
     log_line(LOG_INFO,
         "no alerts: %llu ignored, %llu malformed, %llu unknown, %llu duplicates, %llu rate "
-        "limited, %llu refused, %u dropped",
+        "limited, %llu refused, %u dropped, %llu unmatched",
         n[LISTEN_IGNORED], n[LISTEN_MALFORMED], n[LISTEN_UNKNOWN], n[LISTEN_DUPLICATE],
         n[LISTEN_HELD_BACK], n[LISTEN_REFUSED] + n[LISTEN_OVERSIZE] + n[LISTEN_OVER_RATE],
-        (unsigned)l->drops);
+        (unsigned)l->drops, n[LISTEN_UNMATCHED]);
     err_set(&text, "stopped: %s", loop_counts(app).text);
     log_line(LOG_INFO, "%s", text.text);
     plat_report(PLAT_STOPPED, text.text);
@@ -8218,8 +8221,7 @@ cli_check(struct app *app)
     printf("a call may take %lld s; calls to one webhook at a time: %lld\n",
         (long long)c->timeout_s, (long long)c->max_concurrent);
     if (c->heartbeat.url.host)
-        printf(
-            "heartbeat: GET %s every %lld s\n", c->heartbeat.url.shown, (long long)c->heartbeat_s);
+        printf("heartbeat: %s every %lld s\n", c->heartbeat.url.shown, (long long)c->heartbeat_s);
     if (app->reader.ours > 0 && app->reader.is_shared)
         printf("%d keys here are refused by Butler itself: give Butler a file of its own\n",
             app->reader.ours);
@@ -8481,10 +8483,8 @@ main(int argc, char **argv)
     char options[64] = "";
     int i, result;
 
-    if (plat_init(&argc, &argv) != 0) {
-        fprintf(stderr, "butler_webhook: no socket of its own: %s\n", plat_error(errno));
-        plat_exit(1);
-    }
+    if (plat_init(&argc, &argv) != 0)
+        x_die("butler_webhook: cannot create a socket on this machine\n");
     cJSON_InitHooks(&(cJSON_Hooks){x_malloc, free}); /* so that none of its functions fails */
     mbedtls_platform_set_calloc_free(x_calloc, free);
     psa_crypto_init(); /* of the TLS library: if it fails each handshake does, and says so */

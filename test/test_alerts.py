@@ -310,6 +310,7 @@ def test_match(t):
     t.check('failure 1 refuses its', program.wait_log(words.given_up('failure 1'), count=2), program.log)
     t.equal('exit code', program.stop(), 0)
     t.equal('a warning', len(program.lines(words.UNMATCHED)), 1)
+    t.equal('counted', program.wait_log(words.NO_ALERTS, 1)[8], '3')
     t.check('the number of the others', program.lines(' warn: 2 more in the last minute: not sent'), program.log)
     with open(path, encoding='utf-8') as file:
         text = file.read()
@@ -469,7 +470,7 @@ def test_log_lines(t):
             [request.body for request in receiver.requests if request.path == '/gone'])
     t.equal('signal', len(program.lines(words.STOPPING + harness.SYSTEM.stopped_by(signal.SIGTERM) + '$')), 1)
     t.equal('counts', re.search(words.STOPPED, program.log[-1]).groups(), ('7', '2', '2', '1', '0', '0'))
-    t.equal('counts of what is no alert', program.wait_log(words.NO_ALERTS, 0).groups(), ('1', '2', '1', '1', '0', '0', '0'))
+    t.equal('counts of what is no alert', program.wait_log(words.NO_ALERTS, 0).groups(), ('1', '2', '1', '1', '0', '0', '0', '0'))
     now = datetime.datetime.now(datetime.timezone.utc)
     for line in program.log:
         t.check('the form of a line', LINE.match(line), line)

@@ -1,6 +1,7 @@
 """The keys of a webhook's entry that are ours alone: what they send, what they forbid, and that no secret of theirs is told."""
 
 import base64
+import datetime
 import os
 import time
 
@@ -23,6 +24,12 @@ def with_secrets(t, webhooks, **options):
     with open(os.path.join(t.tmp, 'key.txt'), 'w', encoding='utf-8', newline='') as file:
         file.write(KEY + '\r\n')
     return t.start(path, env={'TOKEN': TOKEN, 'PASSWORD': PASSWORD}), path
+
+
+def passed(program, first, last):
+    """The seconds from one line of the log to another one."""
+    when = [datetime.datetime.fromisoformat(program.lines(regex)[0][:23]) for regex in (first, last)]
+    return (when[1] - when[0]).total_seconds()
 
 
 def test_entry_head(t):
@@ -119,14 +126,26 @@ def test_entry_empty(t):
              'webhookURL is not a URL: it is empty; write it as http://host/path or https://host:port/path'])
 
 
-def test_entry_large_file(t):
-    """A file that is too large for a value is told."""
-    with open(os.path.join(t.tmp, 'large'), 'wb') as file:
-        file.write(b'x' * 600000)
-    path, _ = t.config([{'url': 'http://127.0.0.1:1/', 'auth': {'bearer': '${file:large}'}}])
-    done = t.run('--check', path)
-    t.equal('exit code', done.returncode, 2)
-    t.check('it says so', 'large: File too large\n' in done.stderr and 'error: cannot read the file ' in done.stderr, done.stderr)
+def test_entry_large_files(t):
+    """A file that is too large for a value is told, and files that are so together."""
+    for name, size in (('large', 600000), ('half', 300000)):
+        with open(os.path.join(t.tmp, name), 'wb') as file:
+            file.write(b'x' * size)
+    for texts, why in ((['${file:large}'], 'large: File too large\n'),
+                       (['${file:half}'] * 2, ': variables and files may put at most 512 KB into an entry\n')):
+        path, _ = t.config([{'url': 'http://127.0.0.1:1/', 'match': {'taskName': texts}}])
+        done = t.run('--check', path)
+        t.check(why, done.returncode == 2 and ' error: ' in done.stderr and why in done.stderr, done.stderr)
+
+
+def test_entry_refusal_without_end(t):
+    """A refusal that is long, and that nobody ends, is told as soon as enough of it is there."""
+    head = b'HTTP/1.1 400 No\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n'
+    receiver = t.receiver(lambda request, connection: lambda sock: (sock.sendall(head + b'y' * 5000), sock.recv(1)))
+    program = t.start(t.config([{'url': receiver.url()}])[0])
+    program.send(datagram())
+    t.check('refused', program.wait_log(words.given_up(why='status 400: y{200}')), program.log)
+    t.check('at once', passed(program, words.accepted(), words.given_up()) < 1.5 * harness.SLOW, program.log)
 
 
 def test_heartbeat(t):
@@ -142,6 +161,23 @@ def test_heartbeat(t):
     t.equal('each change once', len(program.lines('heartbeat')), 2)
     t.equal('exit code', program.stop(), 0)
     t.check('about one a second', len(receiver.requests) <= 10, len(receiver.requests))
+
+
+def test_heartbeat_without_answer(t):
+    """A stop does not wait for it."""
+    receiver = t.receiver(lambda request, connection: lambda sock: sock.recv(1))
+    program = t.start(t.config([], butlerWebhook={'heartbeatURL': receiver.url()})[0])
+    receiver.wait()
+    t.equal('exit code', program.stop(), 0)
+    t.check('at once', passed(program, words.STOPPING, words.STOPPED) < 2 * harness.SLOW, program.log)
+
+
+def test_metrics_file(t):
+    """It may not stand beside the configuration, wherever its name comes from."""
+    for name, code in (('a.prom', 2), ('${env:FILE}', 0), ('../a.txt', 2)):
+        path, _ = t.config([], butlerWebhook={'metricsFile': name})
+        done = t.run('--check', path, env={'FILE': 'textfiles/a.prom'})
+        t.check(name, done.returncode == code and ('metricsFile must be FOLDER/NAME.prom' in done.stderr) == (code == 2), done)
 
 
 def test_metrics(t):

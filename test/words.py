@@ -8,7 +8,7 @@ ANY = r'\d+'
 STOPPING = r' info: stopping: '
 STOPPED = r' info: stopped: (\d+) received, (\d+) accepted, (\d+) delivered, (\d+) given up, (\d+) lost, (\d+) waiting$'
 NO_ALERTS = (r' info: no alerts: (\d+) ignored, (\d+) malformed, (\d+) unknown, (\d+) duplicates, (\d+) rate limited, '
-             r'(\d+) refused, (\d+) dropped$')
+             r'(\d+) refused, (\d+) dropped, (\d+) unmatched$')
 LISTENING = r' info: listening on (\S+):(\d+) \(UDP\)'
 WAITING = r' info: state directory \S+: (\d+) alerts? waits?, (\d+) bytes of dead letters$'
 DUPLICATE = r' info: duplicate ignored: '
