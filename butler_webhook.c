@@ -6350,10 +6350,10 @@ call_read_body(struct call *call, int64_t now_ms)
     bool keep = h->keep && conn->to_origin && conn->out.len == 0 && h->length <= SKIP_MAX;
     int64_t len = BODY_MORE;
     /* A connection that cannot be used again is read for the reason alone. */
-    size_t most = keep ? SKIP_MAX : h->has_reason ? REASON_MAX : 0;
-    int n = 1;
+    size_t most = keep ? SKIP_MAX : REASON_MAX;
+    int n = keep || h->has_reason ? 1 : 0;
 
-    while (n > 0 && conn->in.len < most &&
+    while (n > 0 && conn->in.len <= most &&
         (len = http_body_len(h, (struct slice){conn->in.data, conn->in.len})) == BODY_MORE)
         n = conn_fill(conn);
     if (n == PLAT_AGAIN && now_ms < call->until_ms)
