@@ -115,8 +115,9 @@ def pytest_unconfigure(config):
     reporter = config.pluginmanager.get_plugin('terminalreporter')
     if _is_worker(config) or reporter is None or config.option.collectonly:
         return
-    for report in reporter.stats.get('rerun', ()):
-        print('FAILED AT FIRST %s: %s' % (report.nodeid, ' '.join(report.longreprtext.split())[:1000]))
+    for word, name in (('FAILED AT FIRST', 'rerun'), ('FAILED', 'failed'), ('FAILED', 'error')):
+        for report in reporter.stats.get(name, ()):
+            print('%s %s: %s' % (word, report.nodeid, ' '.join(report.longreprtext.split())[:1000]))
     count = {name: len(reporter.stats.get(name, ())) for name in ('passed', 'failed', 'error', 'skipped')}
     failed = count['failed'] + count['error']
     if not failed and getattr(reporter, '_session', None) is not None and reporter._session.exitstatus not in (0, 1):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # test/run.sh [-jN] PART...: runs `make check-PART` for each, N at the same time, but the part `alone` after the others; says at
-# the end what was skipped, and why, or failed at first; and adds up what part.sh wrote. A part that did not build has failed.
+# the end what was skipped, and why, and what failed; and adds up what part.sh wrote. A part that did not build has failed.
 cd "$(dirname "$0")/.." || exit 1
 jobs=-j1
 case $1 in -j*) jobs=$1 && shift ;; esac
@@ -20,7 +20,7 @@ for part; do
     grep -q "^$part " "$RESULTS" || printf '%-8s %5d passed %3d failed: it did not build\n' "$part" 0 1 >>"$RESULTS"
 done
 echo '=='
-grep -E '^(SKIPPED|skipped|FAILED AT FIRST) ' "$RESULTS" | sort -u
-grep -vE '^(SKIPPED|skipped|FAILED AT FIRST) ' "$RESULTS"
-awk '/ passed .* failed/ { passed += $2; failed += $4 }
+grep -E '^(SKIPPED|skipped|FAILED)' "$RESULTS" | sort -u
+grep -vE '^(SKIPPED|skipped|FAILED)' "$RESULTS"
+awk '$3 == "passed" { passed += $2; failed += $4 }
     END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 }' "$RESULTS"

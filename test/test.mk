@@ -76,7 +76,9 @@ build/linux/warnings.o: $(TESTED) | build/musl-linux/lib/libc.a
 
 # The tests in Python. Most of them wait most of the time, so twenty run side by side. Debian's pytest
 # belongs to Debian's python3.
-PYTEST = /usr/bin/python3 -m pytest --dist loadgroup
+# A test that fails is run once more, as other work may share the machine, and the end of the run tells
+# of it; but not if a sanitizer said why.
+PYTEST = /usr/bin/python3 -m pytest --dist loadgroup --reruns 1
 SYSTEM = $(addprefix test/test_,alerts.py answers.py cli.py config.py delivery.py entry.py tls.py)
 FAULTS = $(addprefix test/test_,journal.py disk.py letters.py network.py load.py)
 
@@ -100,11 +102,10 @@ check-system: all test
 check-alone: all test
 	$(PART) $(PYTEST) -m alone $(SYSTEM)
 check-asan: asan test
-	$(PART) $(PYTEST) -n 20 --reruns 1 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
-# Where all is several times slower, a test that fails is run once more, and the end of the run tells of it.
+	$(PART) $(PYTEST) -n 20 --binary=build/asan/butler_webhook --slow=2 $(SYSTEM)
 # First the tests of what threads share; what one does alone (reading the configuration, datagrams, answers)
 # in the long form.
-ON_TSAN = -n 20 --reruns 1 --slow=3 \
+ON_TSAN = -n 20 --slow=3 \
 	--binary=build/tsan/butler_webhook --binary-test=build/test-tsan/butler_webhook
 ALONE = test_config or test_cli or datagram_ or answers or hostile or trace or proxy or tls or trust
 check-tsan: tsan test
@@ -159,11 +160,11 @@ check-arm64-unit: build/unit-arm64 | install-emulator
 # hundreds of calls.
 HEAVY = config_hostile or answers_memory or hostile_memory or of_all_at_once or limits_threads
 check-arm64-system: build/arm64/run arm64 test
-	$(PART) $(PYTEST) -n 8 --reruns 1 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
+	$(PART) $(PYTEST) -n 8 --binary=build/arm64/run --slow=4 -k 'not ($(HEAVY))' $(SYSTEM)
 
 # The program for Windows, run by wine; of the faults those of the journal: what is killed, torn, damaged,
 # dead, replayed.
-ON_WINE = --reruns 1 --binary=build/butler_webhook.exe --binary-test=build/butler_webhook-test.exe
+ON_WINE = --binary=build/butler_webhook.exe --binary-test=build/butler_webhook-test.exe
 JOURNAL = kill or damaged or letter or replay or webhook_changed or webhook_removed or full_state
 WINDOWS_TESTS = check-windows-system check-windows-only check-windows-alone check-windows-faults \
 	check-windows-readme check-windows-demo

@@ -23,8 +23,7 @@ import faults_base as base
 import harness
 import words
 
-# How soon TCP tries again is the kernel's choice: a test that fails is run once more, and the end of the run tells of it.
-pytestmark = [harness.limit(120, 300), pytest.mark.flaky(reruns=1)]
+pytestmark = harness.limit(120, 300)
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454ca
