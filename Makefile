@@ -32,15 +32,17 @@ MBEDTLS = aes aesce aesni asn1parse asn1write base64 bignum bignum_core bignum_m
 	psa_crypto_ecp psa_crypto_hash psa_crypto_mac psa_crypto_rsa psa_crypto_slot_management psa_util rsa \
 	rsa_alt_helpers sha1 sha256 sha512 ssl_ciphersuites ssl_client ssl_msg ssl_tls ssl_tls12_client \
 	ssl_tls13_client ssl_tls13_generic ssl_tls13_keys x509 x509_crt
-LIBYAML = api loader parser reader scanner
-LIBS = $(MBEDTLS:%=mbedtls/library/%.o) $(LIBYAML:%=libyaml/src/%.o) cjson/cJSON.o
+EVEREST = mbedtls/3rdparty/everest
+LIBS = $(MBEDTLS:%=mbedtls/library/%.o) $(addprefix libyaml/src/,api.o loader.o parser.o reader.o scanner.o) \
+	$(addprefix $(EVEREST)/library/,everest.o x25519.o Hacl_Curve25519_joined.o) cjson/cJSON.o
 
 # cJSON's functions would else be exported from the exe. It recurses; what we read has two levels.
 HEADERS = -DMBEDTLS_CONFIG_FILE='"vendor/mbedtls_config.h"' -DYAML_DECLARE_STATIC -DCJSON_HIDE_SYMBOLS \
-	-iquote . -isystem build/gen -isystem build/src/mbedtls/include -isystem build/src/libyaml/include \
-	-isystem build/src/cjson
+	-iquote . -isystem build/gen \
+	$(addprefix -isystem build/src/,mbedtls/include $(EVEREST)/include libyaml/include cjson)
 LIB_FLAGS = -std=gnu11 -w $(HEADERS) -DCJSON_NESTING_LIMIT=8 -DYAML_VERSION_STRING='"0.2.5"' \
-	-DYAML_VERSION_MAJOR=0 -DYAML_VERSION_MINOR=2 -DYAML_VERSION_PATCH=5
+	-DYAML_VERSION_MAJOR=0 -DYAML_VERSION_MINOR=2 -DYAML_VERSION_PATCH=5 \
+	$(addprefix -isystem build/src/,mbedtls/library $(addprefix $(EVEREST)/include/everest,/ /kremlib))
 OWN_FLAGS = -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
 	-Wundef -Wvla -Wformat=2 $(HEADERS)
 HARDEN = -fstack-protector-strong -ffunction-sections -fdata-sections "-ffile-prefix-map=$(CURDIR)=." \

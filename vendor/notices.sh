@@ -26,7 +26,7 @@ TEXT
     title "butler_webhook"
     cat "$here/../LICENSE"
     title "Mbed TLS $(version mbedtls) (under the Apache License 2.0)"
-    echo "Copyright The Mbed TLS Contributors"
+    echo "Copyright The Mbed TLS Contributors; X25519 in it: Copyright 2016-2018 INRIA and Microsoft Corporation"
     echo
     sed -n '/^ *Apache License$/,/^ *END OF TERMS/p' "$src/mbedtls/LICENSE"
     title "libyaml $(version libyaml)"
