@@ -40,7 +40,7 @@
  *
  * What is promised
  *
- *     crash        An accepted alert survives kill -9. It can be sent twice, with the same webhook-id.
+ *     crash        An accepted alert survives kill -9. It can be sent twice, with one webhook-id.
  *                  A power cut costs at most what arrived in the last 10 ms or during the last
  *                  sync, and was not delivered.
  *     dead webhook Delays no other webhook, and never the reception. Its alerts are tried until it
@@ -2371,7 +2371,7 @@ static const struct {
         "/scheduler-reload-aborted/ /scheduler-task-aborted/"},
 };
 
-/* The other ids that Qlik Sense's log appenders, or Butler's samples for them, are known to send. */
+/* The other ids that Qlik Sense's log appenders, or Butler's samples for them, may send. */
 static const char OTHER_IDS[] =
     "/scheduler-reload-success/ /scheduler-task-success/ /scheduler-task-success// "
     "/scheduler-reloadtask-success/ /scheduler-reload-complete/ /scheduler-distribute/ "
@@ -2535,7 +2535,7 @@ alert_read_id(struct slice id, uint8_t out[16])
         id.data[23] == '-';
 }
 
-/* Makes a key of 16 bytes: the GUID that id is, not all zeros, else the start of a hash of hashed. */
+/* Makes a key of 16 bytes: the GUID in id unless it is all zeros, else a hash of hashed. */
 static void
 alert_key(const char *id, struct slice hashed, uint8_t out[16])
 {
@@ -2665,7 +2665,7 @@ alert_parse(struct slice datagram, struct alert *out, struct err *e)
             log_text(slice_of(out->field[FIELD_TASK_NAME])).text);
         return LISTEN_IGNORED;
     }
-    /* In a failed event Butler makes one backslash of two in the user; receivers may count on it. */
+    /* In a failed event Butler makes one backslash of two in the user; receivers may rely on it. */
     user = text + (field[FIELD_USER].data - text);
     for (const char *from = user; *from; from++) {
         from += out->kind == ALERT_FAILURE && from[0] == '\\' && from[1] == '\\';
@@ -3991,7 +3991,7 @@ cfg_header_fault(const char *name, const char *value)
     return *name ? NULL : "has no name";
 }
 
-/* Reads what goes into the head of a request: headers and auth. Only one of them may say who we are. */
+/* Reads what goes into the head of a request: headers and auth. Only one may say who we are. */
 static void
 cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_config *w)
 {
@@ -4210,8 +4210,8 @@ cfg_read_secrets(struct cfg_reader *r, struct webhook_config *w)
     }
     if (w->signing && (good != count || count == 0 || w->method == METHOD_GET))
         CFG_ERROR(r, w->signing,
-            "signingSecret must be whsec_ and 24 to %d bytes in Base64, or a list of two such; a GET "
-            "has no body to sign",
+            "signingSecret must be whsec_ and 24 to %d bytes in Base64, or a list of two such; a "
+            "GET has no body to sign",
             SECRET_MAX);
 }
 
@@ -4303,7 +4303,7 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
     at = cfg_get(r, own, "metricsFile");
     end = c->metrics_file ? strrchr(c->metrics_file, '.') : NULL;
     len = c->metrics_file ? plat_path_folder_len(c->metrics_file, ".") : 0;
-    /* --install lets the service write in its folder: that must not hold this file or the program. */
+    /* --install lets the service write in its folder: not in that of this file or the program. */
     if (c->metrics_file &&
         (!end || strcmp(end, ".prom") != 0 || !c->state_directory ||
             (len == plat_path_folder_len(r->file, ".") &&
@@ -4836,7 +4836,7 @@ disk_sync(const struct disk *d, const char *name, int loops)
     return why;
 }
 
-/* Writes the file of metrics whole: who reads it sees the old one or the new one. 0, or an errno. */
+/* Writes the file of metrics whole: a reader sees the old one or the new one. 0, or an errno. */
 static int
 disk_write_metrics(const struct disk *d)
 {
@@ -7932,7 +7932,7 @@ loop_beat(struct app *app, int64_t now_ms)
     call_begin(&app->heartbeat, &request, app, now_ms);
 }
 
-/* Takes the result of a call: of a delivery, or of a heartbeat, of which only changes are logged. */
+/* Takes the result of a call: of a delivery, or a heartbeat, of which only changes are logged. */
 static void
 loop_settle(void *owner, const struct http_result *res)
 {
