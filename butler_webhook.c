@@ -2827,7 +2827,7 @@ template_read(const char *text)
 static size_t
 template_cut(struct slice value, size_t max, size_t room)
 {
-    size_t kept = 0, next = 0;
+    size_t kept = 0, next = value.len <= max && value.len <= room ? value.len : 0;
 
     for (; max > 0 && next < value.len && next <= room; max--) {
         kept = next++;
@@ -4309,7 +4309,7 @@ cfg_settle(struct cfg_reader *r, const yaml_node_t *butler)
             (len == plat_path_folder_len(r->file, ".") &&
                 strncmp(c->metrics_file, r->file, len) == 0)))
         CFG_ERROR(r, at,
-            "butlerWebhook.metricsFile must be FOLDER/NAME.prom, and needs a stateDirectory");
+            "metricsFile must be NAME.prom outside this file's folder, and needs a stateDirectory");
     c->heartbeat.reject_unauthorized = true;
     c->heartbeat.proxy = cfg_proxy(c, &c->heartbeat, &c->heartbeat.url);
 
@@ -5950,7 +5950,7 @@ call_content(const struct call *call, struct buf *own)
     if (!w->template)
         return q->json;
     log_time(plat_wall_ms() - (plat_now_ms() - q->accepted_ms), received_at);
-    json = json_read(q->json);
+    json = cJSON_ParseWithLength(q->json.data, q->json.len); /* it is our own */
     alert_read_json(json, &alert);
     for (int i = 0; i < ALERT_FIELDS; i++)
         values[i] = slice_of(alert.field[i]);
