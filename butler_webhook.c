@@ -2675,9 +2675,12 @@ alert_parse(struct slice datagram, struct alert *out, struct err *e)
     return LISTEN_ACCEPTED;
 }
 
-/* Adds the alert as the JSON body of a POST or PUT. */
+/*
+ * Adds the alert as the JSON body of a POST or PUT; for a template then its fields, with a
+ * NUL before each.
+ */
 static void
-alert_add_json(const struct alert *alert, struct buf *b)
+alert_add_json(const struct alert *alert, bool for_template, struct buf *b)
 {
     cJSON item[ALERT_FIELDS + 1] = {{.type = cJSON_Object, .child = item + 1}};
 
@@ -2688,6 +2691,10 @@ alert_add_json(const struct alert *alert, struct buf *b)
             .string = (char *)FIELD_NAMES[i - 1],
             .valuestring = (char *)alert->field[i - 1]};
     json_print(item, b);
+    for (int i = 0; i < ALERT_FIELDS && for_template; i++) {
+        buf_add_char(b, '\0');
+        buf_add_text(b, alert->field[i]);
+    }
 }
 
 /*
@@ -2705,7 +2712,7 @@ alert_read_json(const cJSON *json, struct alert *out)
     return out->kind < ALERT_KINDS ? 0 : -1;
 }
 
-/* Adds the JSON of the alert that --test sends. */
+/* Adds the alert that --test sends, as alert_add_json does. */
 static void
 alert_add_test(enum alert_kind kind, const char *host_name, struct buf *b)
 {
@@ -2718,7 +2725,7 @@ alert_add_test(enum alert_kind kind, const char *host_name, struct buf *b)
 
     log_time(plat_wall_ms(), now);
     snprintf(when, sizeof when, "%.10s %.8s,%.3s", now, now + 11, now + 20);
-    alert_add_json(&alert, b);
+    alert_add_json(&alert, true, b);
 }
 
 /*
@@ -5334,7 +5341,7 @@ struct http_result {
 
 /* One alert to be sent. */
 struct http_request {
-    struct slice json; /* borrowed until the result */
+    struct slice json; /* borrowed until the result; with fields behind it for a template */
     char id[64];       /* webhook-id */
     bool is_test;
     uint32_t suppressed; /* for templates, as the next: as in struct alert */
@@ -5943,23 +5950,19 @@ call_content(const struct call *call, struct buf *own)
     const struct webhook_config *w = call->conn.peer->webhook;
     struct number suppressed = number_text(q->suppressed);
     struct slice values[TEMPLATE_FIELDS];
-    struct alert alert = {0};
+    const char *text = q->json.data;
     char received_at[32];
-    cJSON *json;
 
     if (!w->template)
         return q->json;
     log_time(plat_wall_ms() - (plat_now_ms() - q->accepted_ms), received_at);
-    json = cJSON_ParseWithLength(q->json.data, q->json.len); /* it is our own */
-    alert_read_json(json, &alert);
     for (int i = 0; i < ALERT_FIELDS; i++)
-        values[i] = slice_of(alert.field[i]);
+        values[i] = slice_of(text += strlen(text) + 1);
     values[FIELD_KIND] = slice_of(KINDS[w->kind].name);
     values[FIELD_SUPPRESSED] = slice_of(suppressed.text);
     values[FIELD_RECEIVED_AT] = slice_of(received_at);
     values[FIELD_WEBHOOK_ID] = slice_of(q->id);
     template_add(own, w->form, w->template, values);
-    cJSON_Delete(json);
     return (struct slice){own->data, own->len};
 }
 
@@ -6573,13 +6576,13 @@ struct delivery_list {
     size_t count;
 };
 
-/* An alert that waits. Its JSON stands behind the deliveries, and ends with a NUL. */
+/* An alert that waits. Behind the deliveries stands its JSON, with fields for a template. */
 struct payload {
     struct payload *older, *newer; /* of all that wait, by number */
     uint64_t number;
     enum alert_kind kind;
     char about[ALERT_ABOUT_LEN]; /* its part of webhook-id */
-    uint32_t suppressed;         /* as in struct alert */
+    uint32_t suppressed, size;   /* as in struct alert; bytes of all this */
     int64_t accepted_ms;
     size_t targets; /* deliveries ... */
     size_t left;    /* ... that have not ended */
@@ -6687,13 +6690,6 @@ list_remove(struct delivery_list *l, struct delivery *d)
     l->count--;
 }
 
-/* Returns the bytes that an alert takes. */
-static size_t
-payload_size(const struct payload *p)
-{
-    return sizeof *p + p->targets * sizeof *p->delivery + p->json.len;
-}
-
 /* Records that a delivery has ended; with its last one the alert goes. */
 static void
 delivery_end(struct delivery *d)
@@ -6706,14 +6702,14 @@ delivery_end(struct delivery *d)
         (struct journal_record){
             JOURNAL_END, p->number, 0, 0, is_dead, slice_of(d->webhook->config->key), {"", 0}});
     list_remove(is_dead ? &b->dead : &d->webhook->list, d);
-    b->dead_bytes -= is_dead ? payload_size(p) : 0;
+    b->dead_bytes -= is_dead ? p->size : 0;
     d->state = DELIVERY_ENDED;
     b->waiting--;
     free(d->why);
     d->why = NULL;
     if (--p->left > 0)
         return;
-    b->bytes -= payload_size(p);
+    b->bytes -= p->size;
     *(p->older ? &p->older->newer : &b->oldest) = p->newer;
     *(p->newer ? &p->newer->older : &b->newest) = p->older;
     free(p);
@@ -6790,24 +6786,28 @@ backlog_add(struct backlog *b, const struct alert *alert, struct webhook **to, s
     enum journal_word word)
 {
     struct payload *p;
-    char *copy;
+    bool for_template = false;
+    size_t size;
 
+    for (size_t i = 0; i < n; i++)
+        for_template |= to[i]->config->template != NULL;
     b->text.len = 0;
-    alert_add_json(alert, &b->text);
-    p = x_malloc(sizeof *p + n * sizeof *p->delivery + b->text.len + 1);
-    copy = memcpy(&p->delivery[n], b->text.data, b->text.len + 1);
+    alert_add_json(alert, for_template, &b->text);
+    size = sizeof *p + n * sizeof *p->delivery + b->text.len + 1;
+    p = x_malloc(size);
     *p = (struct payload){.older = b->newest,
         .number = ++b->last_number,
         .kind = alert->kind,
         .suppressed = alert->suppressed,
+        .size = (uint32_t)size,
         .accepted_ms = plat_now_ms(),
         .targets = n,
         .left = n,
-        .json = {copy, b->text.len}};
+        .json = slice_of(memcpy(&p->delivery[n], b->text.data, b->text.len + 1))};
     alert_about(alert, p->json, p->about);
     *(b->newest ? &b->newest->newer : &b->oldest) = p;
     b->newest = p;
-    b->bytes += payload_size(p);
+    b->bytes += p->size;
     b->waiting += n;
     for (size_t i = 0; i < n; i++) {
         struct delivery *d = &p->delivery[i];
@@ -6874,7 +6874,7 @@ delivery_bury(struct delivery *d, const char *reason, const char *hint)
 {
     struct backlog *b = d->webhook->backlog;
     const struct journal *j = b->journal;
-    size_t size = payload_size(d->payload);
+    size_t size = d->payload->size;
     size_t more = j->letters_failed ? 0 : b->room + b->loaded;
     bool is_kept = j->folder && b->dead_bytes + size <= LETTERS_WAIT_MAX + more;
 
@@ -8286,9 +8286,8 @@ cli_test(struct app *app)
     for (size_t i = 0; i < b->webhooks; i++) {
         struct webhook *w = &b->webhook[i];
         enum alert_kind kind = w->config->kind;
-        struct http_request request = {.json = {json[kind].data, json[kind].len},
-            .is_test = true,
-            .accepted_ms = plat_now_ms()};
+        struct http_request request = {
+            .json = slice_of(json[kind].data), .is_test = true, .accepted_ms = plat_now_ms()};
         snprintf(request.id, sizeof request.id, "msg_%032llx_%c_%.8s",
             (unsigned long long)plat_wall_ms(), kind == ALERT_FAILURE ? 'f' : 'a', w->config->key);
         call_begin(&w->peer, &request, w, plat_now_ms());

@@ -14,7 +14,7 @@ check_json(const struct alert *alert)
     struct alert back = {0};
     int i = 0;
 
-    alert_add_json(alert, &json);
+    alert_add_json(alert, false, &json);
     for (size_t k = 0; k < json.len; k++)
         require((unsigned char)json.data[k] >= 0x20, "a control character in the body", json.data);
     /* this asks for UTF-8, and that nothing stands behind it */

@@ -132,7 +132,7 @@ check_letter(struct slice line)
     cJSON *letter = journal_read_letter(line, &webhook, &alert), *again = NULL;
 
     if (letter) {
-        alert_add_json(&alert, &json);
+        alert_add_json(&alert, false, &json);
         again = json_read(slice_of(json.data));
         require(webhook.kind == alert.kind && strlen(webhook.key) < sizeof webhook.key &&
                 webhook.description && alert_read_json(again, &twin) == 0,

@@ -39,18 +39,21 @@ def test_templates(t):
     rng = base.rng(t)
     receiver = t.receiver()
     path, _ = t.config([
-        {'url': receiver.url('/json'), 'body': BODY},
+        {'url': receiver.url('/plain')}, {'url': receiver.url('/json'), 'body': BODY},
         {'url': receiver.url('/own'), 'method': 'PUT', 'body': ['{{taskName}}'], 'headers': {'content-type': 'a/x.own'}},
         {'url': receiver.url('/text'), 'kind': 'aborted', 'method': 'PUT', 'body': '{{kind}}: {{logMessage}}'},
         {'url': receiver.url('/get?a=1'), 'kind': 'aborted', 'method': 'GET', 'query': {key: '<{{%s}}>' % key for key in KEYS}}])
     program = t.start(path)
+    done = 0
     for number in range(30):
         kind = ('failed', 'aborted')[number % 2]
         fields = {key: hostile(rng) for key in FIELDS}
         program.send(harness.datagram('/scheduler-task-%s/' % kind, fields['hostName'], fields['taskName'], fields['appName'],
                                       fields['user'], message=fields['logMessage']))
-        requests = {request.path: request for request in receiver.wait(2 * number + 2)[2 * number:]}
-        t.require('two calls', len(requests) == 2, program.log[-2:])
+        calls = 3 if kind == 'failed' else 2
+        requests = {request.path: request for request in receiver.wait(done + calls)[done:]}
+        t.require('calls', len(requests) == calls, program.log[-2:])
+        done += calls
         fields = {key: value.replace('\0', '\ufffd') for key, value in fields.items()}
         if kind == 'failed':
             fields['user'] = fields['user'].replace('\\\\', '\\')      # as Butler sends it
@@ -62,6 +65,8 @@ def test_templates(t):
             rest = b',"Qlik Sense reload failed":{"number":1.5,"no":null}}'
             t.check('the rest', request.body.endswith(rest), request.body[-60:])
             t.equal('type', request.get('Content-Type'), 'application/json')
+            plain = requests['/plain'].json()
+            t.equal('without a template', [plain[key] for key in FIELDS], [fields[key] for key in FIELDS])
             own = requests['/own']
             t.equal('its own type', (own.json(), own.get('Content-Type')), ([fields['taskName']], 'a/x.own'))
         else:
