@@ -3220,7 +3220,8 @@ struct webhook_config {
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
-    char key[33];                 /* how the journal knows it, see cfg_read_webhook */
+    char key[33];                 /* how the journal knows it, see cfg_read_webhook ... */
+    char plain_key[33];           /* ... and would if it used no key of ours */
 };
 
 /* An entry of udpServerConfig.allowedSources. */
@@ -3679,6 +3680,8 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
             buf_add_text(&value, held ? held : "");
         else if (cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error(errno));
+        if (file && value.len >= 3 && memcmp(value.data, "\xef\xbb\xbf", 3) == 0)
+            buf_drop(&value, 3); /* the mark that Windows' editors may write */
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
         if (value.data &&
@@ -4234,7 +4237,6 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct config *c = r->config;
     struct webhook_config *w = &c->webhook[c->webhooks++];
     const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place), *n;
-    struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
 
@@ -4253,12 +4255,15 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
                 v->place + 1);
         twins += is_twin;
     }
-    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method], w->url_text);
-    buf_format(&key, w->is_special ? "-%s" : "%s",
-        w->is_special ? w->description : number_text((uint64_t)twins).text);
-    mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
-    buf_free(&key);
-    hex_write(hash, (sizeof w->key - 1) / 2, w->key);
+    for (int own = 0; own < 2; own++) {
+        bool named = own && w->is_special;
+        struct buf key = {0};
+        buf_add_texts(&key, KINDS[kind].name, "\n", METHODS[w->method], "\n", w->url_text,
+            named ? "\n-" : "\n", named ? w->description : number_text((uint64_t)twins).text, NULL);
+        mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
+        hex_write(hash, (sizeof w->key - 1) / 2, own ? w->key : w->plain_key);
+        buf_free(&key);
+    }
     cfg_set_name(w);
     cfg_read_cert(r, entry, w);
     cfg_read_client(r, entry, w);
@@ -5316,7 +5321,6 @@ struct http_head {
     int status;
     bool keep;                /* the connection can be used again after the body ... */
     bool chunked;             /* ... which has a Transfer-Encoding; without, it has a length */
-    bool has_reason;          /* a refusal whose Content-Type is JSON, or text that is no page */
     int64_t length;           /* Content-Length; -1: none, BODY_BAD: no number, or two */
     struct slice location;    /* data NULL: none; empty: several */
     struct slice retry_after; /* the first; empty: none */
@@ -5775,12 +5779,7 @@ http_read_header(struct http_head *h, struct slice name, struct slice value)
     } else if (slice_is(name, "Connection"))
         while (value.len > 0)
             h->keep = !slice_is(slice_trim(slice_take(&value, ','), " \t"), "close") && h->keep;
-    else if (slice_is(name, "Content-Type")) {
-        struct slice type = slice_trim(slice_take(&value, ';'), " \t");
-        h->has_reason = h->status >= 400 &&
-            (slice_is(type, "text/plain") ||
-                (type.len > 4 && strncasecmp(type.data + type.len - 4, "json", 4) == 0));
-    } else if (slice_is(name, "Location"))
+    else if (slice_is(name, "Location"))
         h->location = (struct slice){value.data, h->location.data ? 0 : value.len};
     else if (slice_is(name, "Retry-After") && !h->retry_after.data)
         h->retry_after = value;
@@ -6286,59 +6285,61 @@ call_receive(struct call *call, int64_t now_ms)
         now_ms + BODY_MS < call->deadline_ms ? now_ms + BODY_MS : call->deadline_ms);
 }
 
-/* Overwrites what somebody has echoed of ours. What is very short is no secret. */
+/*
+ * Overwrites in shown, a copy of text, what text echoes of secrets: of all parts that have
+ * one of the characters of between before or behind them, and at least min bytes.
+ */
 static void
-call_hide(struct buf *text, struct slice secret)
+call_hide(struct slice text, const char *parts, const char *between, size_t min, char *shown)
 {
-    for (size_t i = 0; secret.len >= 4 && i + secret.len <= text->len; i++)
-        if (memcmp(text->data + i, secret.data, secret.len) == 0)
-            memset(text->data + i, '*', secret.len);
+    for (size_t len; *parts; parts += len + (parts[len] != '\0')) {
+        len = strcspn(parts, between);
+        for (size_t i = 0; len >= min && i + len <= text.len; i++)
+            if (memcmp(text.data + i, parts, len) == 0)
+                memset(shown + i, '*', len);
+    }
 }
 
 /*
- * Puts the start of a refusal's body behind the reason, without what only the webhook
- * should know: credentials, own headers, what ${env:...} and ${file:...} held, the URL's
- * query and the parts of its path that url_describe hides.
+ * Puts the start of a refusal's body behind the reason, unless it is a page, without what
+ * only the webhook should know: credentials, own headers, what ${env:...} and ${file:...}
+ * held, the URL's query and the parts of its path that url_describe hides.
  */
 static void
 call_add_reason(struct call *call)
 {
     const struct webhook_config *w = call->conn.peer->webhook;
-    struct slice in = {call->conn.in.data, call->conn.in.len}, rest = slice_of(w->url.target);
-    struct err *e = &call->res.reason;
-    const char *auth = w->url.auth ? strchr(w->url.auth, ' ') + 1 : "";
-    struct slice login = {w->url.login.len > 0 ? w->url.login.data : "", w->url.login.len};
-    struct buf text = {0};
+    struct slice in = {call->conn.in.data, call->conn.in.len};
+    struct buf text = {0}, shown = {0};
     int64_t size;
 
     in.len = in.len < REASON_MAX ? in.len : REASON_MAX;
     size = call->head.chunked ? http_chunk_size(slice_take(&in, '\n')) : call->head.length;
     if (size != BODY_MORE && size < (int64_t)in.len) /* of chunks the first says enough */
         in.len = size == BODY_BAD ? 0 : (size_t)size;
-    buf_add(&text, in.data, in.len);
-    /* Basic sends user and password as Base64; a receiver may say either. */
-    call_hide(&text, slice_of(auth));
-    call_hide(&text, slice_take(&login, ':'));
-    call_hide(&text, login); /* the password */
+    in = slice_trim(in, " \t\r\n");
+    if (in.len == 0 || *in.data == '<')
+        return;
+    for (size_t i = 0; i < in.len; i++) /* for "/" the JSON of PHP has "\/" */
+        if (in.data[i] != '\\' || i + 1 == in.len || in.data[i + 1] != '/')
+            buf_add_char(&text, in.data[i]);
+    in = (struct slice){text.data, text.len};
+    buf_add(&shown, in.data, in.len);
+    /* Basic sends user and password as Base64; a receiver may say either, and so may a proxy. */
+    for (const struct url *u = &w->url; u; u = u == &w->url ? call->proxy : NULL) {
+        call_hide(in, u->auth ? strchr(u->auth, ' ') + 1 : "", "", 4, shown.data);
+        call_hide(in, u->login.len > 0 ? u->login.data : "", ":", 4, shown.data);
+    }
     for (size_t at = 0; at < w->hidden.len; at += strlen(w->hidden.data + at) + 1)
-        call_hide(&text, slice_of(w->hidden.data + at));
-    for (const struct header *h = w->header; h && h->label; h++) {
-        const char *word = strchr(h->value, ' '); /* as in "Bearer TOKEN" */
-        call_hide(&text, slice_of(h->value));
-        call_hide(&text, slice_of(word ? word + 1 : ""));
-    }
-    /* Of the URL what url_describe shows as ***, too. */
-    while (rest.len > 0) {
-        size_t len = strcspn(rest.data, "/?&=");
-        if (len >= 16 || memchr(w->url.target, '?', (size_t)(rest.data - w->url.target)))
-            call_hide(&text, (struct slice){rest.data, len});
-        len += len < rest.len;
-        rest = (struct slice){rest.data + len, rest.len - len};
-    }
-    in = slice_trim((struct slice){text.data, text.len}, " \t\r\n");
-    if (in.len > 0)
-        err_set(e, "%s: %s", e->text, log_text(in).text);
+        call_hide(in, w->hidden.data + at, "", 4, shown.data);
+    for (const struct header *h = w->header; h && h->label; h++)
+        call_hide(in, h->value, " =;,", 4, shown.data);
+    call_hide(in, w->url.target, "/?", 16, shown.data);
+    call_hide(in, w->url.target + strcspn(w->url.target, "?"), "?&=", 4, shown.data);
+    in = (struct slice){shown.data, shown.len};
+    err_set(&call->res.reason, "%s: %s", call->res.reason.text, log_text(in).text);
     buf_free(&text);
+    buf_free(&shown);
 }
 
 /*
@@ -6354,14 +6355,14 @@ call_read_body(struct call *call, int64_t now_ms)
     int64_t len = BODY_MORE;
     /* A connection that cannot be used again is read for the reason alone. */
     size_t most = keep ? SKIP_MAX : REASON_MAX;
-    int n = keep || h->has_reason ? 1 : 0;
+    int n = keep || h->status >= 400 ? 1 : 0;
 
     while (n > 0 && conn->in.len <= most &&
         (len = http_body_len(h, (struct slice){conn->in.data, conn->in.len})) == BODY_MORE)
         n = conn_fill(conn);
     if (n == PLAT_AGAIN && now_ms < call->until_ms)
         return CALL_WAIT;
-    if (h->has_reason)
+    if (h->status >= 400)
         call_add_reason(call);
     if (!keep || len < 0 || (size_t)len < conn->in.len)
         return call_close(call);
@@ -6515,7 +6516,7 @@ http_step(
             call_step(call, now_ms);
             now_ms = plat_now_ms();
         }
-        if (call->owner && call->state >= (call->head.has_reason ? CALL_IDLE : CALL_BODY)) {
+        if (call->owner && call->state >= (call->head.status >= 400 ? CALL_IDLE : CALL_BODY)) {
             call->res.ms = now_ms - call->began_ms;
             h->busy--;
             done(call->owner, &call->res);
@@ -7144,10 +7145,9 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
 
 /*
  * Finds the webhook of today that an earlier one has become: by its key, else by a
- * description that is unique within its kind, else by its place in a list that is as
- * long as before. NULL: there is none any more. For what waits in the journal only one
- * that no key there means: what was meant for one webhook must not go to another that
- * stood beside it.
+ * description that is unique within its kind, else by its place in a list that is as long
+ * as before, and with a key of ours by its URL as well. NULL: none. For what waits in the
+ * journal only one that no key there means: it must not go to another that stood beside it.
  */
 static struct webhook *
 backlog_match(struct backlog *b, const struct webhook_config *was, bool waiting)
@@ -7167,7 +7167,8 @@ backlog_match(struct backlog *b, const struct webhook_config *was, bool waiting)
             named = is_free ? w : NULL;
             count++;
         }
-        if (is_free && !c->is_special && c->place == was->place && c->listed == was->listed)
+        if (is_free && c->place == was->place && c->listed == was->listed &&
+            (!c->is_special || strcmp(c->plain_key, was->key) == 0))
             placed = w;
     }
     return count == 1 && named ? named : placed;
@@ -7385,8 +7386,8 @@ backlog_replay(struct backlog *b, int64_t now_ms, int64_t *until_ms)
         *until_ms = now_ms;
     }
     if (j->replay_is_read && !j->sync_all && j->letters.len == 0 && journal_replay_end(j)) {
-        log_line(LOG_INFO, "dead letters: %llu taken back to be sent again, %llu stay", b->again,
-            b->stay);
+        log_line(LOG_INFO, "dead letters: %llu taken back to be sent again, %llu stay%s", b->again,
+            b->stay, b->stay > 0 ? ": their webhooks are gone, or there is no room" : "");
         b->again = b->stay = 0;
     }
 }

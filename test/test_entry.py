@@ -22,7 +22,7 @@ def with_secrets(t, webhooks, **options):
     """Starts the program where the variables and the file of CREDENTIALS are; gives it and the configuration's path."""
     path, _ = t.config(webhooks, logLevel='silly', **options)
     with open(os.path.join(t.tmp, 'key.txt'), 'w', encoding='utf-8', newline='') as file:
-        file.write(KEY + '\r\n')
+        file.write('\ufeff' + KEY + '\r\n')     # as Windows' editors do
     return t.start(path, env={'TOKEN': TOKEN, 'PASSWORD': PASSWORD}), path
 
 
@@ -114,6 +114,47 @@ def test_entry_refusals(t):
         t.check(to, program.wait_log(words.given_up(to, why='status 400: ' + what)), program.stdout)
     t.equal('exit code', program.stop(), 0)
     t.equal('secrets', [line for line in program.log + [str(t.letters(path))] if 'Hush' in line or 'L0ng' in line], [])
+
+
+def test_entry_reasons(t):
+    """A refusal's words are told whatever type they have, but no page; what echoes ours in another form is hidden, too."""
+    given = {'/html': ('text/html', 'invalid_payload', 'invalid_payload'), '/none': ('', 'a why', 'a why'),
+             '/page': ('text/html', '\n<!DOCTYPE html><p>why', ''),
+             '/both': ('text/plain', 'qlik or qlik-Hush', r'\*{4} or \*{9}'),
+             '/php': ('application/json', r'{"t":"ab\/cd+Hush=="}', r'{"t":"\*{12}"}'),
+             '/inner': ('text/plain', 'invalid XHush; YHush, 1', r'invalid \*{5}; \*{5}, 1'),
+             '/proxy': ('text/plain', 'me:Hush5 bWU6SHVzaDU=', r'me:\*{5} \*{12}')}
+
+    def refuse(request, connection):
+        kind, body, _ = given['/' + request.target.rpartition('/')[2]]
+        return response(400, body.encode(), [('Content-Type', kind)] if kind else [])
+    receiver = t.receiver(refuse)
+    keys = {'/both': {'auth': {'basic': {'user': 'qlik', 'password': 'qlik-Hush'}}}, '/php': {'auth': {'bearer': 'ab/cd+Hush=='}},
+            '/inner': {'headers': {'Authorization': 'Token token=XHush', 'Cookie': 'a=YHush;b=1'}},
+            '/proxy': {'proxyURL': receiver.url('', 'me:Hush5')}}
+    program = t.start(t.config([entry(receiver, path, **keys.get(path, {})) for path in given])[0])
+    program.send(datagram())
+    for number, (path, (_, _, why)) in enumerate(given.items()):
+        t.check(path, program.wait_log(words.given_up('failure %d' % (number + 1), why='status 400%s($|;)' % (why and ': ' + why))),
+                program.log)
+
+
+def test_entry_new_key(t):
+    """An entry without a description that gets its first key of ours keeps what waits for it, and its dead letters."""
+    receiver = t.receiver(lambda request, connection: response(
+        200 if request.get('Authorization') else 503 if len(receiver.requests) > 1 else 401))
+    for keys in ({}, {'auth': {'bearer': 'token'}}):
+        path, _ = t.config([dict({'url': receiver.url()}, **keys)], name='same.yaml')
+        program = t.start(path)
+        if not keys:
+            program.send(datagram())
+            t.check('dead', program.wait_log(words.given_up(why='status 401')))
+            program.send(datagram())
+            t.check('waits', program.wait_log(words.failed(why='503')))
+            program.stop()
+    t.check('what waited arrives', program.wait_log(words.delivered('failure 1', 2)), program.log)
+    t.equal('--replay', t.run('--replay', path).returncode, 0)
+    t.check('and the dead letter', program.wait_log(words.delivered('failure 1'), count=2), program.log)
 
 
 def test_entry_empty(t):

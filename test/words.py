@@ -21,7 +21,7 @@ MEMORY_ONLY = r" warn: butlerWebhook\.stateDirectory is '': alerts that wait are
 STARTED = r' info: state directory .*: \d+ alerts? waits?,|%s' % MEMORY_ONLY       # the last line of a start
 WORKS_AGAIN = r' info: disk: journal: works again$'
 NO_ROOM = 'no room: too many alerts wait; see butlerWebhook.maxStateMB'
-REPLAYED = r' info: dead letters: (\d+) taken back to be sent again, (\d+) stay$'
+REPLAYED = r' info: dead letters: (\d+) taken back to be sent again, (\d+) stay(?:: .*)?$'
 MISSING_LINES = r' error: (\d+) log lines are missing: '
 
 

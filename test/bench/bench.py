@@ -180,7 +180,7 @@ class Scene:
         with_ca = 'true' if self.words['CA'] else 'false'
         return CONFIG % {**self.words, 'RATE_LIMIT': 300 if 'tasks' in self.run else 0,
                          'TIMEOUT': ', timeoutSeconds: 1' if 'bad' in self.run else ''} + ''.join(
-            WEBHOOK % (number, url, with_ca, self.words['CA']) for number, url in enumerate(urls))
+            WEBHOOK % (number, url, with_ca, self.words['CA']) + self.run.get('keys', '') for number, url in enumerate(urls))
 
     def __enter__(self):
         try:

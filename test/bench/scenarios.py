@@ -23,8 +23,14 @@ ALL = ['floor', *PEERS[:2], OURS]
 #   sync_ms      each sync of the disk takes so much longer
 #   backlog      nothing listens where the webhook is; ours is then started again, with the webhook there
 #   url          of the webhook, when nothing is sent
+#   keys         of the webhook, more of them
 LATENCY = {'count': 150, 'rate': 50}
 OURS_ALONE = {'subjects': [OURS]}
+TEMPLATE = """\
+          headers: { X-Team: bi, X-Id: '{{webhookId}}' }
+          body: { id: '{{executionId}}', text: '{{event}}: {{taskName}} on {{hostName}} by {{user}}: {{logMessage|1000}}' }
+"""
+SECRET = '          signingSecret: whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n'
 RUNS = {
     'start': {'what': 'start, nothing sent', 'count': 0, 'times': 4},
     'rest-https': {'what': 'an https webhook and the public roots, nothing sent', 'count': 0,
@@ -55,6 +61,9 @@ RUNS = {
     'limit-1': {'what': '100,000 of one task, rate limit on', 'count': 100000, 'tasks': 1, **OURS_ALONE},
     'limit-1k': {'what': '100,000 of 1,000 tasks, rate limit on', 'count': 100000, 'tasks': 1000, **OURS_ALONE},
     'limit-100k': {'what': '100,000 of 100,000 tasks, rate limit on', 'count': 100000, 'tasks': 100000, **OURS_ALONE},
+    'template': {'what': '100,000 at full speed, with headers and a template', 'count': 100000, 'keys': TEMPLATE, 'times': 3,
+                 **OURS_ALONE},
+    'signed': {'what': '100,000 at full speed, and signed', 'count': 100000, 'keys': TEMPLATE + SECRET, 'times': 3, **OURS_ALONE},
     'disk-latency': {'what': '150 at 50 a second, a sync takes 20 ms', **LATENCY, 'sync_ms': 20, **OURS_ALONE},
     'disk-10k': {'what': '10,000 at full speed, a sync takes 20 ms', 'count': 10000, 'sync_ms': 20, **OURS_ALONE},
 }
@@ -78,6 +87,8 @@ AIMS = [
     ('100,000: time to the last', '100k', 'last_ms', 'floor', 1.25),
     ('100,000: CPU for each', '100k', 'cpu_us', 'floor', 1.6),
     ('100,000: most memory, MB', '100k', 'peak_kb', None, 40),
+    ('with headers and a template: CPU for each', 'template', 'cpu_us', '100k', 1.3),
+    ('and signed: CPU for each', 'signed', 'cpu_us', '100k', 1.6),
     ('50 a second: median latency', 'latency', 'p50_ms', 'floor', 1.35),
     ('50 a second: 99th percentile', 'latency', 'p99_ms', 'floor', 1.4),
     ('50 a second: CPU for each', 'latency', 'cpu_us', 'rsyslog', 0.5),
