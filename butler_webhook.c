@@ -4193,7 +4193,7 @@ cfg_read_template(struct cfg_reader *r, struct webhook_config *w)
         cJSON_Delete(json);
     }
     for (const struct header *h = w->header; h && h->label && w->form == TEMPLATE_TEXT; h++)
-        if (strcasecmp(h->label, "Content-Type: ") == 0 && strstr(h->value, "json"))
+        if (strcasecmp(h->label, "Content-Type: ") == 0 && alert_text_matches(h->value, "*json*"))
             CFG_ERROR(r, n, "body is a text, but headers call it JSON: write it as a YAML map");
     if (text.len > TEMPLATE_MAX || room == 0)
         CFG_ERROR(

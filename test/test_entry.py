@@ -135,8 +135,8 @@ def test_entry_reasons(t):
     program = t.start(t.config([entry(receiver, path, **keys.get(path, {})) for path in given])[0])
     program.send(datagram())
     for number, (path, (_, _, why)) in enumerate(given.items()):
-        t.check(path, program.wait_log(words.given_up('failure %d' % (number + 1), why='status 400%s($|;)' % (why and ': ' + why))),
-                program.log)
+        why = 'status 400%s($|;)' % (why and ': ' + why)
+        t.check(path, program.wait_log(words.given_up('failure %d' % (number + 1), why=why)), program.log)
 
 
 def test_entry_new_key(t):
