@@ -2675,10 +2675,7 @@ alert_parse(struct slice datagram, struct alert *out, struct err *e)
     return LISTEN_ACCEPTED;
 }
 
-/*
- * Adds the alert as the JSON body of a POST or PUT; for a template then its fields, with a
- * NUL before each.
- */
+/* Adds the JSON body of a POST or PUT; for a template its fields behind it, each after a NUL. */
 static void
 alert_add_json(const struct alert *alert, bool for_template, struct buf *b)
 {
@@ -3221,7 +3218,7 @@ struct webhook_config {
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
     char key[33];                 /* how the journal knows it, see cfg_read_webhook ... */
-    char plain_key[33];           /* ... and would if it used no key of ours */
+    char plain_key[33];           /* ... and would without key of ours; "": has a description */
 };
 
 /* An entry of udpServerConfig.allowedSources. */
@@ -4017,6 +4014,7 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
         buf_add_texts(&label, name, ": ", NULL);
         cfg_expand(r, cfg_child(r, map, i + 1), &value);
         w->header[i / 2] = (struct header){label.data, value.data};
+        buf_add(&w->hidden, value.data, value.len + 1);
         ways += strcasecmp(name, "Authorization") == 0;
         if ((wrong = cfg_header_fault(name, value.data)) != NULL)
             CFG_ERROR(r, cfg_child(r, map, i + 1), "headers: %s%s", label.data, wrong);
@@ -4037,6 +4035,7 @@ cfg_read_headers(struct cfg_reader *r, const yaml_node_t *entry, struct webhook_
     } else if (*w->user) {
         w->url.login.len = 0; /* a lone ":" in webhookURL is nobody */
         buf_add_texts(&w->url.login, w->user, ":", w->password, NULL);
+        buf_add(&w->hidden, w->password, strlen(w->password) + 1);
         url_set_auth(&w->url);
     }
 }
@@ -4071,10 +4070,9 @@ cfg_read_match(struct cfg_reader *r, struct webhook_config *w)
 static const struct url *
 cfg_proxy(const struct config *c, const struct webhook_config *w, const struct url *u)
 {
-    if (w->has_proxy_key)
-        return w->proxy_url.host ? &w->proxy_url : NULL;
-    return u->host && c->proxy[u->tls].host && !url_is_excepted(u, c->no_proxy) ? &c->proxy[u->tls]
-                                                                                : NULL;
+    const struct url *p = w->has_proxy_key ? &w->proxy_url : &c->proxy[u->tls];
+
+    return p->host && u->host && (w->has_proxy_key || !url_is_excepted(u, c->no_proxy)) ? p : NULL;
 }
 
 /* Reads proxyURL, and settles the webhook's proxy. '' is no proxy, but no value is no key. */
@@ -4249,13 +4247,14 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     w->url_text = cfg_text(cfg_get(r, entry, "webhookURL"));
     for (const struct webhook_config *v = c->webhook; v < w; v++) {
         bool is_twin = v->kind == kind && v->method == w->method &&
-            v->is_special == w->is_special && strcmp(v->url_text, w->url_text) == 0;
-        if (is_twin && w->is_special && strcmp(v->description, w->description) == 0)
+            strcmp(v->url_text, w->url_text) == 0;
+        if (is_twin && v->is_special && w->is_special &&
+            strcmp(v->description, w->description) == 0)
             CFG_ERROR(r, entry, "entry %zu has the same method, URL and description: change one",
                 v->place + 1);
-        twins += is_twin;
+        twins += is_twin && !v->is_special;
     }
-    for (int own = 0; own < 2; own++) {
+    for (int own = w->is_special && *w->description; own < 2; own++) {
         bool named = own && w->is_special;
         struct buf key = {0};
         buf_add_texts(&key, KINDS[kind].name, "\n", METHODS[w->method], "\n", w->url_text,
@@ -6294,9 +6293,15 @@ call_hide(struct slice text, const char *parts, const char *between, size_t min,
 {
     for (size_t len; *parts; parts += len + (parts[len] != '\0')) {
         len = strcspn(parts, between);
-        for (size_t i = 0; len >= min && i + len <= text.len; i++)
-            if (memcmp(text.data + i, parts, len) == 0)
-                memset(shown + i, '*', len);
+        for (size_t i = 0, n = 0; len >= min && i < text.len; i++, n = 0) {
+            size_t at = i;
+            for (; n < len && at < text.len; n++, at++) { /* JSON of PHP has "\/" for "/" */
+                at += parts[n] == '/' && text.data[at] == '\\' && at + 1 < text.len;
+                if (text.data[at] != parts[n])
+                    break;
+            }
+            memset(shown + i, '*', n == len ? at - i : 0);
+        }
     }
 }
 
@@ -6310,7 +6315,7 @@ call_add_reason(struct call *call)
 {
     const struct webhook_config *w = call->conn.peer->webhook;
     struct slice in = {call->conn.in.data, call->conn.in.len};
-    struct buf text = {0}, shown = {0};
+    char shown[REASON_MAX];
     int64_t size;
 
     in.len = in.len < REASON_MAX ? in.len : REASON_MAX;
@@ -6320,26 +6325,21 @@ call_add_reason(struct call *call)
     in = slice_trim(in, " \t\r\n");
     if (in.len == 0 || *in.data == '<')
         return;
-    for (size_t i = 0; i < in.len; i++) /* for "/" the JSON of PHP has "\/" */
-        if (in.data[i] != '\\' || i + 1 == in.len || in.data[i + 1] != '/')
-            buf_add_char(&text, in.data[i]);
-    in = (struct slice){text.data, text.len};
-    buf_add(&shown, in.data, in.len);
+    memcpy(shown, in.data, in.len);
     /* Basic sends user and password as Base64; a receiver may say either, and so may a proxy. */
-    for (const struct url *u = &w->url; u; u = u == &w->url ? call->proxy : NULL) {
-        call_hide(in, u->auth ? strchr(u->auth, ' ') + 1 : "", "", 4, shown.data);
-        call_hide(in, u->login.len > 0 ? u->login.data : "", ":", 4, shown.data);
+    for (int i = 0; i < 2; i++) {
+        const struct url *u = i > 0 && call->proxy ? call->proxy : &w->url;
+        call_hide(in, u->auth ? strchr(u->auth, ' ') + 1 : "", "", 4, shown);
+        call_hide(in, u->login.len > 0 ? u->login.data : "", ":", 4, shown);
     }
     for (size_t at = 0; at < w->hidden.len; at += strlen(w->hidden.data + at) + 1)
-        call_hide(in, w->hidden.data + at, "", 4, shown.data);
+        call_hide(in, w->hidden.data + at, "", 4, shown);
     for (const struct header *h = w->header; h && h->label; h++)
-        call_hide(in, h->value, " =;,", 4, shown.data);
-    call_hide(in, w->url.target, "/?", 16, shown.data);
-    call_hide(in, w->url.target + strcspn(w->url.target, "?"), "?&=", 4, shown.data);
-    in = (struct slice){shown.data, shown.len};
+        call_hide(in, h->value, " =;,", 4, shown);
+    call_hide(in, w->url.target, "/?&=", 16, shown);
+    call_hide(in, w->url.target + strcspn(w->url.target, "?"), "?&=", 4, shown);
+    in.data = shown;
     err_set(&call->res.reason, "%s: %s", call->res.reason.text, log_text(in).text);
-    buf_free(&text);
-    buf_free(&shown);
 }
 
 /*
@@ -7146,8 +7146,8 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
 /*
  * Finds the webhook of today that an earlier one has become: by its key, else by a
  * description that is unique within its kind, else by its place in a list that is as long
- * as before, and with a key of ours by its URL as well. NULL: none. For what waits in the
- * journal only one that no key there means: it must not go to another that stood beside it.
+ * as before, with keys of ours only by URL as well. NULL: none. What waits in the journal
+ * gets none that a key there means: that is another, which stood beside it.
  */
 static struct webhook *
 backlog_match(struct backlog *b, const struct webhook_config *was, bool waiting)
@@ -7372,7 +7372,7 @@ backlog_replay(struct backlog *b, int64_t now_ms, int64_t *until_ms)
             break;
         cJSON *letter = journal_read_letter(line, &was, &alert);
         struct webhook *w = letter ? backlog_match(b, &was, false) : NULL;
-        if (w && b->bytes + line.len + sizeof(struct payload) <= b->room) {
+        if (w && b->bytes + 2 * line.len + sizeof(struct payload) <= b->room) {
             backlog_add(b, &alert, &w, 1, JOURNAL_WAITING);
             log_line(LOG_INFO, "alert %llu again from the dead letters, for %s",
                 (unsigned long long)b->last_number, w->config->name);
@@ -7387,7 +7387,7 @@ backlog_replay(struct backlog *b, int64_t now_ms, int64_t *until_ms)
     }
     if (j->replay_is_read && !j->sync_all && j->letters.len == 0 && journal_replay_end(j)) {
         log_line(LOG_INFO, "dead letters: %llu taken back to be sent again, %llu stay%s", b->again,
-            b->stay, b->stay > 0 ? ": their webhooks are gone, or there is no room" : "");
+            b->stay, b->stay > 0 ? ": without a webhook or room, or damaged" : "");
         b->again = b->stay = 0;
     }
 }

@@ -5,12 +5,15 @@ import datetime
 import os
 import time
 
+import pytest
+
 import harness
 import words
 from harness import datagram, response
 
 CREDENTIALS = {'X-Token': '${env:TOKEN}', 'User-Agent': 'desk/1', 'content-type': 'application/vnd.desk+json',
                'X-Key': 'GenieKey ${file:key.txt}', 'X-About': '<{{webhookId}}>/{{webhookId}}', 'X-Price': '5 ${HOME} $'}
+BEARER = {'auth': {'bearer': 'token'}}
 TOKEN, KEY, PASSWORD = 'tok-Hush-1', 'key=Hush 2', 'p:w"Hush3'
 
 
@@ -121,7 +124,9 @@ def test_entry_reasons(t):
     given = {'/html': ('text/html', 'invalid_payload', 'invalid_payload'), '/none': ('', 'a why', 'a why'),
              '/page': ('text/html', '\n<!DOCTYPE html><p>why', ''),
              '/both': ('text/plain', 'qlik or qlik-Hush', r'\*{4} or \*{9}'),
-             '/php': ('application/json', r'{"t":"ab\/cd+Hush=="}', r'{"t":"\*{12}"}'),
+             '/colons': ('text/plain', 'abc:def:Hush my dog', r'\*{12} \*{6}'),
+             '/slash': ('text/plain', r'pa\/Hush', r'\*{8}'),
+             '/php': ('application/json', r'{"t":"ab\/cd+Hush=="}', r'{"t":"\*{13}"}'),
              '/inner': ('text/plain', 'invalid XHush; YHush, 1', r'invalid \*{5}; \*{5}, 1'),
              '/proxy': ('text/plain', 'me:Hush5 bWU6SHVzaDU=', r'me:\*{5} \*{12}')}
 
@@ -130,6 +135,8 @@ def test_entry_reasons(t):
         return response(400, body.encode(), [('Content-Type', kind)] if kind else [])
     receiver = t.receiver(refuse)
     keys = {'/both': {'auth': {'basic': {'user': 'qlik', 'password': 'qlik-Hush'}}}, '/php': {'auth': {'bearer': 'ab/cd+Hush=='}},
+            '/colons': {'auth': {'basic': {'user': 'svc', 'password': 'abc:def:Hush'}}, 'headers': {'X-Dog': 'my dog'}},
+            '/slash': {'headers': {'X-Key': r'pa\/Hush'}},
             '/inner': {'headers': {'Authorization': 'Token token=XHush', 'Cookie': 'a=YHush;b=1'}},
             '/proxy': {'proxyURL': receiver.url('', 'me:Hush5')}}
     program = t.start(t.config([entry(receiver, path, **keys.get(path, {})) for path in given])[0])
@@ -139,22 +146,33 @@ def test_entry_reasons(t):
         t.check(path, program.wait_log(words.given_up('failure %d' % (number + 1), why=why)), program.log)
 
 
-def test_entry_new_key(t):
-    """An entry without a description that gets its first key of ours keeps what waits for it, and its dead letters."""
-    receiver = t.receiver(lambda request, connection: response(
-        200 if request.get('Authorization') else 503 if len(receiver.requests) > 1 else 401))
-    for keys in ({}, {'auth': {'bearer': 'token'}}):
-        path, _ = t.config([dict({'url': receiver.url()}, **keys)], name='same.yaml')
+@pytest.mark.parametrize('before, after, kept', [
+    ([{}], [BEARER], True), ([{'description': 'A'}], [{'description': 'B', **BEARER}], False),
+    ([{'description': 'A', **BEARER}, {}], [{'description': 'A', **BEARER}, BEARER], True)], ids=['alone', 'described', 'second'])
+def test_entry_new_key(t, before, after, kept):
+    """
+    An entry without a description that gets its first key of ours keeps what waits for it, and its dead letters. With another
+    description it is another one.
+    """
+    receiver = t.receiver(lambda request, connection: response(200 if request.get('Authorization') else answers.pop(0)))
+    answers = [401] + 100 * [503]
+    last = 'failure %d' % len(before)
+    for entries in (before, after):
+        path, _ = t.config([dict({'url': receiver.url()}, **keys) for keys in entries], name='same.yaml')
         program = t.start(path)
-        if not keys:
+        if entries is before:
             program.send(datagram())
-            t.check('dead', program.wait_log(words.given_up(why='status 401')))
+            t.check('dead', program.wait_log(words.given_up(last, why='status 401')))
             program.send(datagram())
-            t.check('waits', program.wait_log(words.failed(why='503')))
+            t.check('waits', program.wait_log(words.failed(last, why='503')))
             program.stop()
-    t.check('what waited arrives', program.wait_log(words.delivered('failure 1', 2)), program.log)
+    if kept:
+        t.check('what waited arrives', program.wait_log(words.delivered(last, 2)), program.log)
+    else:
+        t.check('what waited is dead', program.wait_log(words.given_up(why='not in the configuration any more')), program.log)
     t.equal('--replay', t.run('--replay', path).returncode, 0)
-    t.check('and the dead letter', program.wait_log(words.delivered('failure 1'), count=2), program.log)
+    t.check('and the dead letter', program.wait_log(words.delivered(last), count=2) if kept else
+            program.wait_log(' 0 taken back to be sent again, 2 stay: '), program.log)
 
 
 def test_entry_empty(t):

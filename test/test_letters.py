@@ -60,7 +60,7 @@ def is_done(place):
 
 def taken_back(again, stay):
     return r' info: dead letters: %d taken back to be sent again, %d stay%s$' % (
-        again, stay, ': their webhooks are gone, or there is no room' if stay else '')
+        again, stay, ': without a webhook or room, or damaged' if stay else '')
 
 
 # ---- What stands in them, and --pending -----------------------------------------------------------------------------
