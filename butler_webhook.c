@@ -3217,8 +3217,7 @@ struct webhook_config {
     enum alert_kind kind;
     char name[LOG_NAME_MAX + 64]; /* failure 1 ("description") */
     size_t place, listed;         /* in its kind's list, from 0; how many stand there */
-    char key[33];                 /* how the journal knows it, see cfg_read_webhook ... */
-    char plain_key[33];           /* ... and would without key of ours; "": has a description */
+    char key[33];                 /* how the journal knows it, see cfg_read_webhook */
 };
 
 /* An entry of udpServerConfig.allowedSources. */
@@ -3650,8 +3649,8 @@ cfg_read_file(struct cfg_reader *r, const char *path, size_t max, char **data, s
 
 /*
  * Adds the text of a scalar. In it ${env:NAME} becomes what that variable holds, and
- * ${file:PATH} what that file holds, without its last line end. It is a problem if there
- * is none, or no text.
+ * ${file:PATH} what that file holds, without byte order mark and last line end. It is a
+ * problem if there is none, or no text.
  */
 static void
 cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
@@ -3678,7 +3677,7 @@ cfg_expand(struct cfg_reader *r, const yaml_node_t *n, struct buf *out)
         else if (cfg_read_file(r, name.data, CONFIG_MAX, &value.data, &value.len) != 0)
             CFG_ERROR(r, n, "cannot read the file %s: %s", name.data, plat_error(errno));
         if (file && value.len >= 3 && memcmp(value.data, "\xef\xbb\xbf", 3) == 0)
-            buf_drop(&value, 3); /* the mark that Windows' editors may write */
+            buf_drop(&value, 3);
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\n';
         value.len -= file && value.len > 0 && value.data[value.len - 1] == '\r';
         if (value.data &&
@@ -4226,8 +4225,8 @@ cfg_read_secrets(struct cfg_reader *r, struct webhook_config *w)
 /*
  * Reads an entry of a kind's webhooks list, and adds it to the configuration. Its
  * key brings neither URL nor secret to the disk: SHA-256 of kind, method, URL's
- * text and how many entries before it have the same, or the description of one that
- * uses a key of ours: what waits for it must not go to another one.
+ * text and how many entries before it have the same; in place of that its description if it
+ * has one and uses a key of ours: what waits for it must not go to another one.
  */
 static void
 cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
@@ -4235,6 +4234,7 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
     struct config *c = r->config;
     struct webhook_config *w = &c->webhook[c->webhooks++];
     const yaml_node_t *entry = cfg_child(r, c->webhook_list[kind], place), *n;
+    struct buf key = {0};
     uint8_t hash[32];
     int twins = 0, ours = r->ours;
 
@@ -4252,17 +4252,16 @@ cfg_read_webhook(struct cfg_reader *r, enum alert_kind kind, size_t place)
             strcmp(v->description, w->description) == 0)
             CFG_ERROR(r, entry, "entry %zu has the same method, URL and description: change one",
                 v->place + 1);
-        twins += is_twin && !v->is_special;
+        twins += is_twin && !(v->is_special && *v->description);
     }
-    for (int own = w->is_special && *w->description; own < 2; own++) {
-        bool named = own && w->is_special;
-        struct buf key = {0};
-        buf_add_texts(&key, KINDS[kind].name, "\n", METHODS[w->method], "\n", w->url_text,
-            named ? "\n-" : "\n", named ? w->description : number_text((uint64_t)twins).text, NULL);
-        mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
-        hex_write(hash, (sizeof w->key - 1) / 2, own ? w->key : w->plain_key);
-        buf_free(&key);
-    }
+    buf_format(&key, "%s\n%s\n%s\n", KINDS[kind].name, METHODS[w->method], w->url_text);
+    if (w->is_special && *w->description)
+        buf_add_texts(&key, "-", w->description, NULL);
+    else
+        buf_add_text(&key, number_text((uint64_t)twins).text);
+    mbedtls_sha256((const unsigned char *)key.data, key.len, hash, 0);
+    buf_free(&key);
+    hex_write(hash, (sizeof w->key - 1) / 2, w->key);
     cfg_set_name(w);
     cfg_read_cert(r, entry, w);
     cfg_read_client(r, entry, w);
@@ -7145,9 +7144,10 @@ webhook_begin(struct webhook *w, int64_t now_ms, int64_t *until_ms)
 
 /*
  * Finds the webhook of today that an earlier one has become: by its key, else by a
- * description that is unique within its kind, else by its place in a list that is as long
- * as before, with keys of ours only by URL as well. NULL: none. What waits in the journal
- * gets none that a key there means: that is another, which stood beside it.
+ * description that is unique within its kind, else by its place in a list that is as
+ * long as before, if it uses no key of ours. NULL: none. For what waits in the journal
+ * only one that no key there means: what was meant for one webhook must not go to another
+ * that stood beside it.
  */
 static struct webhook *
 backlog_match(struct backlog *b, const struct webhook_config *was, bool waiting)
@@ -7167,8 +7167,7 @@ backlog_match(struct backlog *b, const struct webhook_config *was, bool waiting)
             named = is_free ? w : NULL;
             count++;
         }
-        if (is_free && c->place == was->place && c->listed == was->listed &&
-            (!c->is_special || strcmp(c->plain_key, was->key) == 0))
+        if (is_free && !c->is_special && c->place == was->place && c->listed == was->listed)
             placed = w;
     }
     return count == 1 && named ? named : placed;
@@ -7372,6 +7371,7 @@ backlog_replay(struct backlog *b, int64_t now_ms, int64_t *until_ms)
             break;
         cJSON *letter = journal_read_letter(line, &was, &alert);
         struct webhook *w = letter ? backlog_match(b, &was, false) : NULL;
+        /* Twice: a template needs the fields beside the JSON. */
         if (w && b->bytes + 2 * line.len + sizeof(struct payload) <= b->room) {
             backlog_add(b, &alert, &w, 1, JOURNAL_WAITING);
             log_line(LOG_INFO, "alert %llu again from the dead letters, for %s",

@@ -3452,12 +3452,7 @@ test_backlog_match(void)
         {.key = "cc", .place = 2, .listed = 3, .description = "Same"},
         {.key = "dd", .kind = ALERT_ABORTED, .place = 0, .listed = 2, .description = "Same"},
         {.key = "ee", .kind = ALERT_ABORTED, .place = 1, .listed = 2, .description = "Same"},
-        {.key = "ff",
-            .plain_key = "f0",
-            .is_special = true,
-            .place = 5,
-            .listed = 6,
-            .description = "Own"}};
+        {.key = "ff", .is_special = true, .place = 5, .listed = 6, .description = ""}};
     struct webhook webhook[COUNT(now)] = {0};
     struct backlog b = {.webhook = webhook, .webhooks = COUNT(now)};
     struct table t = {0};
