@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import faults_base as base
 import harness
 import words
 from harness import datagram, response
@@ -165,11 +166,13 @@ def test_entry_new_key(t, before, after, kept):
             t.check('dead', program.wait_log(words.given_up(last, why='status 401')))
             program.send(datagram())
             t.check('waits', program.wait_log(words.failed(last, why='503')))
+            base.until(lambda: t.letters(path))
             program.stop()
     if kept:
         t.check('what waited arrives', program.wait_log(words.delivered(last, 2)), program.log)
     else:
         t.check('what waited is dead', program.wait_log(words.given_up(why='not in the configuration any more')), program.log)
+        base.until(lambda: len(t.letters(path)) == 2)
     t.equal('--replay', t.run('--replay', path).returncode, 0)
     t.check('and the dead letter', program.wait_log(words.delivered(last), count=2) if kept else
             program.wait_log(' 0 taken back to be sent again, 2 stay: '), program.log)
